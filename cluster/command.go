@@ -1,0 +1,143 @@
+package cluster
+
+import (
+	"starling"
+	"starling/cluster/partmap"
+)
+
+// A Command changes the replicated state. Each has a number and a version on the wire that are only ever
+// added to; times in it come from the proposer, so that Apply reads no clock.
+type Command interface{ CommandKind() uint16 }
+
+// CreateAccount adds a tenant; Conflict when it exists.
+type CreateAccount struct {
+	Account starling.Account `cbor:"1,keyasint"`
+}
+
+// DeleteAccount removes a tenant with its keys; Conflict while it owns functions.
+type DeleteAccount struct {
+	ID starling.AccountID `cbor:"1,keyasint"`
+}
+
+// CreateKey adds an API key by its hash.
+type CreateKey struct {
+	Key starling.Key `cbor:"1,keyasint"`
+}
+
+// DeleteKey revokes the key of an account that has this id.
+type DeleteKey struct {
+	Account starling.AccountID `cbor:"1,keyasint"`
+	ID      string             `cbor:"2,keyasint"`
+}
+
+// PutFunction creates a function or replaces its latest snapshot. Reply.Version is the new snapshot.
+type PutFunction struct {
+	Function starling.FunctionRef `cbor:"1,keyasint"`
+	Config   starling.Config      `cbor:"2,keyasint"`
+	Code     starling.CodeHash    `cbor:"3,keyasint"`
+	CodeSize int64                `cbor:"4,keyasint"`
+	Now      int64                `cbor:"5,keyasint"`
+	Create   bool                 `cbor:"6,keyasint"` // Conflict when it exists
+	Update   bool                 `cbor:"7,keyasint"` // NotFound when it does not
+	Expect   starling.VersionID   `cbor:"8,keyasint"` // Conflict unless this is the latest snapshot; 0 for any
+}
+
+// DeleteFunction removes a function and all its versions.
+type DeleteFunction struct {
+	Function starling.FunctionRef `cbor:"1,keyasint"`
+}
+
+// PublishVersion numbers a copy of the latest snapshot. Publishing an unchanged one answers the same number.
+type PublishVersion struct {
+	Function starling.FunctionRef `cbor:"1,keyasint"`
+	Now      int64                `cbor:"2,keyasint"`
+}
+
+// AddToken permits one node to join until Expires.
+type AddToken struct {
+	Hash    [32]byte       `cbor:"1,keyasint"` // SHA-256 of the token
+	Roles   starling.Roles `cbor:"2,keyasint"` // the most a joiner may have
+	Expires int64          `cbor:"3,keyasint"` // Unix seconds
+}
+
+// AddNode makes a node a member; Reply.Node carries its id. A token is spent by it; the very same command
+// again (same token, same public key) answers the same node.
+type AddNode struct {
+	Token     [32]byte      `cbor:"1,keyasint"` // zero for the first node of a cluster
+	PublicKey [32]byte      `cbor:"2,keyasint"` // SHA-256 of the joiner's public key
+	Node      starling.Node `cbor:"3,keyasint"`
+	Now       int64         `cbor:"4,keyasint"`
+}
+
+// UpdateNode changes the addresses, zone or name of a member.
+type UpdateNode struct {
+	Node starling.Node `cbor:"1,keyasint"`
+}
+
+// RemoveNode ends a membership; its certificate is worthless from then on.
+type RemoveNode struct {
+	ID starling.NodeID `cbor:"1,keyasint"`
+}
+
+// InitCluster sets the cluster's name and cuts the key space into partitions. Once only.
+type InitCluster struct {
+	Name       string `cbor:"1,keyasint"`
+	Partitions int    `cbor:"2,keyasint"`
+}
+
+// ChangeMap applies partition changes, each refused on its own when its epoch has passed.
+type ChangeMap struct {
+	Changes []partmap.Change `cbor:"1,keyasint"`
+}
+
+// A Query asks the replicated state; its zero fields match all.
+type Query struct {
+	What     What                   `cbor:"1,keyasint"`
+	Account  starling.AccountID     `cbor:"2,keyasint"`
+	Function starling.FunctionName  `cbor:"3,keyasint"`
+	Number   starling.VersionNumber `cbor:"4,keyasint"`
+	Version  starling.VersionID     `cbor:"5,keyasint"`
+	Hash     [32]byte               `cbor:"6,keyasint"`
+	After    string                 `cbor:"7,keyasint"` // page: names greater than this
+	Limit    int                    `cbor:"8,keyasint"` // page: at most so many, 1–1000; 0 means 100
+}
+
+// What names a query.
+type What uint8
+
+const (
+	QueryVersion   What = 1 // by Version
+	QueryResolve   What = 2 // by Account, Function, Number
+	QueryKey       What = 3 // by Hash
+	QueryAccount   What = 4 // by Account
+	QueryAccounts  What = 5 // a page
+	QueryKeys      What = 6 // of Account
+	QueryFunctions What = 7 // of Account, a page
+	QueryFunction  What = 8 // by Account, Function, with its versions
+	QueryTopology  What = 9 // map, nodes, cluster name
+)
+
+// A Reply answers a command or a query; only the fields that belong to it are set.
+type Reply struct {
+	Index     uint64             `cbor:"1,keyasint,omitempty"` // Raft index of the command
+	Version   *starling.Version  `cbor:"2,keyasint,omitempty"`
+	Versions  []starling.Version `cbor:"3,keyasint,omitempty"`
+	Function  *starling.Function `cbor:"4,keyasint,omitempty"`
+	Functions []starling.Version `cbor:"5,keyasint,omitempty"` // the latest snapshot of each
+	Account   *starling.Account  `cbor:"6,keyasint,omitempty"`
+	Accounts  []starling.Account `cbor:"7,keyasint,omitempty"`
+	Key       *starling.Key      `cbor:"8,keyasint,omitempty"`
+	Keys      []starling.Key     `cbor:"9,keyasint,omitempty"`
+	Node      *starling.Node     `cbor:"10,keyasint,omitempty"`
+	Topology  *Topology          `cbor:"11,keyasint,omitempty"`
+	Next      string             `cbor:"12,keyasint,omitempty"` // page: pass as After for more
+	Refused   []string           `cbor:"13,keyasint,omitempty"` // ChangeMap: why each refused change was
+}
+
+// A Topology is the part of the state that is pushed to every node.
+type Topology struct {
+	Index   uint64          `cbor:"1,keyasint"` // of the last change; rises
+	Cluster string          `cbor:"2,keyasint"`
+	Map     *partmap.Map    `cbor:"3,keyasint"`
+	Nodes   []starling.Node `cbor:"4,keyasint"`
+}

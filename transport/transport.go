@@ -1,0 +1,68 @@
+// Package transport carries bytes between two nodes: streams, frames, deadlines and back-pressure.
+// Bodies are opaque to it; it knows no account, no function and no partition.
+package transport
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"starling"
+)
+
+// A Channel says what a stream carries. It is the first byte of every stream and the key under which
+// the accepting node registered its handler. Numbers are fixed for ever.
+type Channel uint8
+
+const (
+	ChannelRaft    Channel = 1 // Dragonboat message batches and snapshot chunks
+	ChannelControl Channel = 2 // nodes ↔ manager: heartbeats, proposals, reads, pushed map and changes
+	ChannelActor   Channel = 3 // messages between frontends, partitions and hosts (actors/wire)
+	ChannelInvoke  Channel = 4 // payloads from frontend to host
+	ChannelCode    Channel = 5 // code packages between nodes
+	ChannelLogs    Channel = 6 // output of functions, from host to frontend
+	ChannelJoin    Channel = 7 // a node without a certificate asks for one; the only channel open to it
+	ChannelClient  Channel = 8 // developers' calls over QUIC, authenticated by bearer key
+)
+
+// A Peer is who is at the other end, as its certificate says. It is the zero Peer on ChannelJoin and
+// ChannelClient, whose streams come from ends without a certificate of the cluster.
+type Peer struct {
+	Node  starling.NodeID
+	Roles starling.Roles
+	Addr  string // where the stream came from or was opened to
+}
+
+// A Stream is one bidirectional flow of bytes with flow control. Read and Write may be used by one
+// goroutine each at the same time.
+type Stream interface {
+	io.Reader
+	io.Writer
+	CloseWrite() error // ends our direction; the peer reads io.EOF
+	Cancel()           // abandons both directions at once; the peer's reads and writes fail
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+	Peer() Peer
+}
+
+// An Endpoint is one node's port. All streams of one pair of nodes share one connection, dialled at first
+// use and again after a failure. Open fails fast, with an Unavailable error, while the peer is not reachable.
+//
+// Register every handler before the endpoint is opened. A handler owns its stream and runs on a goroutine
+// that Close waits for.
+type Endpoint interface {
+	Open(ctx context.Context, addr string, ch Channel) (Stream, error)
+	Handle(ch Channel, f func(Stream))
+	Addr() string // host:port with the port that was bound
+	Close() error
+}
+
+// A Frame is one message on a shared stream. Kind and ID mean what the two ends agreed; Body is at most
+// starling.FrameInlineMax + 1 KiB. A received Body is valid until the handler returns.
+//
+// On the wire: u32 little-endian length of what follows, u8 kind, u64 little-endian id, body.
+type Frame struct {
+	Kind uint8
+	ID   uint64
+	Body []byte
+}

@@ -1,0 +1,84 @@
+// Package vmpool keeps warm sandboxes for each runtime, turns one into an instance with a function's code,
+// and discards it afterwards. A sandbox never returns to the pool.
+package vmpool
+
+import (
+	"context"
+	"io"
+	"net"
+	"time"
+
+	"starling"
+)
+
+// A Driver makes one kind of isolation.
+type Driver interface {
+	// Name is "process", "kata", "gvisor" or "fake".
+	Name() string
+	// BuildTemplate prepares what sandboxes of one runtime are cloned from. It holds nothing of a tenant.
+	BuildTemplate(ctx context.Context, spec TemplateSpec) (Template, error)
+	// Close ends every sandbox of the driver and waits until nothing of it is left: no process, cgroup,
+	// mount or namespace.
+	Close() error
+}
+
+// A TemplateSpec says what to prepare.
+type TemplateSpec struct {
+	Runtime starling.Runtime
+}
+
+// A Template is the ready-made state that sandboxes are cloned from.
+type Template interface {
+	// Clone returns a sandbox whose language runtime already runs (or, for provided, that waits to execute
+	// a bootstrap). It is safe for concurrent use.
+	Clone(ctx context.Context) (Sandbox, error)
+	Close() error
+}
+
+// Code is what a sandbox is specialised with. Everything in it belongs to one version of one account.
+type Code struct {
+	Dir       string            // unpacked package on this host, mounted read-only at /var/task
+	Env       map[string]string // the whole environment of the function, platform variables included
+	Handler   string
+	MemoryMiB int
+	Account   starling.AccountID
+	Version   starling.VersionID
+}
+
+// A Sandbox is the isolation around one instance. Attach, Pause, Resume and Close are not safe for
+// concurrent use with each other.
+type Sandbox interface {
+	// Attach mounts the code, sets the limits and, for provided, executes the bootstrap. Once only.
+	Attach(ctx context.Context, code Code) error
+	// Channel is the framed connection to a shipped runtime (package framed); nil for provided.
+	Channel() net.Conn
+	// Listener accepts Runtime API connections made inside the sandbox to $AWS_LAMBDA_RUNTIME_API; nil for
+	// shipped runtimes. It listens in the sandbox's network namespace.
+	Listener() net.Listener
+	// Output is what the code prints, both streams; each ends with the sandbox.
+	Output() (stdout, stderr io.Reader)
+	// Pause freezes every process of the sandbox; Resume thaws them.
+	Pause() error
+	Resume() error
+	Stats() (Stats, error)
+	// Done is closed when the sandbox's processes are all gone; Exit then says how.
+	Done() <-chan struct{}
+	Exit() Exit
+	// Close kills every process and removes every trace. It waits for both and may be called twice.
+	Close() error
+}
+
+// Exit says how a sandbox ended.
+type Exit struct {
+	Code        int    // exit status of the first process, -1 when a signal ended it
+	Signal      string // such as "killed"; empty without one
+	OutOfMemory bool   // the memory limit killed it
+}
+
+// Stats is what a sandbox used so far.
+type Stats struct {
+	MemoryBytes int64 // now
+	MemoryMax   int64 // peak
+	CPU         time.Duration
+	Processes   int
+}
