@@ -1,0 +1,58 @@
+# Starling. "make" lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export GOFLAGS ?= -buildvcs=false
+export CGO_ENABLED ?= 0
+SEED ?=
+S ?= warm
+ARGS ?=
+FUZZTIME ?= 30s
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+build: ## static binaries into bin/
+	@mkdir -p bin
+	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/starling ./cmd/starling-guest
+
+functions: build ## the demo and bench functions as zips into bin/functions
+	bench/functions/build.sh bin/functions
+
+demo: needs functions ## a real cluster of three nodes, three real functions, called; KEEP=1 leaves it running
+	KEEP=$(KEEP) bench/demo.sh
+
+test: needs build ## everything CI checks by default: tests, then the same with -race where goroutines meet
+	internal/leaks.sh before
+	go test -timeout 8m $(ARGS) ./...
+	$(MAKE) --no-print-directory race
+	internal/leaks.sh after
+
+RACE ?= ./transport/... ./cluster/... ./sched/... ./actors/... ./vmpool ./vmpool/framed ./vmpool/runtimeapi ./frontend/... ./store/... ./internal/run
+
+race: ## tests of everything concurrent with the race detector
+	CGO_ENABLED=1 go test -race -short -timeout 8m $(ARGS) $(RACE)
+
+check: ## what CI runs: format, vet, then test
+	@test -z "$$(gofmt -l .)" || { echo "run gofmt -w on:"; gofmt -l .; exit 1; }
+	go vet ./...
+	$(MAKE) --no-print-directory test
+
+fuzz: ## every decoder for FUZZTIME each
+	internal/fuzz.sh $(FUZZTIME)
+
+attack: needs build ## hostile functions against the process sandbox, rows A, B and C
+	go test -count=1 -v -run TestAttacks ./vmpool/process/...
+
+e2e: needs functions ## real processes: nodes killed in turn under load
+	go test -count=1 -v -timeout 20m ./cmd/starling -run E2E -args -e2e
+
+bench: needs functions ## a bench scenario against a fresh node: make bench S=warm|cold|burst
+	bench/run.sh $(S) $(ARGS)
+
+needs: ## install what is missing from Debian's packages, saying so
+	@internal/needs.sh
+
+clean: ## remove what the targets made
+	rm -rf bin
+
+.PHONY: help build functions demo test race check fuzz attack e2e bench needs clean

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Installs what the build, the tests and the demo need and this machine lacks, from Debian's packages.
+set -euo pipefail
+missing=()
+need() { # need PACKAGE TEST...
+	local package=$1
+	shift
+	"$@" >/dev/null 2>&1 || missing+=("$package")
+}
+need python3 test -x /usr/bin/python3
+need python3-pil /usr/bin/python3 -c 'import PIL'
+need nodejs test -x /usr/bin/node
+need iproute2 command -v ip
+need curl command -v curl
+need gcc command -v gcc # the race detector links with it
+need libc6-dev test -e /usr/include/stdlib.h
+if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
+if [ "$(id -u)" != 0 ]; then
+	echo "missing: ${missing[*]}; run as root, or install them with: apt-get install ${missing[*]}" >&2
+	exit 1
+fi
+echo "installing from Debian's packages: ${missing[*]}"
+apt-get update -qq
+DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
