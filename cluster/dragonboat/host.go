@@ -38,6 +38,7 @@ const (
 	defaultWait    = 5 * time.Second // when the caller's context has no deadline
 	transferWait   = time.Second     // for passing on the leadership before closing
 	busyPause      = 5 * time.Millisecond
+	readTry        = 500 * time.Millisecond // for one answer to a read before it is asked again
 )
 
 // A Machine is what the replicas keep equal. Apply must depend on nothing but its arguments and what was applied

@@ -28,7 +28,7 @@ func (h *Host) Propose(ctx context.Context, cmd []byte) (reply []byte, index uin
 
 // Read answers a query from a state that holds everything acknowledged before the call.
 func (h *Host) Read(ctx context.Context, q any) (answer any, err error) {
-	err = h.retry(ctx, "read state", func(ctx context.Context) error {
+	err = h.retryRead(ctx, "read state", func(ctx context.Context) error {
 		answer, err = h.nh.SyncRead(ctx, h.cfg.Shard, q)
 		return err
 	})
@@ -78,6 +78,20 @@ func (h *Host) retry(ctx context.Context, op string, f func(ctx context.Context)
 		case <-h.closed:
 		}
 	}
+}
+
+// retryRead is retry for what changes nothing: a question that a lost message or a lost leader left without an
+// answer is asked again.
+func (h *Host) retryRead(ctx context.Context, op string, f func(ctx context.Context) error) error {
+	return h.retry(ctx, op, func(ctx context.Context) error {
+		try, cancel := context.WithTimeout(ctx, readTry)
+		defer cancel()
+		err := f(try)
+		if errors.Is(err, db.ErrTimeout) || errors.Is(err, db.ErrTimeoutTooSmall) || errors.Is(err, context.DeadlineExceeded) {
+			return db.ErrShardNotReady
+		}
+		return err
+	})
 }
 
 // kindOf gives an error of Dragonboat the kind that callers act on. What the machine's Query refuses passes as
@@ -150,7 +164,7 @@ func (h *Host) Members(ctx context.Context) ([]uint64, error) {
 }
 
 func (h *Host) membership(ctx context.Context) (m *db.Membership, err error) {
-	err = h.retry(ctx, "read members", func(ctx context.Context) error {
+	err = h.retryRead(ctx, "read members", func(ctx context.Context) error {
 		m, err = h.nh.SyncGetShardMembership(ctx, h.cfg.Shard)
 		return err
 	})

@@ -27,6 +27,7 @@ const (
 
 	recordMax   = 80 << 20 // Dragonboat cuts at 64 MiB
 	recordStep  = 1 << 20  // bytes believed before they have come
+	dialWait    = time.Second
 	sendStall   = 5 * time.Second
 	chunkStall  = 30 * time.Second
 	targetBegin = "replica-"
@@ -51,7 +52,9 @@ var _ config.TransportFactory = (*wireFactory)(nil)
 
 // Create returns the transport of one NodeHost.
 func (f *wireFactory) Create(_ config.NodeHostConfig, mh raftio.MessageHandler, ch raftio.ChunkHandler) raftio.ITransport {
-	return &wire{cfg: f.cfg, messages: mh, chunks: ch, open: map[transport.Stream]struct{}{}}
+	w := &wire{cfg: f.cfg, messages: mh, chunks: ch, open: map[transport.Stream]struct{}{}}
+	w.life, w.end = context.WithCancel(context.Background())
+	return w
 }
 
 // Validate accepts what target returns.
@@ -66,6 +69,8 @@ type wire struct {
 	cfg      Config
 	messages raftio.MessageHandler
 	chunks   raftio.ChunkHandler
+	life     context.Context // ends the dials of senders; no value travels in it
+	end      context.CancelFunc
 
 	mu     sync.Mutex // guards the rest; a leaf
 	closed bool
@@ -86,6 +91,7 @@ func (w *wire) Start() error {
 
 // Close ends receiving and waits for it.
 func (w *wire) Close() error {
+	w.end()
 	w.cfg.Endpoint.Handle(transport.ChannelRaft, nil)
 	w.mu.Lock()
 	w.closed = true
@@ -214,13 +220,9 @@ func (w *wire) connect(ctx context.Context, name string, kind byte) (*sender, er
 	return &sender{stream: s, buf: []byte{kind}, fresh: true}, nil
 }
 
-// GetConnection returns a connection for messages.
-func (w *wire) GetConnection(ctx context.Context, name string) (raftio.IConnection, error) {
-	s, err := w.connect(ctx, name, streamMessages)
-	if err != nil {
-		return nil, err
-	}
-	return messageSender{s}, nil
+// GetConnection returns a connection for messages, which is made when the first is sent.
+func (w *wire) GetConnection(_ context.Context, name string) (raftio.IConnection, error) {
+	return &messageSender{wire: w, name: name}, nil
 }
 
 // GetSnapshotConnection returns a connection for the chunks of one snapshot.
@@ -268,15 +270,39 @@ func (s *sender) send(m marshaler, size int, stall time.Duration) error {
 	return err
 }
 
-type messageSender struct{ *sender }
-
-// SendMessageBatch sends one batch.
-func (s messageSender) SendMessageBatch(b pb.MessageBatch) error {
-	return s.send(&b, b.SizeUpperLimit(), sendStall)
+// A messageSender sends batches to one replica and makes its stream again when it is lost. It never tells
+// Dragonboat of a failure: that would stay away from the peer for 500 ms and, after a long absence, for up to a
+// minute, while the endpoint tries again within a second. What is dropped meanwhile Raft sends again.
+type messageSender struct {
+	wire *wire
+	name string
+	out  *sender // nil while there is no stream
 }
 
-// Close gives the stream up; what is lost Raft sends again.
-func (s messageSender) Close() { s.stream.Cancel() }
+// SendMessageBatch sends one batch or drops it.
+func (s *messageSender) SendMessageBatch(b pb.MessageBatch) error {
+	if s.out == nil {
+		ctx, cancel := context.WithTimeout(s.wire.life, dialWait)
+		out, err := s.wire.connect(ctx, s.name, streamMessages)
+		cancel()
+		if err != nil {
+			return nil
+		}
+		s.out = out
+	}
+	if err := s.out.send(&b, b.SizeUpperLimit(), sendStall); err != nil {
+		s.Close()
+	}
+	return nil
+}
+
+// Close gives the stream up.
+func (s *messageSender) Close() {
+	if s.out != nil {
+		s.out.stream.Cancel()
+		s.out = nil
+	}
+}
 
 type snapshotSender struct{ *sender }
 
