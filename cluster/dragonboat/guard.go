@@ -31,13 +31,18 @@ type replicaFile struct {
 	Host    string    `json:"host"`    // the machine's name at the last start
 	Started bool      `json:"started"` // the log exists: the replica may have voted
 	Created time.Time `json:"created"`
+
+	// What the log must hold at least: a store whose files were partly lost can look like a younger one.
+	Term    uint64 `json:"term"`
+	Applied uint64 `json:"applied"` // index of an entry
 }
 
-// loadReplica reads or makes the file and prepares the store's directory. fresh is true when it was made now.
-func loadReplica(cfg Config) (r *replicaFile, fresh bool, err error) {
+// loadReplica reads or makes the file and prepares the store's directory.
+func loadReplica(cfg Config) (r *replicaFile, err error) {
+	fresh := false
 	host, err := os.Hostname()
 	if err != nil {
-		return nil, false, fmt.Errorf("read host name: %w", err)
+		return nil, fmt.Errorf("read host name: %w", err)
 	}
 	p := filepath.Join(cfg.Dir, guardFile)
 	data, err := os.ReadFile(p)
@@ -47,25 +52,25 @@ func loadReplica(cfg Config) (r *replicaFile, fresh bool, err error) {
 		r = &replicaFile{Cluster: cfg.Cluster, Shard: cfg.Shard, Replica: cfg.Replica, Host: host, Created: time.Now().UTC()}
 		fresh = true
 	case err != nil:
-		return nil, false, starling.Errorf(starling.Internal, "open replica", "%s cannot be read: %w", p, err)
+		return nil, starling.Errorf(starling.Internal, "open replica", "%s cannot be read: %w", p, err)
 	case json.Unmarshal(data, r) != nil || r.Replica == 0:
-		return nil, false, damaged(cfg.Dir, fmt.Errorf("%s cannot be read", p))
+		return nil, damaged(cfg.Dir, fmt.Errorf("%s cannot be read", p))
 	}
 	if r.Cluster != cfg.Cluster || r.Shard != cfg.Shard || r.Replica != cfg.Replica {
-		return nil, false, starling.Errorf(starling.Conflict, "open replica", "%s belongs to replica %d of shard %d of cluster %q, not to replica %d of shard %d of %q: start with the right data directory",
+		return nil, starling.Errorf(starling.Conflict, "open replica", "%s belongs to replica %d of shard %d of cluster %q, not to replica %d of shard %d of %q: start with the right data directory",
 			cfg.Dir, r.Replica, r.Shard, r.Cluster, cfg.Replica, cfg.Shard, cfg.Cluster)
 	}
 	renamed := r.Host != host
 	if err := linkStore(cfg, host, renamed); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	if fresh || renamed {
 		r.Host = host
 		if err := r.save(cfg.Dir); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
-	return r, fresh, nil
+	return r, nil
 }
 
 // linkStore lets Dragonboat find its files under the machine's name, which it makes part of every path, although
@@ -126,6 +131,12 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// lostLog refuses a replica that has forgotten what it promised to others.
+func lostLog(cfg Config, what string) error {
+	return starling.Errorf(starling.NotFound, "open replica", "the log of replica %d in %s %s: a replica that forgets may vote twice. "+
+		"Remove it from the cluster and join again under a new node, with an empty data directory", cfg.Replica, cfg.Dir, what).With("LostLog")
+}
+
 func damaged(dir string, err error) error {
 	return starling.Errorf(starling.Internal, "open replica", "the log in %s is damaged: with other replicas alive, remove this one from the cluster and join again under a new node "+
 		"with an empty data directory; if it is the only one, restore the directory from a backup: %w", dir, err).With("DamagedLog")
@@ -135,9 +146,6 @@ func damaged(dir string, err error) error {
 func openError(dir string, err error) error {
 	if errors.Is(err, db.ErrReplicaRemoved) {
 		return starling.Errorf(starling.Conflict, "open replica", "this replica was removed from the cluster: join again under a new node with an empty data directory").With("Removed")
-	}
-	if lockTaken(err) {
-		return starling.Errorf(starling.Conflict, "open replica", "another process has %s open: %w", dir, err)
 	}
 	return damaged(dir, err)
 }

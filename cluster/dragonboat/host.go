@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	db "github.com/lni/dragonboat/v4"
@@ -21,6 +23,7 @@ import (
 	sm "github.com/lni/dragonboat/v4/statemachine"
 
 	"starling"
+	"starling/internal/run"
 	"starling/transport"
 )
 
@@ -38,6 +41,7 @@ const (
 	defaultWait    = 5 * time.Second // when the caller's context has no deadline
 	transferWait   = time.Second     // for passing on the leadership before closing
 	busyPause      = 5 * time.Millisecond
+	noteEvery      = 10 * time.Second
 	readTry        = 500 * time.Millisecond // for one answer to a read before it is asked again
 )
 
@@ -89,12 +93,18 @@ func (c Config) validate() error {
 	return nil
 }
 
-// A Host runs one replica. Open starts it; Close stops it and waits for every goroutine. It is safe for
-// concurrent use.
+// A Host runs one replica. Open starts it; Close stops it and waits for every goroutine: Dragonboat's and one of
+// ours, which notes how far the log has come. It is safe for concurrent use.
 type Host struct {
 	cfg     Config
 	nh      *db.NodeHost
 	session *client.Session
+	wires   *wireFactory
+	lock    *os.File
+	group   *run.Group
+
+	id      *replicaFile // used by Open, then keepNote, then Close
+	applied atomic.Uint64
 
 	closing sync.Once
 	closed  chan struct{}
@@ -117,20 +127,29 @@ func Open(cfg Config) (*Host, error) {
 		cfg.SnapshotEvery = snapshotEvery
 	}
 	routeLog(cfg.Log, cfg.Fatal)
-	id, fresh, err := loadReplica(cfg)
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, starling.Errorf(starling.Internal, "open replica", "%s cannot be made: %w", cfg.Dir, err)
+	}
+	held, err := lock(cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{cfg: cfg, closed: make(chan struct{})}
-	if err := h.start(id, fresh); err != nil {
+	h := &Host{cfg: cfg, lock: held, wires: &wireFactory{cfg: cfg}, closed: make(chan struct{})}
+	if h.id, err = loadReplica(cfg); err == nil {
+		err = h.start()
+	}
+	if err != nil {
+		held.Close()
 		return nil, err
 	}
 	h.session = h.nh.GetNoOPSession(cfg.Shard)
+	h.group = run.New(context.Background())
+	h.group.Go(h.keepNote)
 	return h, nil
 }
 
 // start opens the store and starts the replica. Dragonboat panics on a damaged store; here that is an error.
-func (h *Host) start(id *replicaFile, fresh bool) (err error) {
+func (h *Host) start() (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = damaged(h.cfg.Dir, fmt.Errorf("%v", r))
@@ -139,6 +158,9 @@ func (h *Host) start(id *replicaFile, fresh bool) (err error) {
 			h.abandon()
 		}
 	}()
+	if err := verifySnapshots(filepath.Join(h.cfg.Dir, raftDir, storeDir)); err != nil {
+		return damaged(h.cfg.Dir, err)
+	}
 	if h.nh, err = db.NewNodeHost(h.hostConfig()); err != nil {
 		return openError(h.cfg.Dir, err)
 	}
@@ -146,9 +168,8 @@ func (h *Host) start(id *replicaFile, fresh bool) (err error) {
 		return damaged(h.cfg.Dir, errors.New("the store cannot be opened"))
 	}
 	has := h.nh.HasNodeInfo(h.cfg.Shard, h.cfg.Replica)
-	if id.Started && !has {
-		return starling.Errorf(starling.NotFound, "open replica", "replica %d has no log in %s although it had one: a replica that forgets may vote twice. "+
-			"Remove it from the cluster and join again under a new node, with an empty data directory", h.cfg.Replica, h.cfg.Dir).With("LostLog")
+	if h.id.Started && !has {
+		return lostLog(h.cfg, "has no log")
 	}
 	members := map[uint64]db.Target{}
 	join := false
@@ -161,14 +182,60 @@ func (h *Host) start(id *replicaFile, fresh bool) (err error) {
 			members[m] = target(m)
 		}
 	}
-	if err := h.nh.StartReplica(members, join, newMachine(h.cfg.Machine), h.raftConfig()); err != nil {
+	if err := h.nh.StartReplica(members, join, newMachine(h.cfg.Machine, &h.applied), h.raftConfig()); err != nil {
 		return openError(h.cfg.Dir, err)
 	}
-	if fresh || !id.Started {
-		id.Started = true
-		return id.save(h.cfg.Dir)
+	if err := h.checkNote(); err != nil {
+		return err
+	}
+	h.wires.admit()
+	return nil
+}
+
+// checkNote compares the log with what was noted of it and notes that there is one.
+func (h *Host) checkNote() error {
+	r, err := h.nh.GetLogReader(h.cfg.Shard)
+	if err != nil {
+		return openError(h.cfg.Dir, err)
+	}
+	state, _ := r.NodeState() // as it was read from the disk
+	if _, last := r.GetRange(); last < h.id.Applied || state.Term < h.id.Term {
+		return lostLog(h.cfg, fmt.Sprintf("ends at entry %d of term %d and had come to entry %d of term %d", last, state.Term, h.id.Applied, h.id.Term))
+	}
+	if !h.id.Started {
+		h.id.Started = true
+		return h.id.save(h.cfg.Dir)
 	}
 	return nil
+}
+
+// keepNote notes now and then how far the log has come. A term is noted one round after it was seen, when it is
+// certainly on the disk: a note that is ahead of the log would keep a sound replica out.
+func (h *Host) keepNote(ctx context.Context) {
+	tick := time.NewTicker(noteEvery)
+	defer tick.Stop()
+	seen := uint64(0)
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if err := h.note(seen); err != nil {
+			h.cfg.Log.Warn("the replica's progress cannot be noted", "error", err)
+		}
+		_, seen, _ = h.Leader()
+	}
+}
+
+// note writes the term and the last applied entry down, if they have grown.
+func (h *Host) note(term uint64) error {
+	applied := h.applied.Load()
+	if applied <= h.id.Applied && term <= h.id.Term {
+		return nil
+	}
+	h.id.Applied, h.id.Term = max(applied, h.id.Applied), max(term, h.id.Term)
+	return h.id.save(h.cfg.Dir)
 }
 
 // abandon closes what a failed start has opened.
@@ -191,7 +258,7 @@ func (h *Host) hostConfig() config.NodeHostConfig {
 		Expert: config.ExpertConfig{
 			LogDB: store, LogDBFactory: tan.Factory,
 			Engine:           config.EngineConfig{ExecShards: 1, CommitShards: 1, ApplyShards: 1, SnapshotShards: 2, CloseShards: 1},
-			TransportFactory: &wireFactory{cfg: h.cfg},
+			TransportFactory: h.wires,
 		},
 	}
 }
@@ -216,15 +283,20 @@ func (l leaderListener) LeaderUpdated(info raftio.LeaderInfo) {
 }
 
 // machine is a Machine in Dragonboat's terms.
-type machine struct{ m Machine }
+type machine struct {
+	m       Machine
+	applied *atomic.Uint64
+}
 
-func newMachine(m Machine) sm.CreateStateMachineFunc {
-	return func(uint64, uint64) sm.IStateMachine { return machine{m} }
+func newMachine(m Machine, applied *atomic.Uint64) sm.CreateStateMachineFunc {
+	return func(uint64, uint64) sm.IStateMachine { return machine{m, applied} }
 }
 
 // Update applies one command. An error from here would end the process, so there is none: a refusal is an answer.
 func (m machine) Update(e sm.Entry) (sm.Result, error) {
-	return sm.Result{Value: e.Index, Data: m.m.Apply(e.Index, e.Cmd)}, nil
+	reply := m.m.Apply(e.Index, e.Cmd)
+	m.applied.Store(e.Index)
+	return sm.Result{Value: e.Index, Data: reply}, nil
 }
 
 func (m machine) Lookup(q any) (any, error) { return m.m.Query(q) }
@@ -245,7 +317,10 @@ func (h *Host) Close() error {
 	h.closing.Do(func() {
 		h.resign()
 		close(h.closed)
-		h.err = h.stop()
+		h.group.Stop()
+		_, term, _ := h.Leader()
+		err := h.stop()
+		h.err = errors.Join(err, h.note(term), h.lock.Close())
 	})
 	return h.err
 }

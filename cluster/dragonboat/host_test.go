@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	pb "github.com/lni/dragonboat/v4/raftpb"
+
 	"starling"
 	"starling/cluster/identity"
 	"starling/transport"
@@ -445,3 +447,6 @@ func BenchmarkRead(b *testing.B) {
 		}
 	})
 }
+
+func discardMessages(pb.MessageBatch) {}
+func discardChunks(pb.Chunk) bool     { return true }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/lni/dragonboat/v4/logger"
 )
@@ -78,9 +77,4 @@ func underOpen() bool {
 			return false
 		}
 	}
-}
-
-// lockTaken reports whether another process holds the directory.
-func lockTaken(err error) bool {
-	return errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) || strings.Contains(err.Error(), "lock")
 }

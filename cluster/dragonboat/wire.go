@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lni/dragonboat/v4/config"
@@ -46,16 +47,22 @@ func parseTarget(s string) (uint64, error) {
 }
 
 // wireFactory makes Dragonboat's transport out of ours.
-type wireFactory struct{ cfg Config }
+type wireFactory struct {
+	cfg      Config
+	admitted atomic.Bool // messages pass; before the log is checked none may
+}
 
 var _ config.TransportFactory = (*wireFactory)(nil)
 
 // Create returns the transport of one NodeHost.
 func (f *wireFactory) Create(_ config.NodeHostConfig, mh raftio.MessageHandler, ch raftio.ChunkHandler) raftio.ITransport {
-	w := &wire{cfg: f.cfg, messages: mh, chunks: ch, open: map[transport.Stream]struct{}{}}
+	w := &wire{cfg: f.cfg, admitted: &f.admitted, messages: mh, chunks: ch, open: map[transport.Stream]struct{}{}}
 	w.life, w.end = context.WithCancel(context.Background())
 	return w
 }
+
+// admit lets messages pass.
+func (f *wireFactory) admit() { f.admitted.Store(true) }
 
 // Validate accepts what target returns.
 func (f *wireFactory) Validate(addr string) bool {
@@ -67,6 +74,7 @@ func (f *wireFactory) Validate(addr string) bool {
 // for them.
 type wire struct {
 	cfg      Config
+	admitted *atomic.Bool
 	messages raftio.MessageHandler
 	chunks   raftio.ChunkHandler
 	life     context.Context // ends the dials of senders; no value travels in it
@@ -106,7 +114,7 @@ func (w *wire) Close() error {
 // receive serves one incoming stream.
 func (w *wire) receive(s transport.Stream) {
 	w.mu.Lock()
-	if w.closed {
+	if w.closed || !w.admitted.Load() {
 		w.mu.Unlock()
 		return
 	}
@@ -281,6 +289,9 @@ type messageSender struct {
 
 // SendMessageBatch sends one batch or drops it.
 func (s *messageSender) SendMessageBatch(b pb.MessageBatch) error {
+	if !s.wire.admitted.Load() {
+		return nil
+	}
 	if s.out == nil {
 		ctx, cancel := context.WithTimeout(s.wire.life, dialWait)
 		out, err := s.wire.connect(ctx, s.name, streamMessages)
