@@ -295,9 +295,9 @@ func TestLeaderLeavesAndAcknowledgedWritesStay(t *testing.T) {
 
 func TestWholeShardRestartsWithSnapshotAndLog(t *testing.T) {
 	c := newTrio(t, 3, false)
-	c.every = 50
+	c.every = 25
 	c.openAll()
-	for i := range 120 {
+	for i := range 60 {
 		propose(t, c.hosts[1+uint64(i%3)], fmt.Sprint("word ", i))
 	}
 	if err := c.hosts[1].Snapshot(within(t)); err != nil {
@@ -316,8 +316,8 @@ func TestWholeShardRestartsWithSnapshotAndLog(t *testing.T) {
 		c.open(cfg)
 	}
 	for i, h := range c.hosts {
-		if n := read(t, h, nil); n != 120 {
-			t.Errorf("replica %d has %d words of 120", i, n)
+		if n := read(t, h, nil); n != 60 {
+			t.Errorf("replica %d has %d words of 60", i, n)
 		}
 	}
 }
