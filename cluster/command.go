@@ -128,6 +128,7 @@ const (
 	QueryFunction  What = 8 // by Account, Function, with its versions
 	QueryTopology  What = 9 // map, nodes, cluster name
 	QueryClaim     What = 10
+	QueryToken     What = 11 // by Hash; NotFound when nobody may join with it
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.

@@ -1,12 +1,15 @@
 package cluster
 
 import (
+	"regexp"
 	"slices"
 
 	"starling"
 	"starling/cluster/partmap"
 	"starling/cluster/registry"
 )
+
+var clusterPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
 // A State is what the manager replicates: the partition map and the catalog behind one Apply. It is pure: it
 // reads no clock, starts nothing, and the same commands at the same indexes give the same state, byte for
@@ -137,8 +140,8 @@ func (s *State) initCluster(c *InitCluster) (Reply, error) {
 		}
 		return Reply{}, starling.Errorf(starling.Conflict, op, "this is the cluster %q already", s.topology.Cluster)
 	}
-	if err := starling.AccountID(c.Name).Validate(); err != nil {
-		return Reply{}, starling.Errorf(starling.Invalid, op, "%q is no cluster name: use 1-32 of a-z, 0-9 and \"-\", a letter first", c.Name)
+	if !clusterPattern.MatchString(c.Name) {
+		return Reply{}, starling.Errorf(starling.Invalid, op, "%q is no cluster name: use 1-32 of a-z, 0-9 and \"-\"", c.Name)
 	}
 	m, err := partmap.Initial(c.Partitions)
 	if err != nil {
@@ -212,6 +215,8 @@ func (s *State) Query(q Query) (Reply, error) {
 		r.Topology = s.topology
 	case QueryClaim:
 		r.Claim = &Claim{Index: s.claim.Index, Node: s.claim.Node}
+	case QueryToken:
+		err = s.members.FindToken(q.Hash)
 	default:
 		err = starling.Errorf(starling.Invalid, "query state", "query %d is not known here: upgrade this node", q.What)
 	}

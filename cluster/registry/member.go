@@ -60,6 +60,14 @@ func (m *Members) AddToken(t Token, now int64) error {
 	return nil
 }
 
+// FindToken returns nil when the token is known, spent or not; so much can be told without a change.
+func (m *Members) FindToken(hash [32]byte) error {
+	if _, ok := m.tokens[hash]; !ok {
+		return starling.Errorf(starling.NotFound, "read join token", "this token is not known here: make a new one").With("TokenUnknown")
+	}
+	return nil
+}
+
 // AddNode makes a node a member and returns it with the id it was given. Only the first node of a cluster
 // needs no token. The same token with the same public key again answers the same node, so that a joiner
 // whose answer was lost can ask again; with any other key the token is spent.
