@@ -20,15 +20,15 @@ func (v *View) Propose(ctx context.Context, cmd Command) (Reply, error) {
 	if err != nil {
 		return Reply{}, err
 	}
-	reply, uncertain, err := v.ask(ctx, MessagePropose, Proposal{Command: raw})
+	a, uncertain, err := v.retry(ctx, MessagePropose, Proposal{Command: raw})
 	if uncertain && starling.KindOf(err) == starling.NotFound && deletes(cmd) {
-		reply, err = Reply{}, nil
+		a, err = answered{}, nil
 	}
 	if err != nil {
 		return Reply{}, err
 	}
 	v.cache.touch(cmd) // what this node did it sees at once, not when the feed comes round
-	return reply, nil
+	return a.reply, nil
 }
 
 func deletes(cmd Command) bool {
@@ -41,18 +41,18 @@ func deletes(cmd Command) bool {
 
 // Read answers a query linearizably, from the leader, until ctx ends (or 15 s when it has no end).
 func (v *View) Read(ctx context.Context, q Query) (Reply, error) {
-	reply, _, err := v.ask(ctx, MessageRead, q)
-	return reply, err
+	a, _, err := v.retry(ctx, MessageRead, q)
+	return a.reply, err
 }
 
 // Status returns the leader's soft state: who is alive, when each node was heard, and its load.
 func (v *View) Status(ctx context.Context) (Status, error) {
 	var s Status
-	_, body, _, err := v.retry(ctx, MessageStatus, struct{}{})
+	a, _, err := v.retry(ctx, MessageStatus, struct{}{})
 	if err != nil {
 		return s, err
 	}
-	err = DecodeMessage(body, &s)
+	err = DecodeMessage(a.body, &s)
 	return s, err
 }
 
@@ -60,27 +60,17 @@ func (v *View) Status(ctx context.Context) (Status, error) {
 // request (DER). Ask well before the old one ends.
 func (v *View) Certify(ctx context.Context, request []byte) ([]byte, error) {
 	var c Certified
-	_, body, _, err := v.retry(ctx, MessageCertify, Certify{Request: request})
+	a, _, err := v.retry(ctx, MessageCertify, Certify{Request: request})
 	if err != nil {
 		return nil, err
 	}
-	err = DecodeMessage(body, &c)
+	err = DecodeMessage(a.body, &c)
 	return c.Certificate, err
-}
-
-// ask is retry for the questions that the state answers.
-func (v *View) ask(ctx context.Context, kind MessageKind, question any) (Reply, bool, error) {
-	_, body, uncertain, err := v.retry(ctx, kind, question)
-	if err != nil {
-		return Reply{}, uncertain, err
-	}
-	reply, err := DecodeReply(body)
-	return reply, uncertain, err
 }
 
 // retry asks the leader until it answers or ctx ends. uncertain tells that an earlier try may have been acted
 // upon although no answer came.
-func (v *View) retry(ctx context.Context, kind MessageKind, question any) (answer MessageKind, body []byte, uncertain bool, err error) {
+func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a answered, uncertain bool, err error) {
 	const op = "ask leading manager"
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -92,9 +82,9 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (answe
 	for {
 		l, found := v.leading()
 		if l != (leader{}) {
-			answer, body, err = v.try(ctx, l, kind, question)
+			a, err = v.try(ctx, l, kind, question)
 			if err == nil || starling.KindOf(err) != starling.Unavailable {
-				return answer, body, uncertain, err
+				return a, uncertain, err
 			}
 			uncertain = uncertain || starling.ReasonOf(err) != reasonNotLeader
 			last, found = err, nil // the leader is known and cannot answer: pause, do not wait for its end
@@ -103,10 +93,10 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (answe
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return 0, nil, uncertain, starling.Errorf(starling.Unavailable, op, "no answer in time, try again: %w", last)
+			return answered{}, uncertain, starling.Errorf(starling.Unavailable, op, "no answer in time, try again: %w", last)
 		case <-v.done:
 			t.Stop()
-			return 0, nil, uncertain, starling.Errorf(starling.Unavailable, op, "this node is stopping")
+			return answered{}, uncertain, starling.Errorf(starling.Unavailable, op, "this node is stopping")
 		case <-found:
 		case <-t.C:
 		}
@@ -115,15 +105,15 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (answe
 	}
 }
 
-func (v *View) try(ctx context.Context, l leader, kind MessageKind, question any) (MessageKind, []byte, error) {
+func (v *View) try(ctx context.Context, l leader, kind MessageKind, question any) (answered, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeMax)
 	defer cancel()
 	stream, err := v.dial(ctx, l)
 	if err != nil {
-		return 0, nil, starling.Errorf(starling.Unavailable, "dial manager", "%w", err).With(reasonNotLeader)
+		return answered{}, starling.Errorf(starling.Unavailable, "dial manager", "%w", err).With(reasonNotLeader)
 	}
-	answer, body, err := exchange(ctx, stream, kind, question, MessageMax)
+	a, err := exchange(ctx, stream, kind, question)
 	v.metrics.calls.UpdateDuration(began)
-	return answer, body, err
+	return a, err
 }

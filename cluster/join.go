@@ -29,20 +29,27 @@ type JoinReply struct {
 // same key pair after a failure: the same node is the answer. The errors Denied and Invalid are final.
 func Join(ctx context.Context, s transport.Stream, req JoinRequest) (JoinReply, error) {
 	var reply JoinReply
-	kind, body, err := exchange(ctx, s, MessageJoin, req, MessageMax)
+	a, err := exchange(ctx, s, MessageJoin, req)
 	if err != nil {
 		return reply, err
 	}
-	if kind != MessageJoined {
-		return reply, starling.Errorf(starling.Internal, "join cluster", "the manager answered with message %d: use the same version on all nodes", kind)
+	if a.kind != MessageJoined {
+		return reply, starling.Errorf(starling.Internal, "join cluster", "the manager answered with message %d: use the same version on all nodes", a.kind)
 	}
-	err = DecodeMessage(body, &reply)
+	err = DecodeMessage(a.body, &reply)
 	return reply, err
+}
+
+// An answered question: reply is set when kind is MessageReply, body otherwise.
+type answered struct {
+	kind  MessageKind
+	body  []byte
+	reply Reply
 }
 
 // exchange asks one question on a fresh stream, waits for its answer and lets the stream go. A refusal that
 // came as a reply is returned as the error it was; a failure of the stream is Unavailable.
-func exchange(ctx context.Context, s transport.Stream, kind MessageKind, v any, limit int) (MessageKind, []byte, error) {
+func exchange(ctx context.Context, s transport.Stream, kind MessageKind, v any) (answered, error) {
 	const op = "ask manager"
 	stop := context.AfterFunc(ctx, s.Cancel)
 	defer stop()
@@ -52,28 +59,26 @@ func exchange(ctx context.Context, s transport.Stream, kind MessageKind, v any, 
 	}
 	if err := WriteMessage(s, kind, v); err != nil {
 		if starling.KindOf(err) == starling.TooLarge {
-			return 0, nil, err
+			return answered{}, err
 		}
-		return 0, nil, starling.Errorf(starling.Unavailable, op, "the question could not be sent: %w", err)
+		return answered{}, starling.Errorf(starling.Unavailable, op, "the question could not be sent: %w", err)
 	}
-	answer, body, err := ReadMessage(s, limit)
+	answer, body, err := ReadMessage(s, MessageMax)
 	if err != nil {
-		return 0, nil, starling.Errorf(starling.Unavailable, op, "no answer came: %w", err)
+		return answered{}, starling.Errorf(starling.Unavailable, op, "no answer came: %w", err)
 	}
 	switch answer {
 	case MessageRedirect:
-		return 0, nil, starling.Errorf(starling.Unavailable, op, "this manager does not lead").With(reasonNotLeader).RetryAfter(10 * time.Millisecond)
+		return answered{}, starling.Errorf(starling.Unavailable, op, "this manager does not lead").With(reasonNotLeader).RetryAfter(10 * time.Millisecond)
 	case MessageReply:
 		var r ReplyBody
 		if err := DecodeMessage(body, &r); err != nil {
-			return 0, nil, err
+			return answered{}, err
 		}
-		if _, err := DecodeReply(r.Reply); err != nil {
-			return 0, nil, err
-		}
-		return answer, r.Reply, nil
+		reply, err := DecodeReply(r.Reply)
+		return answered{kind: answer, reply: reply}, err
 	}
-	return answer, body, nil
+	return answered{kind: answer, body: body}, nil
 }
 
 // reasonNotLeader marks a question that certainly was not acted upon.
