@@ -96,9 +96,19 @@ func TestNodesFollowTheNextLeader(t *testing.T) {
 		time.Sleep(200 * time.Millisecond) // an election
 		w.q.elect(2)
 		took := w.waitFor(time.Second, "a session with the next leader", func() bool {
-			return w.nodes[2].manager.Leads() && w.nodes[4].view.Ready() && w.nodes[5].view.Ready() && w.nodes[6].view.Ready()
+			g := w.nodes[2].manager.reign.Load()
+			if g == nil {
+				return false
+			}
+			heard := 0
+			for _, n := range g.status().Nodes {
+				if n.Heard >= 0 && w.nodes[n.Node.ID].view.Ready() {
+					heard++
+				}
+			}
+			return heard == 5
 		})
-		t.Logf("%v after the election every node has a lease", took)
+		t.Logf("%v after the election the new leader hears all others, and each has a lease", took)
 		w.waitFor(2*time.Second, "partitions of the old leader served", func() bool { return w.served(2, 3, 4, 5, 6) })
 		for _, p := range w.nodes[4].view.Map().Partitions {
 			old, _ := before.ByID(p.ID)
@@ -225,4 +235,13 @@ func (w *world) fault(rng *rand.Rand) int {
 		}
 	}
 	return 1
+}
+
+func TestCheckerSeesTwoOwners(t *testing.T) {
+	if conflict(map[starling.NodeID][]starling.PartitionID{1: {1, 2}, 2: {3, 2}}) == "" {
+		t.Fatal("two owners of one partition were not noticed")
+	}
+	if bad := conflict(map[starling.NodeID][]starling.PartitionID{1: {1, 2}, 2: {3}}); bad != "" {
+		t.Fatal(bad)
+	}
 }

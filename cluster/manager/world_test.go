@@ -146,14 +146,12 @@ func (w *world) watch() {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		owner := map[starling.PartitionID]starling.NodeID{}
+		owned := map[starling.NodeID][]starling.PartitionID{}
 		for id, n := range w.nodes {
-			for _, p := range n.owns() {
-				if other, taken := owner[p]; taken && w.bad == "" {
-					w.bad = fmt.Sprintf("%v and %v both act for %v", id, other, p)
-				}
-				owner[p] = id
-			}
+			owned[id] = n.owns()
+		}
+		if bad := conflict(owned); w.bad == "" {
+			w.bad = bad
 		}
 		select {
 		case <-w.done:
@@ -161,6 +159,20 @@ func (w *world) watch() {
 		case <-tick.C:
 		}
 	}
+}
+
+// conflict names a partition that two nodes act for; "" when there is none.
+func conflict(owned map[starling.NodeID][]starling.PartitionID) string {
+	owner := map[starling.PartitionID]starling.NodeID{}
+	for id, partitions := range owned {
+		for _, p := range partitions {
+			if other, taken := owner[p]; taken {
+				return fmt.Sprintf("%v and %v both act for %v", id, other, p)
+			}
+			owner[p] = id
+		}
+	}
+	return ""
 }
 
 // owns returns the partitions for which the node would grant now.
