@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"hash/maphash"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,13 +12,13 @@ import (
 )
 
 const (
-	shardCount = 32
-	missingMax = 64 // remembered absences of one shard
+	shardCount = 256
+	missingMax = 16 // remembered absences of one shard
 	missingAge = time.Second
 )
 
-// A cache remembers what was read until it is dropped. A hit takes one read lock of one shard and allocates
-// nothing. Of several misses of one key at a time, one reads and the others wait for it. That something is
+// A cache remembers what was read until it is dropped. A hit takes no lock, writes to no shared memory and
+// allocates nothing; a change copies its shard, which is a 256th of the whole. Of several misses of one key at a time, one reads and the others wait for it. That something is
 // missing is remembered for missingAge at most, in a store of its own, so that made-up keys push out nothing.
 type cache[K comparable, V any] struct {
 	hash   func(K) uint64 // keys of equal hash share a shard
@@ -27,13 +28,12 @@ type cache[K comparable, V any] struct {
 }
 
 type shard[K comparable, V any] struct {
-	mu      sync.RWMutex // a leaf: guards what follows, but hits
-	entries map[K]V
+	entries atomic.Pointer[map[K]V] // replaced whole, never edited
+	mu      sync.Mutex              // a leaf: guards the replacement of entries and what follows
 	missing map[K]absence
 	flights map[K]*flight[V]
 	life    uint64 // raised by each drop: a read that began before is not remembered
-	hits    atomic.Uint64
-	_       [40]byte // keeps the next shard's lock off this one's cache line
+	misses  uint64
 }
 
 // An absence is a remembered refusal.
@@ -59,7 +59,8 @@ func newCache[K comparable, V any](entries int, now func() time.Time, hash func(
 	c := &cache[K, V]{hash: hash, max: max(1, entries/shardCount), now: now}
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.entries, s.missing, s.flights = map[K]V{}, map[K]absence{}, map[K]*flight[V]{}
+		s.entries.Store(&map[K]V{})
+		s.missing, s.flights = map[K]absence{}, map[K]*flight[V]{}
 	}
 	return c
 }
@@ -72,11 +73,7 @@ func (c *cache[K, V]) shard(k K) *shard[K, V] {
 // NotFound.
 func (c *cache[K, V]) get(ctx context.Context, k K, read func(context.Context, K) (V, error)) (V, error) {
 	s := c.shard(k)
-	s.mu.RLock()
-	v, ok := s.entries[k]
-	s.mu.RUnlock()
-	if ok {
-		s.hits.Add(1)
+	if v, ok := (*s.entries.Load())[k]; ok {
 		return v, nil
 	}
 	for {
@@ -90,7 +87,7 @@ func (c *cache[K, V]) get(ctx context.Context, k K, read func(context.Context, K
 // miss reads k, or waits for who does. again means that the one who read gave up for reasons of its own.
 func (c *cache[K, V]) miss(ctx context.Context, s *shard[K, V], k K, read func(context.Context, K) (V, error)) (v V, err error, again bool) {
 	s.mu.Lock()
-	if v, ok := s.entries[k]; ok {
+	if v, ok := (*s.entries.Load())[k]; ok {
 		s.mu.Unlock()
 		return v, nil, false
 	}
@@ -110,6 +107,7 @@ func (c *cache[K, V]) miss(ctx context.Context, s *shard[K, V], k K, read func(c
 	f := &flight[V]{done: make(chan struct{})}
 	s.flights[k] = f
 	life := s.life
+	s.misses++
 	s.mu.Unlock()
 
 	f.value, f.err = read(ctx, k)
@@ -130,19 +128,28 @@ func (c *cache[K, V]) miss(ctx context.Context, s *shard[K, V], k K, read func(c
 func (c *cache[K, V]) remember(s *shard[K, V], k K, f *flight[V]) {
 	switch {
 	case f.err == nil:
-		if len(s.entries) >= c.max {
-			for victim := range s.entries {
-				delete(s.entries, victim)
-				break
+		s.edit(func(entries map[K]V) {
+			for victim := range entries {
+				if len(entries) < c.max {
+					break
+				}
+				delete(entries, victim)
 			}
-		}
-		s.entries[k] = f.value
+			entries[k] = f.value
+		})
 	case starling.KindOf(f.err) == starling.NotFound:
 		if len(s.missing) >= missingMax {
 			clear(s.missing)
 		}
 		s.missing[k] = absence{err: f.err, until: c.now().Add(missingAge)}
 	}
+}
+
+// edit replaces the entries by an edited copy. The caller holds the shard's lock.
+func (s *shard[K, V]) edit(f func(map[K]V)) {
+	entries := maps.Clone(*s.entries.Load())
+	f(entries)
+	s.entries.Store(&entries)
 }
 
 // drop forgets k, and lets no read of k's shard that is on its way be remembered or be waited for.
@@ -156,15 +163,12 @@ func (c *cache[K, V]) dropLike(k K, like func(K) bool) {
 	s.life++
 	clear(s.missing)
 	clear(s.flights)
-	delete(s.entries, k)
-	if like == nil {
-		return
-	}
-	for other := range s.entries {
-		if like(other) {
-			delete(s.entries, other)
+	s.edit(func(entries map[K]V) {
+		delete(entries, k)
+		if like != nil {
+			maps.DeleteFunc(entries, func(other K, _ V) bool { return like(other) })
 		}
-	}
+	})
 }
 
 // dropAll forgets everything.
@@ -173,26 +177,26 @@ func (c *cache[K, V]) dropAll() {
 		s := &c.shards[i]
 		s.mu.Lock()
 		s.life++
-		clear(s.entries)
+		s.entries.Store(&map[K]V{})
 		clear(s.missing)
 		clear(s.flights)
 		s.mu.Unlock()
 	}
 }
 
-// hits and size are for the metrics.
-func (c *cache[K, V]) hits() (n uint64) {
+// misses and size are for the metrics.
+func (c *cache[K, V]) misses() (n uint64) {
 	for i := range c.shards {
-		n += c.shards[i].hits.Load()
+		c.shards[i].mu.Lock()
+		n += c.shards[i].misses
+		c.shards[i].mu.Unlock()
 	}
 	return n
 }
 
 func (c *cache[K, V]) size() (n int) {
 	for i := range c.shards {
-		c.shards[i].mu.RLock()
-		n += len(c.shards[i].entries)
-		c.shards[i].mu.RUnlock()
+		n += len(*c.shards[i].entries.Load())
 	}
 	return n
 }

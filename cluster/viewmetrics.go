@@ -18,9 +18,9 @@ func (m *viewMetrics) init(v *View) {
 	m.set.NewGauge("starling_view_lease_seconds", func() float64 { return v.LeaseUntil().Sub(v.cfg.Now()).Seconds() })
 	m.set.NewGauge("starling_view_topology_index", func() float64 { return float64(v.Topology().Index) })
 	m.set.NewGauge("starling_view_nodes_alive", func() float64 { return float64(len(v.Alive())) })
-	m.set.NewGauge("starling_view_cache_hits_total", func() float64 {
+	m.set.NewGauge("starling_view_cache_misses_total", func() float64 {
 		c := v.cache
-		return float64(c.versions.hits() + c.numbers.hits() + c.keys.hits() + c.accounts.hits())
+		return float64(c.versions.misses() + c.numbers.misses() + c.keys.misses() + c.accounts.misses())
 	})
 	m.set.NewGauge("starling_view_cache_entries", func() float64 {
 		c := v.cache
