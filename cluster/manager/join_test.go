@@ -63,13 +63,13 @@ func TestJoinTakesTheRightTokenOnce(t *testing.T) {
 				t.Errorf("token %q: got %v (%s)", token, err, starling.ReasonOf(err))
 			}
 		}
-		index := w.q.replicas[1].applied
+		index := w.q.replicas[1].height()
 		refused("wrong", csr, starling.RoleHost, starling.Denied, "TokenUnknown")
 		refused("good", csr[:40], starling.RoleHost, starling.Invalid, "")
 		damaged := slices.Clone(csr)
 		damaged[len(damaged)-3] ^= 1
 		refused("good", damaged, starling.RoleHost, starling.Invalid, "")
-		if w.q.replicas[1].applied != index {
+		if w.q.replicas[1].height() != index {
 			t.Error("a stranger's attempt reached the log")
 		}
 		refused("short", csr, starling.RoleHost, starling.Denied, "TokenExpired")

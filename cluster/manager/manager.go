@@ -28,7 +28,7 @@ type Replica interface {
 	Leader() (replica, term uint64, ok bool)
 	// Members returns the voting replicas.
 	Members(ctx context.Context) ([]uint64, error)
-	AddReplica(ctx context.Context, replica uint64, addr string) error
+	AddReplica(ctx context.Context, replica uint64) error
 	RemoveReplica(ctx context.Context, replica uint64) error
 }
 

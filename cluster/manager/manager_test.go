@@ -186,16 +186,13 @@ func TestNoTwoOwnersUnderRandomFaults(t *testing.T) {
 	for seed := uint64(1); seed <= *seeds; seed++ {
 		synctest.Test(t, func(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
-			w := newWorld(t, 3, 3, 12)
+			w := newDriftingWorld(t, 3, 3, 12, func() float64 { return 0.95 + 0.1*rng.Float64() })
 			defer w.close()
-			for _, n := range w.nodes {
-				n.rate = 0.95 + 0.1*rng.Float64()
-			}
 			for range 40 {
 				fired += w.fault(rng)
 				time.Sleep(time.Duration(rng.IntN(500)) * time.Millisecond)
-				if w.bad != "" {
-					t.Fatalf("%s; rerun with seed %d", w.bad, seed)
+				if bad := w.verdict(); bad != "" {
+					t.Fatalf("%s; rerun with seed %d", bad, seed)
 				}
 			}
 			for id := range w.nodes {

@@ -47,7 +47,7 @@ func (g *reign) reconcile(ctx context.Context) error {
 	}
 	for _, n := range add {
 		g.manager.cfg.Log.Info("adding a replica of the state", slog.Uint64("replica", n.Replica), slog.String("node", n.ID.String()))
-		if err := g.replica.AddReplica(ctx, n.Replica, n.Addr); err != nil {
+		if err := g.replica.AddReplica(ctx, n.Replica); err != nil {
 			return err
 		}
 	}

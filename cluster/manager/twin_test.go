@@ -29,10 +29,20 @@ func newNetwork() *network {
 func (n *network) cut(a, b string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, way := range [][2]string{{a, b}, {b, a}} {
-		if n.cuts[way] == nil {
-			n.cuts[way] = make(chan struct{})
-		}
+	n.cutWay(a, b)
+	n.cutWay(b, a)
+}
+
+// mute stalls only what a writes to b.
+func (n *network) mute(a, b string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cutWay(a, b)
+}
+
+func (n *network) cutWay(a, b string) {
+	if way := [2]string{a, b}; n.cuts[way] == nil {
+		n.cuts[way] = make(chan struct{})
 	}
 }
 
@@ -72,8 +82,13 @@ type endpoint struct {
 	group    sync.WaitGroup
 }
 
-func (e *endpoint) Handle(ch transport.Channel, f func(transport.Stream)) { e.handlers[ch] = f }
-func (e *endpoint) Addr() string                                          { return e.addr }
+func (e *endpoint) Addr() string { return e.addr }
+
+func (e *endpoint) Handle(ch transport.Channel, f func(transport.Stream)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.handlers[ch] = f
+}
 
 func (e *endpoint) Close() error {
 	e.mu.Lock()
@@ -291,5 +306,12 @@ func (r *replica) Members(context.Context) ([]uint64, error) {
 	return ids, nil
 }
 
-func (r *replica) AddReplica(context.Context, uint64, string) error { return nil }
-func (r *replica) RemoveReplica(context.Context, uint64) error      { return nil }
+func (r *replica) AddReplica(context.Context, uint64) error    { return nil }
+func (r *replica) RemoveReplica(context.Context, uint64) error { return nil }
+
+// height returns how many commands the replica has applied.
+func (r *replica) height() int {
+	r.q.mu.Lock()
+	defer r.q.mu.Unlock()
+	return r.applied
+}

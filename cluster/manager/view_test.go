@@ -125,13 +125,13 @@ func TestRepeatedDeletionSucceeds(t *testing.T) {
 		w.waitFor(2*time.Second, "start", func() bool { return n.view.Ready() })
 		n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
 		n.mustPropose(put(1))
-		before := w.q.replicas[1].applied
-		w.net.cuts[[2]string{addrOf(1), addrOf(4)}] = make(chan struct{}) // answers only are lost
+		before := w.q.replicas[1].height()
+		w.net.mute(addrOf(1), addrOf(4)) // answers only are lost
 		time.AfterFunc(4*time.Second, func() { w.rejoin(4); w.q.elect(2) })
 		if _, err := n.view.Propose(t.Context(), cluster.DeleteFunction{Function: hello}); err != nil {
 			t.Fatalf("got %v", err)
 		}
-		if w.q.replicas[2].applied < before+2 {
+		if w.q.replicas[2].height() < before+2 {
 			t.Fatal("the deletion was tried once only: the test shows nothing")
 		}
 		if _, err := n.view.Propose(t.Context(), cluster.DeleteFunction{Function: hello}); starling.KindOf(err) != starling.NotFound {
@@ -159,7 +159,9 @@ func TestStatusTellsLoadAndSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 2, 3)
 		defer w.close()
+		w.mu.Lock()
 		w.nodes[2].load = cluster.Load{Partitions: 1, Acquires: 500, FreeMiB: 1024}
+		w.mu.Unlock()
 		w.waitFor(2*time.Second, "start", func() bool { return w.served(1, 2, 3) })
 		time.Sleep(200 * time.Millisecond)
 		w.isolate(3)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,8 +22,17 @@ type world struct {
 	net   *network
 	q     *quorum
 	nodes map[starling.NodeID]*node
-	bad   string // the first time that two nodes held one partition; "" for never
 	done  chan struct{}
+	group sync.WaitGroup
+	mu    sync.Mutex // guards bad, and view and load of the nodes
+	bad   string     // the first time that two nodes held one partition; "" for never
+}
+
+// verdict returns what the watcher found.
+func (w *world) verdict() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bad
 }
 
 type node struct {
@@ -40,10 +50,15 @@ type node struct {
 func addrOf(id starling.NodeID) string { return fmt.Sprintf("node-%d", id) }
 
 func newWorld(t testing.TB, managers, others, partitions int) *world {
+	return newDriftingWorld(t, managers, others, partitions, func() float64 { return 1 })
+}
+
+// newDriftingWorld is newWorld with a rate for each node's clock.
+func newDriftingWorld(t testing.TB, managers, others, partitions int, rate func() float64) *world {
 	w := &world{t: t, net: newNetwork(), nodes: map[starling.NodeID]*node{}, done: make(chan struct{})}
 	w.q = newQuorum(w.net)
 	for i := 1; i <= managers+others; i++ {
-		n := &node{w: w, id: starling.NodeID(i), addr: addrOf(starling.NodeID(i)), rate: 1}
+		n := &node{w: w, id: starling.NodeID(i), addr: addrOf(starling.NodeID(i)), rate: rate()}
 		n.end = w.net.endpoint(n.addr, transport.Peer{Node: n.id, Roles: starling.AllRoles})
 		if i <= managers {
 			n.replica = w.q.add(uint64(i), n.addr)
@@ -62,7 +77,7 @@ func newWorld(t testing.TB, managers, others, partitions int) *world {
 	for i := 1; i <= managers+others; i++ {
 		w.nodes[starling.NodeID(i)].start(true)
 	}
-	go w.watch()
+	w.group.Go(w.watch)
 	return w
 }
 
@@ -110,9 +125,17 @@ func (n *node) start(withManager bool) {
 	for _, m := range n.w.q.replicas {
 		managers = append(managers, m.addr)
 	}
-	n.view = cluster.NewView(cluster.ViewConfig{Node: starling.Node{ID: n.id, Addr: n.addr}, Dialer: n.end, Managers: managers,
-		Local: local, Load: func() cluster.Load { return n.load }, Log: quiet(), Now: n.now})
-	n.view.Open()
+	load := func() cluster.Load {
+		n.w.mu.Lock()
+		defer n.w.mu.Unlock()
+		return n.load
+	}
+	view := cluster.NewView(cluster.ViewConfig{Node: starling.Node{ID: n.id, Addr: n.addr}, Dialer: n.end, Managers: managers,
+		Local: local, Load: load, Log: quiet(), Now: n.now})
+	view.Open()
+	n.w.mu.Lock()
+	n.view = view
+	n.w.mu.Unlock()
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -120,6 +143,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // close ends everything, so that the bubble can.
 func (w *world) close() {
 	close(w.done)
+	w.group.Wait()
 	for i := 1; i <= len(w.nodes); i++ {
 		for j := 1; j < i; j++ {
 			w.net.heal(addrOf(starling.NodeID(i)), addrOf(starling.NodeID(j)))
@@ -136,8 +160,8 @@ func (w *world) close() {
 		}
 		_ = n.end.Close()
 	}
-	if w.bad != "" {
-		w.t.Error(w.bad)
+	if bad := w.verdict(); bad != "" {
+		w.t.Error(bad)
 	}
 }
 
@@ -146,6 +170,7 @@ func (w *world) watch() {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
+		w.mu.Lock()
 		owned := map[starling.NodeID][]starling.PartitionID{}
 		for id, n := range w.nodes {
 			owned[id] = n.owns()
@@ -153,6 +178,7 @@ func (w *world) watch() {
 		if bad := conflict(owned); w.bad == "" {
 			w.bad = bad
 		}
+		w.mu.Unlock()
 		select {
 		case <-w.done:
 			return
