@@ -94,7 +94,7 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a ans
 		case <-ctx.Done():
 			t.Stop()
 			return answered{}, uncertain, starling.Errorf(starling.Unavailable, op, "no answer in time, try again: %w", last)
-		case <-v.done:
+		case <-v.group.Context().Done():
 			t.Stop()
 			return answered{}, uncertain, starling.Errorf(starling.Unavailable, op, "this node is stopping")
 		case <-found:

@@ -12,6 +12,7 @@ import (
 
 	"starling"
 	"starling/cluster/partmap"
+	"starling/internal/run"
 	"starling/transport"
 )
 
@@ -42,15 +43,14 @@ type ViewConfig struct {
 // may act for its partitions, and a cache of the catalog. It keeps one session with the manager that leads
 // and finds the next one when that fails; without any, all that it knows stays readable.
 //
-// Create it with NewView, start it with Open, and Close it. It runs four goroutines: two for the session, one
-// that tells the cluster of a changed address, and one that waits for Close.
+// Create it with NewView, start it with Open, and Close it. It runs three goroutines: two for the session and
+// one that tells the cluster of a changed address.
 type View struct {
 	cfg     ViewConfig
 	base    time.Time // what lease counts from; carries the monotonic clock
 	metrics viewMetrics
 	cache   *catalog
-	group   sync.WaitGroup
-	done    chan struct{} // closed by Close
+	group   *run.Group
 	state   atomic.Pointer[viewState]
 	lease   atomic.Int64 // nanoseconds after base until which the node lease runs; 0 for never
 	mu      sync.Mutex   // a leaf: guards what follows and the replacement of state and lease
@@ -88,7 +88,8 @@ func NewView(cfg ViewConfig) *View {
 	if cfg.CacheMax == 0 {
 		cfg.CacheMax = 65_536
 	}
-	v := &View{cfg: cfg, base: cfg.Now().Add(-time.Second), found: make(chan struct{}), kick: make(chan struct{}, 1), done: make(chan struct{})}
+	v := &View{cfg: cfg, base: cfg.Now().Add(-time.Second), found: make(chan struct{}),
+		kick: make(chan struct{}, 1), group: run.New(context.Background())}
 	v.state.Store(&viewState{topology: &Topology{Map: &partmap.Map{}}, changed: make(chan struct{})})
 	v.metrics.init(v)
 	v.cache = newCatalog(v, cfg.CacheMax)
@@ -97,23 +98,18 @@ func NewView(cfg ViewConfig) *View {
 
 // Open starts looking for the manager that leads. It does not wait: Ready and Changed tell.
 func (v *View) Open() {
-	ctx, cancel := context.WithCancel(context.Background())
-	v.group.Go(func() { v.run(ctx) })
-	v.group.Go(func() { v.announce(ctx) })
-	v.group.Go(func() { <-v.done; cancel() })
+	v.group.Go(v.run)
+	v.group.Go(v.announce)
 }
 
 // Close gives up the node lease at once, tells the leader so that it need not wait for its end, and returns
 // when nothing of the view runs. Stop what acts for partitions before.
 func (v *View) Close() error {
 	v.mu.Lock()
-	if !v.closing {
-		v.closing = true
-		v.lease.Store(0)
-		close(v.done)
-	}
+	v.closing = true
+	v.lease.Store(0)
 	v.mu.Unlock()
-	v.group.Wait()
+	v.group.Stop()
 	return nil
 }
 
