@@ -202,7 +202,7 @@ func (g *reign) propose(ctx context.Context, plan []partmap.Change) error {
 		return err // Moved: there is a newer claim
 	}
 	m.metrics.assigned.Add(len(plan) - len(reply.Refused))
-	m.cfg.Log.Info("partitions assigned", slog.Int("changes", len(plan)), slog.Int("refused", len(reply.Refused)),
+	m.cfg.Log.Info("partition map changed", slog.Int("changes", len(plan)), slog.Int("refused", len(reply.Refused)),
 		slog.Duration("took", m.cfg.Now().Sub(began)))
 	return nil
 }
@@ -229,10 +229,15 @@ func (g *reign) count(t *cluster.Topology, now time.Time) {
 		return
 	}
 	for _, id := range g.alive {
-		if _, member := t.Node(id); member && !slices.Contains(alive, id) {
-			g.manager.metrics.deaths.Inc()
-			g.manager.cfg.Log.Warn("node is not heard any more", slog.String("node", id.String()))
+		if _, member := t.Node(id); !member || slices.Contains(alive, id) {
+			continue
 		}
+		if g.ledger.member(id).leaving {
+			g.manager.cfg.Log.Info("node left", slog.String("node", id.String()))
+			continue
+		}
+		g.manager.metrics.deaths.Inc()
+		g.manager.cfg.Log.Warn("node is not heard any more", slog.String("node", id.String()))
 	}
 	g.alive = alive
 	g.turn++
