@@ -1,6 +1,9 @@
 package cluster
 
 import (
+	"cmp"
+	"slices"
+
 	"starling"
 	"starling/cluster/partmap"
 )
@@ -58,6 +61,7 @@ type AddToken struct {
 	Hash    [32]byte       `cbor:"1,keyasint"` // SHA-256 of the token
 	Roles   starling.Roles `cbor:"2,keyasint"` // the most a joiner may have
 	Expires int64          `cbor:"3,keyasint"` // Unix seconds
+	Now     int64          `cbor:"4,keyasint"` // Unix seconds; tokens that expired before are forgotten
 }
 
 // AddNode makes a node a member; Reply.Node carries its id. A token is spent by it; the very same command
@@ -85,9 +89,17 @@ type InitCluster struct {
 	Partitions int    `cbor:"2,keyasint"`
 }
 
-// ChangeMap applies partition changes, each refused on its own when its epoch has passed.
+// ChangeMap applies partition changes, each refused on its own when its epoch has passed. All are refused as
+// Moved when Claim is not 0 and not the newest claim: its proposer is no leader any more.
 type ChangeMap struct {
 	Changes []partmap.Change `cbor:"1,keyasint"`
+	Claim   uint64           `cbor:"2,keyasint"`
+}
+
+// ClaimLead begins the reign of a manager: its Raft index is the claim, and every older claim ends with it.
+// A manager that leads knows that it still does by reading its own claim back (QueryClaim).
+type ClaimLead struct {
+	Node starling.NodeID `cbor:"1,keyasint"`
 }
 
 // A Query asks the replicated state; its zero fields match all.
@@ -115,6 +127,8 @@ const (
 	QueryFunctions What = 7 // of Account, a page
 	QueryFunction  What = 8 // by Account, Function, with its versions
 	QueryTopology  What = 9 // map, nodes, cluster name
+	QueryClaim     What = 10
+	QueryToken     What = 11 // by Hash; NotFound when nobody may join with it
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.
@@ -132,6 +146,13 @@ type Reply struct {
 	Topology  *Topology          `cbor:"11,keyasint,omitempty"`
 	Next      string             `cbor:"12,keyasint,omitempty"` // page: pass as After for more
 	Refused   []string           `cbor:"13,keyasint,omitempty"` // ChangeMap: why each refused change was
+	Claim     *Claim             `cbor:"14,keyasint,omitempty"`
+}
+
+// A Claim says which manager leads. A higher Index ends every lower one.
+type Claim struct {
+	Index uint64          `cbor:"1,keyasint"`
+	Node  starling.NodeID `cbor:"2,keyasint"`
 }
 
 // A Topology is the part of the state that is pushed to every node.
@@ -139,5 +160,15 @@ type Topology struct {
 	Index   uint64          `cbor:"1,keyasint"` // of the last change; rises
 	Cluster string          `cbor:"2,keyasint"`
 	Map     *partmap.Map    `cbor:"3,keyasint"`
-	Nodes   []starling.Node `cbor:"4,keyasint"`
+	Nodes   []starling.Node `cbor:"4,keyasint"` // by id
+	Last    starling.NodeID `cbor:"5,keyasint"` // the highest id ever given: a lower one that is not in Nodes was removed
+}
+
+// Node returns a member.
+func (t *Topology) Node(id starling.NodeID) (starling.Node, bool) {
+	i, ok := slices.BinarySearchFunc(t.Nodes, id, func(n starling.Node, id starling.NodeID) int { return cmp.Compare(n.ID, id) })
+	if !ok {
+		return starling.Node{}, false
+	}
+	return t.Nodes[i], true
 }

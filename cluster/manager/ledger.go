@@ -1,0 +1,231 @@
+package manager
+
+import (
+	"slices"
+	"time"
+
+	"starling"
+	"starling/cluster"
+	"starling/cluster/balance"
+	"starling/cluster/partmap"
+)
+
+// A ledger is what a leader remembers of its nodes during its reign, and never longer: who was heard, until
+// when each may hold a lease, what each has seen. It decides who is alive, who gets a lease, and whether a
+// partition's owner is certain to have stopped. It reads no clock and has one caller at a time.
+//
+// Three rules make two owners at one instant impossible:
+//
+//  1. A lease is granted only until NodeLease after an instant at which the leader was certain to lead
+//     (confirmed), and the next leader waits NodeLease after its claim: every lease of a predecessor is over
+//     before a successor takes a partition away.
+//  2. A lease ends on the node NodeLease after its heartbeat was sent, here NodeLease after it was heard.
+//     Sending comes first, so the node stops first.
+//  3. A partition is taken from a living owner by giving it to nobody first; it is given on when the owner says
+//     that it has seen that, or when its lease is over.
+type ledger struct {
+	self      starling.NodeID
+	began     time.Time // of the reign's wait; moved when the leader finds that it was frozen
+	confirmed time.Time // the last instant at which the claim was certain to be the newest
+	nodes     map[starling.NodeID]*member
+	released  map[starling.PartitionID]release
+}
+
+// A member is one node.
+type member struct {
+	until   time.Time // no lease of it runs after this
+	heard   time.Time // its last heartbeat; zero for never
+	seen    uint64    // topology that it acts on
+	fresh   bool      // it has just started and owns nothing, whatever the map says
+	due     bool      // it was fresh already when the plan of this round was made
+	fenced  bool      // partitions are being taken from it: no lease meanwhile
+	leaving bool      // it gave up its lease
+	load    cluster.Load
+}
+
+// A release is a partition that was taken from a living owner.
+type release struct {
+	from  starling.NodeID
+	index uint64 // of the topology that tells
+}
+
+func newLedger(self starling.NodeID, began, confirmed time.Time) *ledger {
+	return &ledger{self: self, began: began, confirmed: confirmed,
+		nodes: map[starling.NodeID]*member{}, released: map[starling.PartitionID]release{}}
+}
+
+// member returns a node's entry. Of one not heard of yet it is assumed that a predecessor's lease runs.
+func (l *ledger) member(id starling.NodeID) *member {
+	m := l.nodes[id]
+	if m == nil {
+		m = &member{}
+		l.nodes[id] = m
+	}
+	return m
+}
+
+// hello notes that a node opened a session. local says that it lives in this process: then an earlier life of
+// it is certain to be over.
+func (l *ledger) hello(id starling.NodeID, fresh, local bool, now time.Time) {
+	m := l.member(id)
+	if fresh && local {
+		m.until = now
+	}
+	if fresh {
+		m.fresh, m.due = true, false
+	}
+	m.leaving, m.heard = false, now
+}
+
+// heartbeat notes a heartbeat and reports whether something the next round waits for has come.
+func (l *ledger) heartbeat(id starling.NodeID, h cluster.Heartbeat, now time.Time) (news bool) {
+	m := l.member(id)
+	news = h.Seen > m.seen || h.Leaving
+	m.heard, m.seen, m.load = now, max(m.seen, h.Seen), h.Load
+	if h.Leaving {
+		m.leaving, m.until = true, now
+	}
+	return news
+}
+
+// grant returns how long a lease a node gets for the heartbeat that was noted last; 0 for none.
+func (l *ledger) grant(id starling.NodeID, now time.Time) time.Duration {
+	m := l.member(id)
+	if m.fresh || m.fenced || m.leaving || now.Sub(m.heard) >= starling.NodeLease {
+		return 0
+	}
+	lease := min(starling.NodeLease, l.confirmed.Add(starling.NodeLease).Sub(now))
+	if lease <= 0 {
+		return 0
+	}
+	if until := m.heard.Add(starling.NodeLease); until.After(m.until) {
+		m.until = until
+	}
+	return lease
+}
+
+// over reports whether every lease that the node may hold has ended.
+func (l *ledger) over(id starling.NodeID, now time.Time) bool {
+	m := l.nodes[id]
+	if m == nil {
+		return !now.Before(l.began.Add(starling.NodeLease))
+	}
+	until := m.until
+	if until.IsZero() {
+		until = l.began.Add(starling.NodeLease)
+	}
+	return !now.Before(until)
+}
+
+// alive reports whether a node counts as alive: it was heard within NodeLease, or the reign is too young to
+// say that it was not.
+func (l *ledger) alive(id starling.NodeID, now time.Time) bool {
+	m := l.nodes[id]
+	if m != nil && m.leaving {
+		return false
+	}
+	return now.Before(l.began.Add(starling.NodeLease)) || l.hears(id, now)
+}
+
+func (l *ledger) hears(id starling.NodeID, now time.Time) bool {
+	m := l.nodes[id]
+	return m != nil && !m.leaving && !m.heard.IsZero() && now.Sub(m.heard) < starling.NodeLease
+}
+
+// thaw begins the wait anew after the leader itself stood still: what it did not hear meanwhile says nothing.
+func (l *ledger) thaw(now time.Time) {
+	l.began = now
+	for _, m := range l.nodes {
+		if !m.leaving {
+			m.until = later(m.until, now.Add(starling.NodeLease))
+		}
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// picture says for every partition what its owner may still do, and who may become an owner.
+func (l *ledger) picture(t *cluster.Topology, now time.Time) balance.Picture {
+	p := balance.Picture{Map: t.Map, Claims: make([]balance.Claim, len(t.Map.Partitions))}
+	for i, part := range t.Map.Partitions {
+		p.Claims[i] = l.claim(t, part, now)
+	}
+	for _, n := range t.Nodes {
+		if n.Roles.Has(starling.RoleScheduler) && l.hears(n.ID, now) {
+			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: l.nodes[n.ID].load.Acquires})
+		}
+	}
+	return p
+}
+
+func (l *ledger) claim(t *cluster.Topology, p partmap.Partition, now time.Time) balance.Claim {
+	owner, free := p.Owner, false
+	switch rel, ok := l.released[p.ID]; {
+	case owner == 0 && p.Epoch == 0:
+		return balance.Vacant // never owned
+	case owner == 0 && ok:
+		owner = rel.from
+		free = l.member(owner).seen >= rel.index
+	case owner == 0:
+		free = !now.Before(l.began.Add(starling.NodeLease)) // a predecessor took it from somebody
+	default:
+		n, member := t.Node(owner)
+		m := l.nodes[owner]
+		gone := !member || !n.Roles.Has(starling.RoleScheduler) || m != nil && m.fresh || !l.hears(owner, now)
+		if !gone {
+			return balance.Held
+		}
+	}
+	if free || l.over(owner, now) && owner != 0 {
+		return balance.Vacant
+	}
+	return balance.Waiting
+}
+
+// fence lets no owner that a plan takes partitions from as gone have a lease until settle. Call both in each
+// round, even with an empty plan.
+func (l *ledger) fence(m *partmap.Map, plan []partmap.Change) {
+	for _, node := range l.nodes {
+		node.due = node.fresh
+	}
+	for _, c := range plan {
+		if p, ok := m.ByID(c.Partition); ok && p.Owner != 0 && c.To != 0 {
+			l.member(p.Owner).fenced = true
+		}
+	}
+}
+
+// settle ends the fence of a plan that the state has answered, and notes what it did: before and after are the
+// maps around it.
+func (l *ledger) settle(before *partmap.Map, after *cluster.Topology, plan []partmap.Change) {
+	for _, c := range plan {
+		p, _ := before.ByID(c.Partition)
+		now, _ := after.Map.ByID(c.Partition)
+		switch {
+		case now.Epoch <= c.Epoch: // refused
+		case c.To == 0:
+			l.released[c.Partition] = release{from: p.Owner, index: after.Index}
+		default:
+			delete(l.released, c.Partition)
+		}
+	}
+	for id, m := range l.nodes {
+		m.fenced = false
+		if m.due {
+			m.fresh = ownsOld(id, before, after.Map)
+		}
+	}
+}
+
+// ownsOld reports whether the node is still named as the owner of a partition in an epoch of its former life.
+func ownsOld(id starling.NodeID, before, after *partmap.Map) bool {
+	return slices.ContainsFunc(after.Partitions, func(p partmap.Partition) bool {
+		old, ok := before.ByID(p.ID)
+		return p.Owner == id && ok && old.Epoch == p.Epoch
+	})
+}

@@ -1,0 +1,30 @@
+package manager
+
+import "github.com/VictoriaMetrics/metrics"
+
+// managerMetrics are the numbers of one Manager.
+type managerMetrics struct {
+	set        *metrics.Set
+	reigns     *metrics.Counter
+	heartbeats *metrics.Counter
+	deaths     *metrics.Counter
+	assigned   *metrics.Counter
+	unowned    *metrics.Gauge
+	proposals  *metrics.PrometheusHistogram
+}
+
+func (s *managerMetrics) init(m *Manager) {
+	s.set = metrics.NewSet()
+	s.reigns = s.set.NewCounter("starling_manager_reigns_total")
+	s.heartbeats = s.set.NewCounter("starling_manager_heartbeats_total")
+	s.deaths = s.set.NewCounter("starling_manager_node_deaths_total")
+	s.assigned = s.set.NewCounter("starling_manager_partition_changes_total")
+	s.unowned = s.set.NewGauge("starling_manager_partitions_unowned", nil)
+	s.proposals = s.set.NewPrometheusHistogram("starling_manager_propose_seconds")
+	s.set.NewGauge("starling_manager_leads", func() float64 {
+		if m.Leads() {
+			return 1
+		}
+		return 0
+	})
+}

@@ -1,0 +1,185 @@
+package manager
+
+import (
+	"sync"
+	"time"
+
+	"starling"
+	"starling/cluster"
+	"starling/transport"
+)
+
+const (
+	greetTimeMax   = 2 * time.Second // for the first message of a stream
+	heartbeatPause = 2 * time.Second // a session without a heartbeat for so long is ended
+	pushTimeMax    = 5 * time.Second // for one push to be taken
+)
+
+// A session is the stream of one node in one reign.
+type session struct {
+	reign  *reign
+	node   starling.NodeID
+	stream transport.Stream
+	done   chan struct{} // closed when the reader has ended
+	beat   chan struct{} // a heartbeat waits for its renewal
+	mu     sync.Mutex    // a leaf: guards seq
+	seq    uint64        // of the last heartbeat
+	// What follows belongs to the writer.
+	answered uint64 // the last heartbeat that was answered
+	index    uint64 // of the topology that was pushed last; 0 for none
+	turn     uint64 // of the list of the living that was pushed last
+	feed     uint64 // the feed was pushed up to this index
+}
+
+// attend serves one session until the stream fails, the node leaves or the reign ends.
+func (g *reign) attend(s transport.Stream, peer transport.Peer, h cluster.Hello, local bool) {
+	m := g.manager
+	if _, ok := m.cfg.Machine.Topology().Node(peer.Node); !ok {
+		_ = cluster.WriteMessage(s, cluster.MessageRedirect, cluster.Redirect{}) // the node asks again, here or elsewhere
+		return
+	}
+	if err := cluster.WriteMessage(s, cluster.MessageWelcome, cluster.Welcome{Claim: g.claim}); err != nil {
+		return
+	}
+	n := &session{reign: g, node: peer.Node, stream: s, done: make(chan struct{}), beat: make(chan struct{}, 1), feed: h.Feed}
+	g.mu.Lock()
+	if old := g.nodes[n.node]; old != nil {
+		old.stream.Cancel()
+	}
+	g.nodes[n.node] = n
+	g.ledger.hello(n.node, h.Fresh, local, m.cfg.Now())
+	g.mu.Unlock()
+	g.stir()
+
+	var writer sync.WaitGroup
+	writer.Go(n.write)
+	n.read()
+	close(n.done)
+	s.Cancel()
+	writer.Wait()
+
+	g.mu.Lock()
+	if g.nodes[n.node] == n {
+		delete(g.nodes, n.node)
+	}
+	g.mu.Unlock()
+}
+
+// read takes heartbeats until the stream fails or the node leaves.
+func (n *session) read() {
+	g := n.reign
+	for {
+		if n.stream.SetReadDeadline(time.Now().Add(heartbeatPause)) != nil {
+			return
+		}
+		kind, body, err := cluster.ReadMessage(n.stream, cluster.MessageAskMax)
+		if err != nil {
+			return
+		}
+		var h cluster.Heartbeat
+		if kind != cluster.MessageHeartbeat {
+			continue // added by a newer node
+		}
+		if cluster.DecodeMessage(body, &h) != nil {
+			return
+		}
+		g.manager.metrics.heartbeats.Inc()
+		g.mu.Lock()
+		current := g.nodes[n.node] == n
+		news := current && g.ledger.heartbeat(n.node, h, g.manager.cfg.Now())
+		g.mu.Unlock()
+		if !current {
+			return
+		}
+		n.mu.Lock()
+		n.seq = max(n.seq, h.Seq)
+		n.mu.Unlock()
+		if news {
+			g.stir()
+		}
+		if h.Leaving {
+			return
+		}
+		select {
+		case n.beat <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// write pushes what changed and answers heartbeats until the session or the reign ends.
+func (n *session) write() {
+	g := n.reign
+	for {
+		applied := g.manager.cfg.Machine.Watch()
+		g.mu.Lock()
+		news := g.news
+		g.mu.Unlock()
+		if n.flush() != nil {
+			n.stream.Cancel()
+			return
+		}
+		select {
+		case <-n.done:
+			return
+		case <-g.ended:
+			_ = cluster.WriteMessage(n.stream, cluster.MessageRedirect, cluster.Redirect{})
+			n.stream.Cancel()
+			return
+		case <-applied:
+		case <-news:
+		case <-n.beat:
+		}
+	}
+}
+
+// flush writes what the node has not been told: the topology first, because a lease is good only with it.
+func (n *session) flush() error {
+	g := n.reign
+	if err := n.stream.SetWriteDeadline(time.Now().Add(pushTimeMax)); err != nil {
+		return err
+	}
+	t := g.manager.cfg.Machine.Topology()
+	g.mu.Lock()
+	turn, alive := g.turn, g.alive
+	g.mu.Unlock()
+	if turn > 0 && (turn != n.turn || t.Index != n.index) {
+		push := cluster.TopologyPush{Alive: alive}
+		if t.Index != n.index {
+			push.Topology = t
+		}
+		if err := cluster.WriteMessage(n.stream, cluster.MessageTopology, push); err != nil {
+			return err
+		}
+		n.turn, n.index = turn, t.Index
+	}
+	changes, to, ok := g.manager.cfg.Machine.Changes(n.feed)
+	if len(changes) > 0 || !ok {
+		if err := cluster.WriteMessage(n.stream, cluster.MessageFeed, cluster.FeedPush{To: to, Reset: !ok, Changes: changes}); err != nil {
+			return err
+		}
+		n.feed = to
+	}
+	return n.renew()
+}
+
+// renew answers the newest heartbeat that has no answer yet.
+func (n *session) renew() error {
+	g := n.reign
+	n.mu.Lock()
+	seq := n.seq
+	n.mu.Unlock()
+	if seq == n.answered {
+		return nil
+	}
+	t := g.manager.cfg.Machine.Topology()
+	_, member := t.Node(n.node)
+	g.mu.Lock()
+	r := cluster.Renewal{Seq: seq, Index: t.Index}
+	if member && g.nodes[n.node] == n {
+		r.Lease = g.ledger.grant(n.node, g.manager.cfg.Now()).Microseconds()
+	}
+	g.mu.Unlock()
+	n.answered = seq
+	return cluster.WriteMessage(n.stream, cluster.MessageRenewal, r)
+}

@@ -1,0 +1,254 @@
+package cluster
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"starling"
+	"starling/cluster/partmap"
+)
+
+// apply applies the next command and returns the state's answer.
+func apply(t testing.TB, s *State, cmd Command) (Reply, error) {
+	t.Helper()
+	return DecodeReply(s.Apply(s.Index()+1, mustEncode(t, cmd)))
+}
+
+func mustApply(t testing.TB, s *State, cmd Command) Reply {
+	t.Helper()
+	r, err := apply(t, s, cmd)
+	if err != nil {
+		t.Fatalf("%T: %v", cmd, err)
+	}
+	return r
+}
+
+// full returns a state with something of everything in it.
+func full(t testing.TB) *State {
+	s := NewState()
+	mustApply(t, s, InitCluster{Name: "test", Partitions: 4})
+	mustApply(t, s, AddNode{Node: starling.Node{Addr: "a:1", Roles: starling.AllRoles}})
+	mustApply(t, s, ClaimLead{Node: 1})
+	mustApply(t, s, ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: 1, To: 1}}, Claim: 3})
+	mustApply(t, s, AddToken{Hash: [32]byte{2}, Roles: starling.AllRoles, Expires: 100})
+	mustApply(t, s, AddNode{Token: [32]byte{2}, PublicKey: [32]byte{3}, Node: starling.Node{Addr: "b:1", Roles: starling.RoleHost}, Now: 9})
+	mustApply(t, s, CreateAccount{Account: starling.Account{ID: "acme", Created: 5}})
+	mustApply(t, s, CreateKey{Key: starling.Key{Hash: [32]byte{1}, ID: "k", Account: "acme", Role: starling.KeyUser}})
+	for now := range int64(12) {
+		mustApply(t, s, PutFunction{Function: helloRef, Config: starling.Config{Runtime: starling.Python311, Env: map[string]string{"A": "1", "B": "2"}}, Code: someCode, CodeSize: 9, Now: now})
+	}
+	mustApply(t, s, PublishVersion{Function: helloRef, Now: 8})
+	return s
+}
+
+func snapshot(t testing.TB, s *State) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := s.Save(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// randomCommand draws a command over a small world, so that most have something to meet.
+func randomCommand(t *rapid.T) Command {
+	account := starling.AccountID(rapid.SampledFrom([]string{"acme", "bolt", "BAD"}).Draw(t, "account"))
+	ref := starling.FunctionRef{Account: account, Name: starling.FunctionName(rapid.SampledFrom([]string{"f", "g", "-"}).Draw(t, "function"))}
+	small := rapid.IntRange(0, 3)
+	now := int64(small.Draw(t, "now"))
+	id := starling.NodeID(small.Draw(t, "node"))
+	hash := [32]byte{byte(small.Draw(t, "hash"))}
+	switch rapid.IntRange(1, 14).Draw(t, "command") {
+	case 1:
+		return InitCluster{Name: "test", Partitions: 4}
+	case 2:
+		return CreateAccount{Account: starling.Account{ID: account, Created: now}}
+	case 3:
+		return DeleteAccount{ID: account}
+	case 4:
+		return CreateKey{Key: starling.Key{Hash: hash, ID: fmt.Sprint(hash[0]), Account: account, Role: starling.KeyUser}}
+	case 5:
+		return DeleteKey{Account: account, ID: fmt.Sprint(hash[0])}
+	case 6, 7:
+		return PutFunction{Function: ref, Config: starling.Config{Runtime: starling.NodeJS20, MemoryMiB: 128 * small.Draw(t, "memory")}, Code: someCode, CodeSize: 1, Now: now,
+			Create: rapid.Bool().Draw(t, "create"), Expect: starling.VersionID(small.Draw(t, "expect") / 3 * 5)}
+	case 8:
+		return DeleteFunction{Function: ref}
+	case 9:
+		return PublishVersion{Function: ref, Now: now}
+	case 10:
+		return AddToken{Hash: hash, Roles: starling.AllRoles, Expires: now + 1, Now: now}
+	case 11:
+		return AddNode{Token: hash, PublicKey: [32]byte{byte(small.Draw(t, "key"))}, Node: starling.Node{Addr: "a", Roles: starling.AllRoles}, Now: now}
+	case 12:
+		return RemoveNode{ID: id}
+	case 13:
+		return ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: starling.PartitionID(small.Draw(t, "partition")), Epoch: starling.Epoch(small.Draw(t, "epoch")), To: id}}}
+	}
+	return ClaimLead{Node: id}
+}
+
+// Whatever is proposed: two replicas stay equal byte for byte; a third that was restored from a snapshot on the
+// way ends equal too; the invariants of map and catalog hold; and who follows the feed misses nothing.
+func TestReplicasStayEqual(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b, c := NewState(), NewState(), NewState()
+		cached := map[starling.FunctionRef]starling.VersionID{} // what a node that follows the feed believes
+		commands := rapid.IntRange(0, 60).Draw(t, "commands")
+		restoreAt := rapid.IntRange(0, 60).Draw(t, "restore")
+		for i := range commands {
+			raw, err := EncodeCommand(randomCommand(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i == restoreAt {
+				var snap bytes.Buffer
+				if err := a.Save(&snap); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Restore(&snap); err != nil {
+					t.Fatal(err)
+				}
+			}
+			index := a.Index() + 1
+			reply := a.Apply(index, raw)
+			if !bytes.Equal(reply, b.Apply(index, raw)) {
+				t.Fatal("two replicas answered differently")
+			}
+			if i >= restoreAt {
+				c.Apply(index, raw)
+			}
+			follow(t, a, index, cached)
+		}
+		if a.Hash() != b.Hash() || commands > restoreAt && a.Hash() != c.Hash() {
+			t.Fatal("replicas differ")
+		}
+		if err := a.catalog.Check(); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Topology().Map.Check(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// follow drops what the feed names of the last command, then compares and refills.
+func follow(t *rapid.T, s *State, index uint64, cached map[starling.FunctionRef]starling.VersionID) {
+	changes, ok := s.Changes(index - 1)
+	if !ok {
+		t.Fatal("the feed forgot the last command")
+	}
+	for _, c := range changes {
+		delete(cached, c.Function)
+	}
+	for _, account := range []starling.AccountID{"acme", "bolt"} {
+		for _, name := range []starling.FunctionName{"f", "g"} {
+			ref := starling.FunctionRef{Account: account, Name: name}
+			id := starling.VersionID(0)
+			if r, err := s.Query(Query{What: QueryResolve, Account: account, Function: name}); err == nil {
+				id = r.Version.ID
+			}
+			if old, ok := cached[ref]; ok && old != id {
+				t.Fatalf("%v went from %d to %d and the feed did not say so", ref, old, id)
+			}
+			cached[ref] = id
+		}
+	}
+}
+
+func TestSnapshotComesBackWhole(t *testing.T) {
+	s := full(t)
+	raw := snapshot(t, s)
+	var back State
+	if err := back.Restore(bytes.NewReader(raw)); err != nil {
+		t.Fatal(err)
+	}
+	if back.Hash() != s.Hash() || back.Index() != s.Index() {
+		t.Fatal("the restored state differs")
+	}
+	if _, ok := back.Changes(s.Index() - 1); ok {
+		t.Fatal("a restored feed pretends to know what came before")
+	}
+	if _, ok := back.Changes(s.Index()); !ok {
+		t.Fatal("a restored feed does not reach the present")
+	}
+	r := mustApply(t, &back, AddNode{Token: [32]byte{2}, PublicKey: [32]byte{3}, Node: starling.Node{Addr: "b:1", Roles: starling.RoleHost}, Now: 9})
+	if r.Node.ID != 2 {
+		t.Fatalf("the spent token was forgotten: %+v", r.Node)
+	}
+}
+
+// Any flipped bit and any cut is noticed, and the state stays as it was.
+func TestDamagedSnapshotIsRefused(t *testing.T) {
+	s := full(t)
+	raw := snapshot(t, s)
+	before := s.Hash()
+	for i := range raw {
+		damaged := bytes.Clone(raw)
+		damaged[i] ^= 1 << (i % 8)
+		if err := s.Restore(bytes.NewReader(damaged)); err == nil {
+			t.Fatalf("a flipped bit at %d of %d was not noticed", i, len(raw))
+		}
+		if err := s.Restore(bytes.NewReader(raw[:i])); err == nil {
+			t.Fatalf("a cut at %d of %d was not noticed", i, len(raw))
+		}
+	}
+	if s.Hash() != before {
+		t.Fatal("a refused snapshot changed the state")
+	}
+}
+
+func FuzzRestore(f *testing.F) {
+	f.Add(snapshot(f, full(f)))
+	f.Add(snapshot(f, NewState()))
+	f.Add([]byte(snapshotMagic))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		s := NewState()
+		_ = s.Restore(bytes.NewReader(raw)) // must not panic
+		if n := len(raw) - 4; n > 0 {       // with a checksum that fits, what lies behind it is reached
+			raw = binary.LittleEndian.AppendUint32(bytes.Clone(raw[:n]), crc32.Checksum(raw[:n], castagnoli))
+		}
+		if s.Restore(bytes.NewReader(raw)) != nil {
+			return
+		}
+		if err := s.catalog.Check(); err != nil {
+			t.Fatal(err)
+		}
+		again := NewState()
+		if err := again.Restore(bytes.NewReader(snapshot(t, s))); err != nil || again.Hash() != s.Hash() {
+			t.Fatalf("what was restored cannot be saved: %v", err)
+		}
+	})
+}
+
+func TestFeedForgetsTheOldestAndSaysSo(t *testing.T) {
+	var f feed
+	for i := range uint64(feedMax + 10) {
+		f.add(Change{Index: 2 * (i + 1)})
+	}
+	if _, ok := f.after(19); ok {
+		t.Fatal("a forgotten change was not reported")
+	}
+	changes, ok := f.after(20)
+	if !ok || len(changes) != feedMax || changes[0].Index != 22 || changes[feedMax-1].Index != 2*(feedMax+10) {
+		t.Fatalf("got %d changes, %v", len(changes), ok)
+	}
+	if changes, ok = f.after(2*(feedMax+10) - 3); !ok || len(changes) != 2 {
+		t.Fatalf("got %d changes, want 2", len(changes))
+	}
+}
+
+func BenchmarkApplyPutFunction(b *testing.B) {
+	s := NewState()
+	mustApply(b, s, CreateAccount{Account: starling.Account{ID: "acme"}})
+	raw := mustEncode(b, PutFunction{Function: helloRef, Config: starling.Config{Runtime: starling.Python311}, Code: someCode, CodeSize: 9})
+	b.ReportAllocs()
+	for b.Loop() {
+		s.Apply(s.Index()+1, raw)
+	}
+}
