@@ -54,13 +54,16 @@ type Config struct {
 	UIDBase      uint32  // first host user id for sandboxes; two are taken for each. 0 derives one from Tag
 	ResolvConf   string  // contents of /etc/resolv.conf inside
 	CgroupRoot   string  // normally /sys/fs/cgroup
-	Log          *slog.Logger
+	// TakeOver is how long to wait for the warden of an earlier life to finish cleaning.
+	TakeOver time.Duration
+	Log      *slog.Logger
 }
 
 // DefaultConfig returns the limits of a driver; Dir, GuestPath, Tag, RuntimeDir and Command remain to be set.
 func DefaultConfig() Config {
 	return Config{TmpBytes: 512 << 20, TmpInodes: 16_384, Files: 1024, ProcessesMax: 256, WarmMiB: 128, CPUMin: 0.25,
-		SandboxMax: 8192, ResolvConf: "nameserver 127.0.0.1\n", CgroupRoot: "/sys/fs/cgroup", Log: slog.New(slog.DiscardHandler)}
+		SandboxMax: 8192, ResolvConf: "nameserver 127.0.0.1\n", CgroupRoot: "/sys/fs/cgroup", TakeOver: 10 * time.Second,
+		Log: slog.New(slog.DiscardHandler)}
 }
 
 var tagPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
@@ -216,8 +219,8 @@ func (d *Driver) setup() *link.Setup {
 	return &link.Setup{
 		Dir: d.rootDir(), CgroupRoot: d.cfg.CgroupRoot, Parent: d.parent(), RuntimeDir: d.cfg.RuntimeDir, KeepLocal: keep,
 		ResolvConf: d.cfg.ResolvConf, UIDBase: base, SandboxMax: d.cfg.SandboxMax, MemoryBytes: int64(d.cfg.WarmMiB) << 20,
-		Processes: d.cfg.ProcessesMax,
-		Jail:      link.Jail{TmpBytes: d.cfg.TmpBytes, TmpInodes: d.cfg.TmpInodes, Files: uint64(d.cfg.Files), Listen: RuntimeAPI},
+		Processes: d.cfg.ProcessesMax, TakeOver: d.cfg.TakeOver,
+		Jail: link.Jail{TmpBytes: d.cfg.TmpBytes, TmpInodes: d.cfg.TmpInodes, Files: uint64(d.cfg.Files), Listen: RuntimeAPI},
 	}
 }
 
@@ -258,5 +261,6 @@ func (d *Driver) Close() error {
 	return nil
 }
 
-// wardenStart is how long a warden may take to be ready, including the wait for one of an earlier life.
-const wardenStart = 30 * time.Second
+// wardenStart is how long a warden may take to be ready, including the wait for one of an earlier life, which should
+// be far shorter.
+const wardenStart = time.Minute

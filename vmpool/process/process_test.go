@@ -1,9 +1,7 @@
 package process_test
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +15,7 @@ import (
 	"starling"
 	"starling/vmpool"
 	"starling/vmpool/process"
+	"starling/vmpool/process/attack"
 )
 
 // guest is the starling-guest binary, built once for all tests of the package.
@@ -43,31 +42,6 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// The test runtime executes Python source sent in JSON lines over the channel and answers with its variable out.
-const testRuntime = `
-import json, os, sys
-c = os.fdopen(3, "r+b", buffering=0) if False else os.fdopen(3, "rb", buffering=0)
-w = os.fdopen(os.dup(3), "wb", buffering=0)
-os.set_inheritable(w.fileno(), False)
-buf = b""
-space = {"__name__": "test"}
-while True:
-    i = buf.find(b"\n")
-    if i < 0:
-        d = c.read(65536)
-        if not d: break
-        buf += d
-        continue
-    line, buf = buf[:i], buf[i+1:]
-    space["out"] = None
-    try:
-        exec(compile(json.loads(line), "test", "exec"), space)
-        a = {"out": space["out"]}
-    except BaseException as e:
-        a = {"err": type(e).__name__ + ": " + str(e)}
-    w.write(json.dumps(a).encode() + b"\n")
-`
-
 func testConfig(t testing.TB) process.Config {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -76,7 +50,7 @@ func testConfig(t testing.TB) process.Config {
 	dir := t.TempDir()
 	runtimes := filepath.Join(dir, "runtimes")
 	must(t, os.Mkdir(runtimes, 0o755))
-	must(t, os.WriteFile(filepath.Join(runtimes, "test.py"), []byte(testRuntime), 0o644))
+	must(t, os.WriteFile(filepath.Join(runtimes, "test.py"), []byte(attack.Runtime), 0o644))
 	cfg := process.DefaultConfig()
 	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir = filepath.Join(dir, "process"), guest, runtimes
 	cfg.Tag = fmt.Sprintf("test-%d-%d", os.Getpid(), time.Now().UnixNano()%1_000_000)
@@ -119,54 +93,23 @@ func template(t testing.TB, d *process.Driver, r starling.Runtime) vmpool.Templa
 	return tpl
 }
 
-// box is a sandbox of the test runtime with its conversation.
+// box is a sandbox of the attack suite's runtime, which executes what it is told.
 type box struct {
-	vmpool.Sandbox
-	t  testing.TB
-	in *bufio.Reader
+	*attack.Box
+	t testing.TB
 }
 
 func clone(t testing.TB, tpl vmpool.Template) *box {
 	t.Helper()
-	s, err := tpl.Clone(context.Background())
-	must(t, err)
-	b := &box{s, t, nil}
-	if s.Channel() != nil {
-		b.in = bufio.NewReader(s.Channel())
-	}
-	t.Cleanup(func() { must(t, s.Close()) })
-	return b
+	return &box{attack.NewBox(t, tpl), t}
 }
 
-// python runs source inside and returns its out, or the error it raised.
-func (b *box) python(source string) (out any, err error) {
-	b.t.Helper()
-	q, _ := json.Marshal(source)
-	_ = b.Channel().SetDeadline(time.Now().Add(30 * time.Second))
-	if _, err := b.Channel().Write(append(q, '\n')); err != nil {
-		return nil, err
-	}
-	line, err := b.in.ReadBytes('\n')
-	if err != nil {
-		return nil, err
-	}
-	var a struct {
-		Out any
-		Err string
-	}
-	must(b.t, json.Unmarshal(line, &a))
-	if a.Err != "" {
-		return nil, fmt.Errorf("%s", a.Err)
-	}
-	return a.Out, nil
-}
+func (b *box) python(source string) (any, error) { return b.Python(source) }
 
 func (b *box) mustPython(source string) any {
 	b.t.Helper()
-	out, err := b.python(source)
+	out, err := b.Python(source)
 	if err != nil {
-		all, _ := b.Output()
-		_ = all
 		b.t.Fatalf("%s: %v", source, err)
 	}
 	return out

@@ -50,9 +50,9 @@ func (t *template) Clone(ctx context.Context) (vmpool.Sandbox, error) {
 	d.mu.Lock()
 	d.next++
 	b.id = d.next
+	b.group = d.tree.Group(strconv.FormatUint(b.id, 10))
 	d.boxes[b.id] = b
 	d.mu.Unlock()
-	b.group = d.tree.Group(strconv.FormatUint(b.id, 10))
 	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv}
 	if t.argv != nil {
 		m.Env = warmEnv
@@ -292,22 +292,28 @@ func (d *Driver) forget(b *sandbox) {
 	}
 }
 
-// release closes the node's descriptors.
+// release closes the node's descriptors. Whoever used one may have closed it already.
 func (b *sandbox) release() error {
 	var errs []error
-	for _, c := range []io.Closer{b.channel, b.listener, b.stdout, b.stderr} {
-		switch c := c.(type) {
-		case nil:
-		case *os.File:
-			if c != nil {
-				errs = append(errs, c.Close())
-			}
-		default:
-			errs = append(errs, c.Close())
+	closing := func(c io.Closer) {
+		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
 		}
 	}
+	if b.channel != nil {
+		closing(b.channel)
+	}
 	if b.waiting != nil {
-		_ = b.waiting.Close() // an ended Attach may have closed it
+		closing(b.waiting)
+	}
+	if b.listener != nil {
+		closing(b.listener)
+	}
+	if b.stdout != nil {
+		closing(b.stdout)
+	}
+	if b.stderr != nil {
+		closing(b.stderr)
 	}
 	return errors.Join(errs...)
 }

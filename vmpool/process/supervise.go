@@ -253,14 +253,17 @@ func (d *Driver) exited(m *link.Message) {
 	}
 }
 
-// endAll ends the sandboxes of a warden that is gone: the kernel killed their first processes when it ended, and what
-// it could not remove the sweep of the next one does.
+// endAll ends the sandboxes of a warden that is gone. The kernel killed their first processes when it ended; frozen ones
+// die only here. What is left of their cgroups the next warden sweeps.
 func (d *Driver) endAll() {
 	d.mu.Lock()
 	boxes := d.boxes
 	d.boxes = map[uint64]*sandbox{}
 	d.mu.Unlock()
 	for _, b := range boxes {
+		if err := b.group.Kill(); err != nil {
+			d.cfg.Log.Error("kill sandbox of an ended warden", "sandbox", b.id, "err", err)
+		}
 		b.end(vmpool.Exit{Code: -1, Signal: "killed"})
 	}
 }

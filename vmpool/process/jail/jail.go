@@ -70,6 +70,9 @@ func run(j *link.Jail, control *link.Conn) error {
 	if len(j.Argv) == 0 {
 		return provided(j, control)
 	}
+	if err := seal(); err != nil {
+		return err
+	}
 	if err := control.Send(&link.Message{Op: link.Ready}); err != nil {
 		return fmt.Errorf("tell the warden: %w", err)
 	}
@@ -210,8 +213,15 @@ func drop() error {
 	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 }
 
-// execute becomes the program. Every descriptor above last closes; the filter comes on as the last thing before, so
-// that it need not allow what the steps above did.
+// seal turns the system-call filter on for this thread, after everything that it refuses has been done.
+func seal() error {
+	if err := install(Filter()); err != nil {
+		return fmt.Errorf("install filter: %w", err)
+	}
+	return nil
+}
+
+// execute becomes the program. Every descriptor above last closes.
 func execute(path string, argv, env []string, last uint) error {
 	p, err := syscall.BytePtrFromString(path)
 	if err != nil {
@@ -228,9 +238,6 @@ func execute(path string, argv, env []string, last uint) error {
 	if err := unix.CloseRange(last+1, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("mark descriptors: %w", err)
 	}
-	if err := install(Filter()); err != nil {
-		return fmt.Errorf("install filter: %w", err)
-	}
 	_, _, errno := unix.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&a[0])), uintptr(unsafe.Pointer(&e[0])))
 	return fmt.Errorf("execute %s: %w", path, errno)
 }
@@ -240,6 +247,9 @@ func execute(path string, argv, env []string, last uint) error {
 func provided(j *link.Jail, control *link.Conn) error {
 	channel, err := link.New(os.NewFile(ChannelFD, "channel"))
 	if err != nil {
+		return err
+	}
+	if err := seal(); err != nil { // now, because the time between Run and the bootstrap is a caller's
 		return err
 	}
 	if err := control.Send(&link.Message{Op: link.Ready}); err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,6 +76,7 @@ type Setup struct {
 	SandboxMax  int
 	MemoryBytes int64 // limit of a warm sandbox
 	Processes   int   // limit of every sandbox
+	TakeOver    time.Duration
 	Jail        Jail
 }
 

@@ -21,9 +21,6 @@ import (
 // NodeFD is the warden's end of the link to its node.
 const NodeFD = 3
 
-// lockWait is how long a new warden waits for one of an earlier life to finish cleaning.
-const lockWait = 10 * time.Second
-
 // Main runs the warden until its node goes away.
 func Main() error {
 	node, err := link.New(os.NewFile(NodeFD, "node"))
@@ -97,7 +94,7 @@ func (w *warden) open() error {
 		return err
 	}
 	w.tree = tree
-	if w.lock, err = tree.Lock(lockWait); err != nil {
+	if w.lock, err = tree.Lock(w.setup.TakeOver); err != nil {
 		return err
 	}
 	if err := tree.Sweep(); err != nil {
