@@ -357,3 +357,15 @@ func TestBadSettingsAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// eventually polls ok every 50 ms for at most 20 s.
+func eventually(t testing.TB, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatal("did not come about in 20 s")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
