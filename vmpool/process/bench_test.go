@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -71,4 +72,53 @@ func BenchmarkProvided(b *testing.B) {
 	report(b, "clone", cloned)
 	report(b, "attach", attached)
 	report(b, "close", closed)
+}
+
+// BenchmarkCloneMany fills a pool from eight callers at once, then gives code to all of it from eight callers at once.
+func BenchmarkCloneMany(b *testing.B) {
+	d := newDriver(b, nil)
+	tpl := template(b, d, starling.Provided)
+	dir := codeDir(b, nil)
+	raw, err := os.ReadFile(guest)
+	must(b, err)
+	must(b, os.WriteFile(filepath.Join(dir, "bootstrap"), raw, 0o755))
+	const callers, boxes = 8, 256
+	all := func(do func(i int)) time.Duration {
+		began := time.Now()
+		var wg sync.WaitGroup
+		for c := range callers {
+			wg.Go(func() {
+				for i := c; i < boxes; i += callers {
+					do(i)
+				}
+			})
+		}
+		wg.Wait()
+		return time.Since(began)
+	}
+	var cloning, attaching, closing time.Duration
+	for b.Loop() {
+		var pool [boxes]vmpool.Sandbox
+		cloning += all(func(i int) {
+			s, err := tpl.Clone(context.Background())
+			if err != nil {
+				b.Error(err)
+			}
+			pool[i] = s
+		})
+		attaching += all(func(i int) {
+			if err := pool[i].Attach(context.Background(), vmpool.Code{Dir: dir, MemoryMiB: 128}); err != nil {
+				b.Error(err)
+			}
+		})
+		closing += all(func(i int) {
+			if err := pool[i].Close(); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	n := float64(b.N * boxes)
+	b.ReportMetric(n/cloning.Seconds(), "clones/s")
+	b.ReportMetric(n/attaching.Seconds(), "attaches/s")
+	b.ReportMetric(n/closing.Seconds(), "closes/s")
 }

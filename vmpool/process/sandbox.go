@@ -190,7 +190,7 @@ func (b *sandbox) startBootstrap(ctx context.Context, code vmpool.Code) error {
 	case err != nil:
 		return starling.Errorf(starling.Unavailable, op, "%w", err)
 	}
-	return starling.Errorf(starling.Failed, op, "%s", m.Error).With(m.Reason)
+	return starling.Errorf(starling.Failed, op, "%s", m.Error).With(starling.ErrEntrypoint)
 }
 
 // environment returns env sorted, with the address of the Runtime API and a search path.

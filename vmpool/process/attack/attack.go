@@ -164,7 +164,7 @@ func Run(t *testing.T, target Target) {
 		})
 	}
 	t.Logf("%d attempts in %d rows: %d rows refused, %d contained, %d escaped, %d skipped", attempts,
-		count[0]+count[1]+count[2]+count[3], count[refused], count[contained], count[escaped], count[skipped])
+		count[refused]+count[contained]+count[escaped]+count[skipped], count[refused], count[contained], count[escaped], count[skipped])
 }
 
 func newArena(t testing.TB, target Target) *arena {

@@ -51,7 +51,6 @@ type Message struct {
 	Op          Op              `json:"op"`
 	ID          uint64          `json:"id,omitempty"` // of the sandbox
 	Error       string          `json:"error,omitempty"`
-	Reason      string          `json:"reason,omitempty"`
 	Setup       *Setup          `json:"setup,omitempty"`
 	Argv        []string        `json:"argv,omitempty"` // nil: wait for Run
 	Env         []string        `json:"env,omitempty"`
