@@ -78,6 +78,8 @@ func (c Config) Validate() error {
 		return starling.Errorf(starling.Invalid, op, "Tag %q: use 1-32 of a-z, 0-9 and \"-\"", c.Tag)
 	case c.TmpBytes < 1<<20 || c.TmpInodes < 16 || c.Files < 16 || c.ProcessesMax < 16 || c.WarmMiB < 32 || c.SandboxMax < 1:
 		return starling.Errorf(starling.Invalid, op, "TmpBytes, TmpInodes, Files, ProcessesMax, WarmMiB and SandboxMax: a runtime cannot start in so little")
+	case c.SandboxMax > 1<<15:
+		return starling.Errorf(starling.Invalid, op, "SandboxMax %d: the user ids of one driver suffice for 32768", c.SandboxMax)
 	case c.CPUMin < 0.01:
 		return starling.Errorf(starling.Invalid, op, "CPUMin %v: use 0.01 or more", c.CPUMin)
 	case c.Log == nil || c.CgroupRoot == "":
