@@ -277,7 +277,7 @@ func TestNodeKilled(t *testing.T) {
 	cfg := testConfig(t)
 	for name, sig := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "terminated": syscall.SIGTERM} {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestNodeKilled$", "-test.v")
-		cmd.Env = append(os.Environ(), "STARLING_TEST_NODE="+cfg.Dir, "STARLING_TEST_TAG="+cfg.Tag)
+		cmd.Env = append(os.Environ(), "STARLING_TEST_NODE="+cfg.Dir, "STARLING_TEST_TAG="+cfg.Tag, "STARLING_TEST_GUEST="+guest, "TMPDIR="+t.TempDir())
 		out, err := cmd.StdoutPipe()
 		must(t, err)
 		must(t, cmd.Start())
