@@ -1,0 +1,256 @@
+// Package attack runs hostile functions in real sandboxes and judges from the host what they reached. Each row is one
+// attack; each row may make several attempts. The suite is for every driver: what a sandbox is made of is not its
+// business, only what got out.
+package attack
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"starling/vmpool"
+)
+
+// Runtime is the program that must run in the sandboxes: it executes Python source that comes as JSON lines over
+// descriptor 3 and answers with the variable out.
+const Runtime = `
+import json, os
+buf, space = b"", {"__name__": "attack"}
+while True:
+    i = buf.find(b"\n")
+    if i < 0:
+        got = os.read(3, 65536)
+        if not got: break
+        buf += got
+        continue
+    line, buf = buf[:i], buf[i+1:]
+    space["out"] = None
+    try:
+        exec(compile(json.loads(line), "attack", "exec"), space)
+        answer = {"out": space["out"]}
+    except BaseException as e:
+        answer = {"err": type(e).__name__ + ": " + str(e)}
+    answer = json.dumps(answer).encode() + b"\n"
+    while answer: answer = answer[os.write(3, answer):]
+`
+
+// A Box is a sandbox in which Runtime runs.
+type Box struct {
+	vmpool.Sandbox
+	in *bufio.Reader
+}
+
+// NewBox clones a sandbox, which the end of the test closes.
+func NewBox(t testing.TB, tpl vmpool.Template) *Box {
+	t.Helper()
+	s, err := tpl.Clone(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b := &Box{Sandbox: s}
+	if c := s.Channel(); c != nil {
+		b.in = bufio.NewReader(c)
+	}
+	return b
+}
+
+// Python runs source inside and returns its out, or the exception it raised.
+func (b *Box) Python(source string) (out any, err error) {
+	q, err := json.Marshal(source)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.Channel().SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		return nil, err
+	}
+	if _, err := b.Channel().Write(append(q, '\n')); err != nil {
+		return nil, err
+	}
+	line, err := b.in.ReadBytes('\n')
+	if err != nil {
+		return nil, err
+	}
+	var a struct {
+		Out any
+		Err string
+	}
+	if err := json.Unmarshal(line, &a); err != nil {
+		return nil, err
+	}
+	if a.Err != "" {
+		return nil, errors.New(a.Err)
+	}
+	return a.Out, nil
+}
+
+// A Target is what the suite attacks.
+type Target struct {
+	Template  vmpool.Template // sandboxes that run Runtime
+	MemoryMiB int             // given with the code
+	TmpBytes  int64           // of /tmp
+	TmpInodes int
+	Processes int
+	Files     int
+	// Secrets are words that must never be seen inside: paths and names of the host.
+	Secrets []string
+	// Processes of the sandbox as the host sees them.
+	PIDs func(vmpool.Sandbox) []int
+}
+
+// A verdict says what came of one row.
+type verdict int
+
+const (
+	refused   verdict = iota // nothing was reached: an error to the function, or its end
+	contained                // it worked, and hurt nobody but its own instance
+	escaped                  // something was reached that must not be
+	skipped                  // could not be tried here; never counted as refused
+)
+
+var verdictNames = [...]string{"refused", "contained", "ESCAPED", "skipped"}
+
+// A result is one row's verdict with its grounds.
+type result struct {
+	verdict  verdict
+	attempts int
+	detail   string
+}
+
+func fail(attempts int, format string, args ...any) result {
+	return result{escaped, attempts, fmt.Sprintf(format, args...)}
+}
+
+// A row is one attack.
+type row struct {
+	id, name string
+	run      func(*arena) result
+}
+
+// An arena is a fresh sandbox with code, the hostile helpers loaded, and things on the host to protect.
+type arena struct {
+	*Box
+	t      testing.TB
+	target Target
+	code   string // folder of the code on the host
+	canary string // file on the host that nobody inside may see
+}
+
+// Run tries every row. One escape fails the test.
+func Run(t *testing.T, target Target) {
+	var count [len(verdictNames)]int
+	attempts := 0
+	for _, r := range slices.Concat(fileRows, kernelRows, resourceRows) {
+		t.Run(r.id, func(t *testing.T) {
+			res := r.run(newArena(t, target))
+			count[res.verdict]++
+			attempts += res.attempts
+			t.Logf("%-4s %-40s %-9s %s", r.id, r.name, verdictNames[res.verdict], res.detail)
+			if res.verdict == escaped {
+				t.Errorf("%s escaped: %s", r.id, res.detail)
+			}
+		})
+	}
+	t.Logf("%d attempts in %d rows: %d rows refused, %d contained, %d escaped, %d skipped", attempts,
+		count[refused]+count[contained]+count[escaped]+count[skipped], count[refused], count[contained], count[escaped], count[skipped])
+}
+
+func newArena(t testing.TB, target Target) *arena {
+	t.Helper()
+	a := &arena{Box: NewBox(t, target.Template), t: t, target: target, code: t.TempDir()}
+	a.check(os.Chmod(a.code, 0o755))
+	a.check(os.WriteFile(filepath.Join(a.code, "main.py"), []byte("answer = 42\n"), 0o644))
+	a.canary = filepath.Join(t.TempDir(), "canary")
+	a.check(os.WriteFile(a.canary, []byte("host secret"), 0o644))
+	a.target.Secrets = append(slices.Clone(target.Secrets), a.code, a.canary)
+	a.check(a.Attach(context.Background(), vmpool.Code{Dir: a.code, MemoryMiB: target.MemoryMiB}))
+	a.do(prelude)
+	return a
+}
+
+func (a *arena) check(err error) {
+	a.t.Helper()
+	if err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// do runs source that must not fail.
+func (a *arena) do(source string) any {
+	a.t.Helper()
+	out, err := a.Python(source)
+	if err != nil {
+		a.t.Fatalf("%v in:\n%s", err, source)
+	}
+	return out
+}
+
+// attempts runs source, which leaves in out a list of [what, result], where a result that begins with "ok" means that
+// the act succeeded. All must have been refused.
+func (a *arena) attempts(source string) result {
+	a.t.Helper()
+	list, ok := a.do(source).([]any)
+	if !ok || len(list) == 0 {
+		a.t.Fatalf("no attempt was made by:\n%s", source)
+	}
+	var bad, kinds []string
+	for _, x := range list {
+		pair := x.([]any)
+		what, got := fmt.Sprint(pair[0]), fmt.Sprint(pair[1])
+		if strings.HasPrefix(got, "ok") {
+			bad = append(bad, what+": "+got)
+		}
+		kind, _, _ := strings.Cut(got, " ")
+		if !slices.Contains(kinds, kind) {
+			kinds = append(kinds, kind)
+		}
+	}
+	if len(bad) > 0 {
+		return fail(len(list), "%s", strings.Join(bad, "; "))
+	}
+	return result{refused, len(list), fmt.Sprintf("%d attempts: %s", len(list), strings.Join(kinds, " "))}
+}
+
+// simple makes a row of one source run by attempts.
+func simple(id, name, source string) row {
+	return row{id, name, func(a *arena) result { return a.attempts(source) }}
+}
+
+// prelude is loaded into every hostile function. t tries a call and notes how it went; sc makes a raw system call.
+const prelude = `
+import ctypes, errno, os, resource, signal, socket, struct, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+def sc(nr, *args):
+    ctypes.set_errno(0)
+    args = [ctypes.c_void_p(x) if isinstance(x, int) else x for x in args]
+    r = libc.syscall(ctypes.c_long(nr), *args)
+    if r == -1: raise OSError(ctypes.get_errno(), "")
+    return r
+def t(what, f):
+    try: r = "ok " + str(f())[:200]
+    except OSError as e: r = errno.errorcode.get(e.errno, str(e.errno) or type(e).__name__)
+    except BaseException as e: r = type(e).__name__ + " " + str(e)[:100]
+    return [what, r]
+def many(**calls): return [t(k, (lambda v: lambda: sc(*v))(v)) for k, v in calls.items()]
+def child(f):
+    "Runs f in a child and returns its wait status."
+    p = os.fork()
+    if p == 0:
+        try: f()
+        except BaseException: os._exit(99)
+        os._exit(0)
+    return os.waitpid(p, 0)[1]
+`

@@ -1,0 +1,85 @@
+package process_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"starling"
+	"starling/vmpool"
+	"starling/vmpool/process"
+	"starling/vmpool/process/attack"
+	"starling/vmpool/process/link"
+)
+
+// TestAttacks is the escape suite. It takes about half a minute.
+func TestAttacks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the escape suite is slow; run it without -short")
+	}
+	cfg := testConfig(t)
+	cfg.TmpBytes, cfg.TmpInodes = 64<<20, 4096
+	d := process.New(cfg)
+	defer func() { must(t, d.Close()); leftNothing(t, cfg) }()
+	host, err := os.Hostname()
+	must(t, err)
+	secrets := []string{cfg.Dir, filepath.Dir(cfg.Dir), cfg.GuestPath, cfg.Tag, "starling-test", "/sys/fs/cgroup", os.TempDir() + "/"}
+	if len(host) > 3 { // a shorter name turns up by chance
+		secrets = append(secrets, host)
+	}
+	attack.Run(t, attack.Target{
+		Template: template(t, d, starling.Python311), MemoryMiB: 192, TmpBytes: cfg.TmpBytes, TmpInodes: cfg.TmpInodes,
+		Processes: cfg.ProcessesMax, Files: cfg.Files, Secrets: secrets,
+		PIDs: func(s vmpool.Sandbox) []int { return pidsOf(s) },
+	})
+}
+
+// pidsOf lists a sandbox's processes as the host numbers them.
+func pidsOf(s vmpool.Sandbox) (pids []int) {
+	text, _ := os.ReadFile(process.ProcsFile(s))
+	for _, f := range strings.Fields(string(text)) {
+		n, _ := strconv.Atoi(f)
+		pids = append(pids, n)
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// TestFirstProcessWaitsForItsCgroup is row B24: until the warden says that the process sits in its cgroup, no program
+// starts; and when the warden never says so, none does.
+func TestFirstProcessWaitsForItsCgroup(t *testing.T) {
+	control, theirs, err := link.Pair()
+	must(t, err)
+	defer theirs.Close()
+	r, w, err := os.Pipe()
+	must(t, err)
+	defer r.Close()
+	cmd := exec.Command(guest, "init")
+	cmd.Stdout, cmd.Stderr = w, w
+	cmd.ExtraFiles = []*os.File{w, theirs} // descriptors 3 and 4
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(t, cmd.Start())
+	w.Close()
+	theirs.Close()
+	time.Sleep(time.Second) // the injected delay of the row: a first process that does not wait would be far by then
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid))
+	if err != nil || exe != guest {
+		t.Fatalf("runs %s %v", exe, err)
+	}
+	before, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/cgroup", cmd.Process.Pid))
+	must(t, err)
+	if mine, _ := os.Readlink("/proc/self/ns/cgroup"); before != mine {
+		t.Fatal("left its cgroup namespace before it was placed")
+	}
+	must(t, control.Close())
+	if err := cmd.Wait(); err == nil {
+		t.Fatal("went on without the warden")
+	}
+}

@@ -1,0 +1,304 @@
+// Package cgroup bounds, counts, freezes and kills the processes of one sandbox. It speaks both cgroup versions by
+// plain file writes: the handful of files a sandbox needs is less than any library's interface.
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits bound one sandbox.
+type Limits struct {
+	MemoryBytes int64   // hard limit, swap included
+	CPU         float64 // most CPUs' worth of time, > 0; also its weight against neighbours
+	Processes   int     // processes and threads together
+}
+
+// Stats is what a group used so far.
+type Stats struct {
+	MemoryBytes int64 // now, page cache and kernel memory included
+	MemoryMax   int64 // peak
+	CPU         time.Duration
+	Processes   int
+}
+
+// period is how often the CPU quota is refilled. A long period lets a short call run to its end unthrottled.
+const period = 100 * time.Millisecond
+
+// weightUnit is the cpu weight (v1 shares) of one whole CPU.
+const weightUnit = 1024
+
+// A Tree holds the groups of one driver, below one parent group that carries the driver's name.
+type Tree struct {
+	version int
+	mounts  map[string]string // v1: controller → mount; v2: "" → mount
+	parent  string            // name of the parent group
+}
+
+// controllers of v1, in the order groups are made; memory first, because its limit must be there before the process.
+var controllers = []string{"memory", "cpu", "cpuacct", "pids", "freezer"}
+
+// Find looks below root (normally /sys/fs/cgroup) for version 2 with the needed controllers, else for version 1, and
+// returns the tree whose parent group is called parent. Nothing is created yet.
+func Find(root, parent string) (*Tree, error) {
+	if b, err := os.ReadFile(filepath.Join(root, "cgroup.controllers")); err == nil {
+		if missing := missingFrom(strings.Fields(string(b)), "memory", "cpu", "pids"); len(missing) > 0 {
+			return nil, fmt.Errorf("cgroup v2 at %s lacks the controllers %s: delegate them to this node", root, strings.Join(missing, ", "))
+		}
+		return &Tree{2, map[string]string{"": root}, parent}, nil
+	}
+	t := &Tree{1, map[string]string{}, parent}
+	for _, c := range controllers {
+		dir, err := filepath.EvalSymlinks(filepath.Join(root, c))
+		if err != nil {
+			return nil, fmt.Errorf("find cgroup controller %s (neither version 1 nor 2 is mounted in full below %s): %w", c, root, err)
+		}
+		t.mounts[c] = dir
+	}
+	return t, nil
+}
+
+func missingFrom(have []string, want ...string) (missing []string) {
+next:
+	for _, w := range want {
+		for _, h := range have {
+			if h == w {
+				continue next
+			}
+		}
+		missing = append(missing, w)
+	}
+	return missing
+}
+
+// Version is 1 or 2.
+func (t *Tree) Version() int { return t.version }
+
+// dirs returns the distinct folders of the group name; "" is the parent group itself. Controllers that share one
+// mount (cpu,cpuacct) share the folder.
+func (t *Tree) dirs(name string) []string {
+	if t.version == 2 {
+		return []string{filepath.Join(t.mounts[""], t.parent, name)}
+	}
+	var out []string
+	for _, c := range controllers {
+		d := filepath.Join(t.mounts[c], t.parent, name)
+		dup := false
+		for _, o := range out {
+			dup = dup || o == d
+		}
+		if !dup {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// Open creates the parent group.
+func (t *Tree) Open() error {
+	for _, d := range t.dirs("") {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	if t.version == 2 {
+		for _, d := range []string{t.mounts[""], t.dirs("")[0]} {
+			if err := write(d, "cgroup.subtree_control", "+memory +cpu +pids"); err != nil {
+				return fmt.Errorf("enable controllers: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Lock takes the parent group for this process until the file is closed, so that two nodes never sweep each other. It
+// waits at most wait, because the warden of an earlier life may still be cleaning up.
+func (t *Tree) Lock(wait time.Duration) (*os.File, error) {
+	deadline := time.Now().Add(wait)
+	for {
+		if err := t.Open(); err != nil {
+			return nil, err
+		}
+		dir := t.dirs("")[0]
+		f, err := os.Open(dir)
+		if err == nil {
+			if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil && sameFile(f, dir) {
+				return f, t.Open() // the previous owner may have removed some of the folders meanwhile
+			}
+			f.Close()
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("lock %s: another node with this tag runs on this machine; give each its own tag: %w", t.parent, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func sameFile(f *os.File, path string) bool {
+	a, err := f.Stat()
+	b, err2 := os.Stat(path)
+	return err == nil && err2 == nil && os.SameFile(a, b)
+}
+
+// Names lists the groups below the parent group.
+func (t *Tree) Names() []string {
+	seen := map[string]bool{}
+	var out []string
+	for _, d := range t.dirs("") {
+		entries, _ := os.ReadDir(d)
+		for _, e := range entries {
+			if e.IsDir() && !seen[e.Name()] {
+				seen[e.Name()] = true
+				out = append(out, e.Name())
+			}
+		}
+	}
+	return out
+}
+
+// Sweep kills and removes every group below the parent group.
+func (t *Tree) Sweep() error {
+	var errs []error
+	for _, name := range t.Names() {
+		g := t.Group(name)
+		errs = append(errs, g.Kill(), g.Remove())
+	}
+	return errors.Join(errs...)
+}
+
+// Remove removes the parent group, which must be empty.
+func (t *Tree) Remove() error { return t.Group("").Remove() }
+
+// Group names one group; it need not exist yet.
+func (t *Tree) Group(name string) Group {
+	if t.version == 2 {
+		return &v2{dir: t.dirs(name)[0]}
+	}
+	g := &v1{dirs: t.dirs(name)}
+	at := func(c string) string { return filepath.Join(t.mounts[c], t.parent, name) }
+	g.memory, g.cpu, g.cpuacct, g.pids, g.freezer = at("memory"), at("cpu"), at("cpuacct"), at("pids"), at("freezer")
+	return g
+}
+
+// A Group is the cgroup of one sandbox.
+type Group interface {
+	// Create makes the group with its limits.
+	Create(Limits) error
+	// Limit replaces the limits.
+	Limit(Limits) error
+	// Place moves the process pid into the group. Its future children are born there.
+	Place(pid int) error
+	// Freeze stops every process until Thaw; it returns when all are stopped.
+	Freeze() error
+	Thaw() error
+	// Kill ends every process in the group, also frozen ones, and waits until the group is empty.
+	Kill() error
+	// OutOfMemory reports whether the kernel killed a process of the group for its memory limit.
+	OutOfMemory() bool
+	Stats() (Stats, error)
+	// Remove deletes the group, which must be empty or about to be.
+	Remove() error
+}
+
+func write(dir, file, value string) error {
+	fd, err := unix.Open(dir+"/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir + "/" + file, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &os.PathError{Op: "write " + value, Path: dir + "/" + file, Err: err}
+	}
+	return nil
+}
+
+func readInt(dir, file string) (int64, error) {
+	b, err := os.ReadFile(dir + "/" + file)
+	if err != nil {
+		return 0, err
+	}
+	s := strings.TrimSpace(string(b))
+	if s == "max" {
+		return 1<<63 - 1, nil
+	}
+	return strconv.ParseInt(s, 10, 64)
+}
+
+// field returns the number after key in a file of "key number" lines, or 0.
+func field(dir, file, key string) int64 {
+	b, _ := os.ReadFile(dir + "/" + file)
+	for line := range strings.Lines(string(b)) {
+		k, v, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if ok && k == key {
+			n, _ := strconv.ParseInt(v, 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// killAll sends SIGKILL to what the file lists until nothing is listed. A process may fork meanwhile; its child is
+// listed in the next round.
+func killAll(dir string, between func()) error {
+	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		b, err := os.ReadFile(dir + "/cgroup.procs")
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		pids := strings.Fields(string(b))
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, p := range pids {
+			if n, err := strconv.Atoi(p); err == nil && n > 0 {
+				_ = unix.Kill(n, unix.SIGKILL) // it may have ended since it was listed
+			}
+		}
+		between()
+		if wait >= 20*time.Millisecond && allZombies(pids) {
+			return nil // killed, only their parent has not collected them yet
+		}
+		time.Sleep(wait)
+	}
+}
+
+func allZombies(pids []string) bool {
+	for _, p := range pids {
+		b, err := os.ReadFile("/proc/" + p + "/stat")
+		if err != nil {
+			continue
+		}
+		if i := strings.LastIndexByte(string(b), ')'); i < 0 || i+2 >= len(b) || b[i+2] != 'Z' {
+			return false
+		}
+	}
+	return true
+}
+
+// removeAll removes the folders. The kernel may call a group busy for a moment after its last process has gone.
+func removeAll(dirs []string) error {
+	deadline := time.Now().Add(5 * time.Second)
+	for _, d := range dirs {
+		for wait := 50 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+			err := unix.Rmdir(d)
+			if err == nil || err == unix.ENOENT {
+				break
+			}
+			if err != unix.EBUSY || time.Now().After(deadline) {
+				return &os.PathError{Op: "remove cgroup", Path: d, Err: err}
+			}
+			time.Sleep(wait)
+		}
+	}
+	return nil
+}

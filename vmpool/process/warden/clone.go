@@ -1,0 +1,170 @@
+package warden
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"starling/vmpool/process/cgroup"
+	"starling/vmpool/process/jail"
+	"starling/vmpool/process/link"
+)
+
+// namespaces of every sandbox. The cgroup namespace is entered later, when the process sits in its group, or it would
+// show where the group lies.
+const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+
+// idsPerBox is how many user ids of the host one sandbox takes: one for its root, one for its user.
+const idsPerBox = 2
+
+// A fork asks the cloner for one process.
+type fork struct {
+	box   *box
+	files []uintptr
+	done  chan error
+}
+
+// clone makes a sandbox and waits until its first process has become the program (or, for provided, waits for code).
+func (w *warden) clone(b *box, m *link.Message, fds []int) ([]int, error) {
+	control, err := w.start(b, fds)
+	if err != nil {
+		w.forget(b)
+		close(b.done)
+		return nil, errors.Join(err, b.group.Kill(), b.group.Remove())
+	}
+	defer control.Close()
+	go w.mourn(b)
+	j := w.setup.Jail
+	j.Argv, j.Env = m.Argv, m.Env
+	if len(m.Argv) > 0 {
+		j.Listen = ""
+	}
+	listener, err := w.release(b, control, &j)
+	if err != nil {
+		w.end(b)
+		for _, fd := range listener {
+			unix.Close(fd)
+		}
+		return nil, err
+	}
+	return listener, nil
+}
+
+// admit reserves a user slot.
+func (w *warden) admit(id uint64) (*box, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closing {
+		return nil, errors.New("the warden is closing")
+	}
+	if len(w.boxes) >= w.setup.SandboxMax {
+		return nil, fmt.Errorf("%d sandboxes exist: the driver's limit", len(w.boxes))
+	}
+	b := &box{id: id, pidfd: -1, gone: make(chan struct{}), done: make(chan struct{}), group: w.tree.Group(strconv.FormatUint(id, 10))}
+	if n := len(w.free); n > 0 {
+		b.slot, w.free = w.free[n-1], w.free[:n-1]
+	} else {
+		b.slot = w.next
+		w.next++
+	}
+	w.boxes[id] = b
+	return b, nil
+}
+
+// start makes the group and the process, and puts the one into the other. The process does nothing until released.
+func (w *warden) start(b *box, fds []int) (*link.Conn, error) {
+	if len(fds) != 3 {
+		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and the channel", len(fds))
+	}
+	err := b.group.Create(cgroup.Limits{MemoryBytes: w.setup.MemoryBytes, CPU: 1, Processes: w.setup.Processes})
+	if err != nil {
+		return nil, err
+	}
+	control, theirs, err := link.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	f := fork{b, []uintptr{0, uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2]), theirs.Fd()}, make(chan error)}
+	w.forks <- f
+	if err := <-f.done; err != nil {
+		control.Close()
+		return nil, fmt.Errorf("fork: %w", err)
+	}
+	return control, nil
+}
+
+// release puts the process into its group, lets it go on and waits until the program runs.
+func (w *warden) release(b *box, control *link.Conn, j *link.Jail) (listener []int, err error) {
+	if err := b.group.Place(b.pid); err != nil {
+		return nil, fmt.Errorf("place in cgroup: %w", err)
+	}
+	if err := control.Send(&link.Message{Op: link.Enter, Jail: j}); err != nil {
+		return nil, fmt.Errorf("release: %w", err)
+	}
+	ready := false
+	for {
+		m, fds, err := control.Receive()
+		switch {
+		case err != nil && ready:
+			return listener, nil // closed by the execution of the program
+		case err != nil:
+			return listener, fmt.Errorf("the first process ended before it was ready: %w", err)
+		case m.Error != "":
+			return listener, errors.New(m.Error)
+		case m.Op == link.Listener:
+			listener = fds
+		case m.Op == link.Ready:
+			ready = true
+		}
+	}
+}
+
+// cloner makes all processes from one thread that lives as long as the warden, because a child's promise to die with
+// its parent is about the parent's thread.
+func (w *warden) cloner() {
+	runtime.LockOSThread()
+	null, nullErr := os.Open(os.DevNull)
+	for f := range w.forks {
+		if err := nullErr; err != nil {
+			f.done <- err
+			continue
+		}
+		f.files[0] = null.Fd()
+		f.done <- w.fork(f)
+	}
+}
+
+func (w *warden) fork(f fork) error {
+	base := int(w.setup.UIDBase + f.box.slot*idsPerBox)
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: 1}, {ContainerID: jail.User, HostID: base + 1, Size: 1}}
+	attr := &syscall.ProcAttr{
+		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=4MiB"}, // the first process is small and short-lived
+		Files: f.files,
+		Sys: &syscall.SysProcAttr{
+			Cloneflags: namespaces, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+			// Root of the new user namespace; without this the exec would drop its capabilities.
+			Credential: &syscall.Credential{NoSetGroups: true},
+			Setsid:     true, Pdeathsig: syscall.SIGKILL, PidFD: &f.box.pidfd,
+		},
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closing || f.box.doomed {
+		return errors.New("the sandbox is not wanted any more")
+	}
+	// By this link, because the child may not walk the folders above the binary; and in the working folder of the warden,
+	// the shared root, because its copy of that mount can be reached in no other way.
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{"starling-guest", "init"}, attr)
+	if err != nil {
+		return err
+	}
+	f.box.pid = pid
+	w.byPID[pid] = f.box
+	return nil
+}
