@@ -34,7 +34,7 @@ func (s *Scheduler) acquire(from starling.NodeID, m *wire.Acquire) {
 
 // mayLease reports whether the limits leave room for one more slot of v.
 func (s *Scheduler) mayLease(v *version) bool {
-	return s.granting() && v.known() && v.of.leased < v.limit && v.of.account.leased < v.of.account.max
+	return s.granting() && v.known() && v.of.leased < int(v.limit) && v.of.account.leased < v.of.account.max
 }
 
 // wait puts a call into the queue, or refuses it when it is full or waiting is pointless.
@@ -43,7 +43,7 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 	if s.waiters[k] != nil {
 		return // asked again while it waits: the answer will come
 	}
-	ahead := v.waiting
+	ahead := int(v.waiting)
 	if v.of != nil {
 		ahead = v.of.waiting
 	}
@@ -61,11 +61,8 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 		s.reject(from, m.Call, starling.Overloaded, ReasonQueueFull, "too many calls wait for this function: retry later or raise its limits", time.Second)
 		return
 	}
-	w := &waiter{}
-	if n := len(s.unused); n > 0 {
-		w, s.unused = s.unused[n-1], s.unused[:n-1]
-	}
-	*w = waiter{call: m.Call, node: from, key: m.Key, version: v, since: s.now, deadline: s.now + min(m.Wait, s.cfg.Bounds.Age)}
+	w := s.newWaiter()
+	*w = waiter{call: m.Call, node: from, version: v, since: s.now, deadline: s.now + min(m.Wait, s.cfg.Bounds.Age)}
 	s.waiters[k] = w
 	s.deadlines.push(w)
 	h := v.holderOf(from, true)
@@ -78,6 +75,16 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 	s.becomeHungry(v)
 	s.startFor(v)
 	s.recallFor(v)
+}
+
+func (s *Scheduler) newWaiter() *waiter {
+	n := len(s.unused)
+	if n == 0 {
+		return &waiter{}
+	}
+	w := s.unused[n-1]
+	s.unused = s.unused[:n-1]
+	return w
 }
 
 // leaveQueue takes a waiter out of all books; it is not answered here.
@@ -215,7 +222,7 @@ func (s *Scheduler) expireWaiters() {
 		switch {
 		case !v.known():
 			s.reject(w.node, w.call, starling.Unavailable, ReasonQueueTimeout, "the manager did not tell the version's configuration in time: retry", time.Second)
-		case v.ready > 0 || v.starting > 0 || v.of.leased >= v.limit || v.of.account.leased >= v.of.account.max:
+		case v.ready > 0 || v.starting > 0 || v.of.leased >= int(v.limit) || v.of.account.leased >= v.of.account.max:
 			s.reject(w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", time.Second)
 		case v.trouble != "":
 			s.reject(w.node, w.call, starling.Unavailable, ReasonNoHost, v.trouble, time.Second)

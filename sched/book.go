@@ -9,10 +9,10 @@ import (
 
 // An account sums what its functions use in this partition.
 type account struct {
-	id       starling.AccountID
 	max      int // slots that may be leased at once
 	leased   int
 	starting int // slots on their way
+	id       starling.AccountID
 	versions int // that point here
 	turn     int // whose waiting calls are served next when a slot of the account is free
 	hungry   []*version
@@ -20,42 +20,47 @@ type account struct {
 
 // A function sums what its versions use.
 type function struct {
-	ref       starling.FunctionRef
 	account   *account
-	instances int // starting or ready
-	starting  int
 	leased    int
 	waiting   int
+	instances int // starting or ready
+	starting  int
 	versions  int
+	ref       starling.FunctionRef
 }
 
 // A holder is one frontend's share of one version.
 type holder struct {
 	node    starling.NodeID
-	held    int // leases
-	waiting int
+	held    int32 // leases
+	waiting int32
 	queue   waiterList
 }
 
-// A version is one deployed snapshot: its instances and its queue.
+// A version is one deployed snapshot: its instances and its queue. What a warm call touches comes first, so that
+// it lies on few cache lines.
 type version struct {
-	id     starling.VersionID
-	config *starling.Version // nil until the lookup is answered
-	of     *function         // nil until the lookup is answered
-	slots  int               // of one instance; 0 until known
-	limit  int               // slots that may be leased at once
-	most   int               // instances of the function that this version may ask for
-	gone   bool              // deleted: nothing is granted, instances are on their way out
+	id      starling.VersionID
+	of      *function    // nil until the lookup is answered
+	slots   int32        // of one instance; 0 until known
+	limit   int32        // slots that may be leased at once
+	leased  int32        // slots
+	waiting int32        // calls
+	free    instanceList // ready with a free slot
+	holders []holder
+	first   [1]holder // room for the first of holders
+	turn    int       // holder served next
+	gone    bool      // deleted: nothing is granted, instances are on their way out
 
-	free     instanceList // ready with a free slot
-	all      instanceList // not stopping
+	arrivals uint64
+	config   *starling.Version // nil until the lookup is answered
+	most     int               // instances of the function that this version may ask for
+	all      instanceList      // not stopping
 	starting int
 	ready    int
-	leaving  int // stopping
-	leased   int
-	waiting  int
-	holders  []holder
-	turn     int // holder served next
+	leaving  int                     // stopping
+	onHost   map[starling.NodeID]int // instances of all
+	onZone   map[starling.Zone]int
 
 	failures   int     // starts that failed in a row by the function's own fault
 	troubles   int     // starts that failed in a row by a host's fault
@@ -65,9 +70,6 @@ type version struct {
 	holdText   string
 	trouble    string // why the last start failed by a host's fault
 
-	onHost map[starling.NodeID]int // instances of all
-	onZone map[starling.Zone]int
-
 	evicting   int // instances of others on their way out for this one
 	recalledAt instant
 	lookupAt   instant
@@ -75,7 +77,6 @@ type version struct {
 	listed     bool // in Scheduler.empty
 	hungryAt   int  // in Scheduler.hungry; -1 when nobody waits
 	accountAt  int  // in account.hungry; -1 when not there
-	arrivals   uint64
 	done       uint64
 	busy       time.Duration
 }
@@ -88,23 +89,24 @@ const (
 	isStopping // told to stop; its slots are not ours any more, its memory is not free yet
 )
 
-// An instance is one running copy of a version, as far as this partition knows.
+// An instance is one running copy of a version, as far as this partition knows. What a warm call touches comes first.
 type instance struct {
 	id      starling.InstanceID
 	version *version
+	node    starling.NodeID // its host
+	used    int32           // slots leased
+	state   state
+	isFree  bool      // in version.free
+	leases  leaseList // that make up used
+	idle    instant   // since when no slot was leased; meaningful while used is 0
+	in      [instanceListCount]instanceLinks
+
 	host    *host
 	key     starling.Key64
-	state   state
-	used    int       // slots leased
-	leases  leaseList // that make up used
-	in      [instanceListCount]instanceLinks
-	isFree  bool // in version.free
-
 	began   instant  // decision to start it
 	sent    instant  // last Start or Stop sent
 	look    instant  // when a starting one is looked at again
 	readyAt instant  // first known to be ready
-	idle    instant  // since when no slot was leased; meaningful while used is 0
 	due     instant  // see before
 	heapAt  int      // in Scheduler.idle; -1 when not there
 	forWhom *version // evicted for this one
@@ -178,7 +180,8 @@ func (s *Scheduler) addVersion(id starling.VersionID) *version {
 	v := s.versions[id]
 	if v == nil {
 		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
-			recalledAt: -s.cfg.RecallPause, onHost: map[starling.NodeID]int{}, onZone: map[starling.Zone]int{}}
+			recalledAt: -s.cfg.RecallPause}
+		v.holders = v.first[:0]
 		s.versions[id] = v
 		s.unknown = append(s.unknown, v)
 		s.lookup(v)

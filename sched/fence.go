@@ -49,7 +49,7 @@ func (s *Scheduler) mayBecomeActive() {
 func (s *Scheduler) deactivate() {
 	for len(s.hungry) > 0 {
 		v := s.hungry[0]
-		s.rejectWaiting(v, v.waiting, starling.Moved, ReasonMoved, "ask the partition's new owner", 0)
+		s.rejectWaiting(v, int(v.waiting), starling.Moved, ReasonMoved, "ask the partition's new owner", 0)
 	}
 	s.phase = Ended
 }
@@ -272,7 +272,7 @@ func (s *Scheduler) versionGone(id starling.VersionID) {
 		return
 	}
 	v.gone = true
-	s.rejectWaiting(v, v.waiting, starling.NotFound, ReasonVersionGone, "the version was deleted", 0)
+	s.rejectWaiting(v, int(v.waiting), starling.NotFound, ReasonVersionGone, "the version was deleted", 0)
 	for i := v.all.front; i != nil; i = v.all.front {
 		s.stop(i, false)
 	}

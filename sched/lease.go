@@ -15,7 +15,7 @@ func (s *Scheduler) grant(v *version, i *instance, to starling.NodeID, call uint
 	}
 	g := s.out.grants.next()
 	*g = wire.Grant{Call: call, Lease: starling.Lease{ID: l.id, Partition: s.id, Epoch: s.epoch, Version: v.id, Instance: i.id,
-		Host: i.host.node, Slots: 1, TTL: s.cfg.LeaseTTL, Phases: p}}
+		Host: i.node, Slots: 1, TTL: s.cfg.LeaseTTL, Phases: p}}
 	s.out.send(to, g)
 }
 
@@ -59,7 +59,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.of.account.leased >= v.of.account.max || v.of.waiting > v.waiting)
+	others := v.of != nil && (v.of.account.leased >= v.of.account.max || v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
@@ -197,17 +197,17 @@ func (s *Scheduler) expireLeases() {
 // recallFor asks frontends that hold more than an even share of v for the surplus, when others hold less than
 // theirs and wait, and when starting instances will not serve them anyway.
 func (s *Scheduler) recallFor(v *version) {
-	if s.now-v.recalledAt < s.cfg.RecallPause || len(v.holders) < 2 || v.leased == 0 || v.waiting <= v.starting*v.slots || !s.granting() {
+	if s.now-v.recalledAt < s.cfg.RecallPause || len(v.holders) < 2 || v.leased == 0 || int(v.waiting) <= v.starting*int(v.slots) || !s.granting() {
 		return
 	}
-	interested := 0
+	interested := int32(0)
 	for i := range v.holders {
 		if v.holders[i].node != 0 {
 			interested++
 		}
 	}
 	low, high := v.leased/max(interested, 1), (v.leased+interested-1)/max(interested, 1)
-	want := 0
+	want := int32(0)
 	for i := range v.holders {
 		if h := &v.holders[i]; h.held < high {
 			want += min(h.waiting, high-h.held)
@@ -223,10 +223,10 @@ func (s *Scheduler) recallFor(v *version) {
 }
 
 // recall asks one frontend for n leases of v, or as many as it was not asked for yet, and returns how many.
-func (s *Scheduler) recall(v *version, node starling.NodeID, n int) int {
+func (s *Scheduler) recall(v *version, node starling.NodeID, n int32) int32 {
 	r := s.out.recalls.next()
 	*r = wire.Recall{Partition: s.id, Epoch: s.epoch, Leases: r.Leases[:0]}
-	asked := 0
+	asked := int32(0)
 	for i := v.all.front; i != nil && asked < n; i = i.in[byVersion].next {
 		for l := i.leases.front; l != nil && asked < n; l = l.in[byInstance].next {
 			if l.node != node || l.key != (leaseKey{}) {

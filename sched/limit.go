@@ -1,6 +1,8 @@
 package sched
 
 import (
+	"math"
+
 	"starling"
 	"starling/sched/flow"
 )
@@ -19,13 +21,13 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 		s.functions[f.ref] = f
 	}
 	f.versions++
-	v.of, v.config, v.slots = f, c, max(c.Config.Concurrency, 1)
+	v.of, v.config, v.slots = f, c, int32(max(c.Config.Concurrency, 1))
 	f.instances += v.all.n
 	f.starting += v.starting
-	f.leased += v.leased
-	f.waiting += v.waiting
-	f.account.leased += v.leased
-	f.account.starting += v.starting * v.slots
+	f.leased += int(v.leased)
+	f.waiting += int(v.waiting)
+	f.account.leased += int(v.leased)
+	f.account.starting += v.starting * int(v.slots)
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {
 		i.memory = c.Config.MemoryMiB
 		if i.state == isReady {
@@ -40,9 +42,10 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 // setLimits derives what v may use from its configuration, its account and the partition's share of its span.
 func (s *Scheduler) setLimits(v *version, c *starling.Version) {
 	slots := v.of.account.max
-	if n := c.Config.InstanceMax; n > 0 && n*v.slots < slots {
-		slots = n * v.slots
+	if n := c.Config.InstanceMax; n > 0 && n*int(v.slots) < slots {
+		slots = n * int(v.slots)
 	}
-	v.limit = flow.Share(slots, c.Key(), s.keys)
-	v.most = (v.limit + v.slots - 1) / v.slots
+	share := flow.Share(slots, c.Key(), s.keys)
+	v.limit = int32(min(share, math.MaxInt32))
+	v.most = (share + int(v.slots) - 1) / int(v.slots)
 }

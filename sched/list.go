@@ -104,7 +104,6 @@ func (q *instanceList) remove(i *instance) {
 type waiter struct {
 	call       uint64
 	node       starling.NodeID // the frontend that asks
-	key        starling.Key64
 	version    *version
 	since      instant
 	deadline   instant

@@ -20,9 +20,10 @@ func (s *Scheduler) startFor(v *version) {
 	}
 	a := v.of.account
 	left := v.most - v.of.instances
-	slots := min(a.max-a.leased-a.starting, v.limit-v.of.leased-v.starting*v.slots)
-	n := scale.Starts(scale.Load{Waiting: v.waiting, Starting: v.starting, Slots: v.slots,
-		Left: (slots + v.slots - 1) / v.slots, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0})
+	each := int(v.slots)
+	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
+	n := scale.Starts(scale.Load{Waiting: int(v.waiting), Starting: v.starting, Slots: each, Left: (slots + each - 1) / each,
+		StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0})
 	if n > left {
 		s.makeWay(v, n-left)
 		n = left
@@ -101,9 +102,13 @@ func (h *host) usable(now instant) bool {
 // enter books a new instance under its version and host.
 func (s *Scheduler) enter(i *instance) {
 	v, h := i.version, i.host
+	i.node = h.node
 	s.instances[i.id] = i
 	h.all.pushBack(i)
 	v.all.pushBack(i)
+	if v.onHost == nil {
+		v.onHost, v.onZone = map[starling.NodeID]int{}, map[starling.Zone]int{}
+	}
 	v.onHost[h.node]++
 	v.onZone[h.zone]++
 	if v.config != nil {
@@ -125,7 +130,7 @@ func (s *Scheduler) countStarting(i *instance, n int) {
 	i.host.starting += n
 	if f := i.version.of; f != nil {
 		f.starting += n
-		f.account.starting += n * i.version.slots
+		f.account.starting += n * int(i.version.slots)
 	}
 }
 
@@ -220,7 +225,7 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 	s.starved = 0 // its host may take the next start
 	s.becomeReady(i, s.now)
 	s.pump(v, i, start, init)
-	if v.of != nil && v.of.waiting > v.waiting {
+	if v.of != nil && v.of.waiting > int(v.waiting) {
 		s.pumpAccount(v.of.account)
 	}
 }
@@ -251,9 +256,9 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 		s.counts.StartsFailed++
 		v.failures++
 		s.holdBack(v, v.failures, m.Reason, m.Message)
-		s.rejectWaiting(v, v.slots, starling.Failed, m.Reason, m.Message, 0)
+		s.rejectWaiting(v, int(v.slots), starling.Failed, m.Reason, m.Message, 0)
 		if v.ready == 0 && v.starting == 0 {
-			s.rejectWaiting(v, v.waiting, starling.Failed, m.Reason, m.Message, v.hold-s.now)
+			s.rejectWaiting(v, int(v.waiting), starling.Failed, m.Reason, m.Message, v.hold-s.now)
 		}
 	case m.Reason == "Full":
 		s.starved = starved // nothing came free: the host never had it
@@ -273,7 +278,7 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 
 // startAgain replaces a start that a host refused, when it is still wanted.
 func (s *Scheduler) startAgain(v *version, began instant) {
-	if v.waiting > v.starting*v.slots && s.granting() && v.known() && !s.held(v) {
+	if int(v.waiting) > v.starting*int(v.slots) && s.granting() && v.known() && !s.held(v) {
 		s.startOne(v, began)
 	}
 }

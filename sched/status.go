@@ -87,7 +87,7 @@ type VersionStatus struct {
 func (s *Scheduler) VersionStatuses() []VersionStatus {
 	out := make([]VersionStatus, 0, len(s.versions))
 	for _, v := range s.inOrder() {
-		st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: v.leased, Waiting: v.waiting,
+		st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
 			Arrivals: v.arrivals, Done: v.done, Busy: v.busy}
 		if v.of != nil {
 			st.Function = v.of.ref
@@ -131,7 +131,7 @@ func (s *Scheduler) Check() error {
 		if err := s.checkVersion(v); err != nil {
 			return err
 		}
-		total += v.waiting
+		total += int(v.waiting)
 		if v.of == nil {
 			continue
 		}
@@ -139,8 +139,8 @@ func (s *Scheduler) Check() error {
 		if f == nil || a == nil {
 			return fmt.Errorf("version %d: its function is forgotten", v.id)
 		}
-		f.instances, f.starting, f.leased, f.waiting = f.instances+v.all.n, f.starting+v.starting, f.leased+v.leased, f.waiting+v.waiting
-		a.leased, a.starting = a.leased+v.leased, a.starting+v.starting*v.slots
+		f.instances, f.starting, f.leased, f.waiting = f.instances+v.all.n, f.starting+v.starting, f.leased+int(v.leased), f.waiting+int(v.waiting)
+		a.leased, a.starting = a.leased+int(v.leased), a.starting+v.starting*int(v.slots)
 	}
 	for f, n := range functions {
 		if *n != (sums{f.instances, f.starting, f.leased, f.waiting}) {
@@ -159,12 +159,12 @@ func (s *Scheduler) Check() error {
 }
 
 func (s *Scheduler) checkVersion(v *version) error {
-	held, waiting := 0, 0
+	held, waiting := int32(0), int32(0)
 	for _, h := range v.holders {
 		held += h.held
 		waiting += h.waiting
 	}
-	used, ready, starting, free := 0, 0, 0, 0
+	used, ready, starting, free := int32(0), 0, 0, 0
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {
 		used += i.used
 		switch i.state {
