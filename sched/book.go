@@ -155,6 +155,7 @@ type host struct {
 	full     bool    // said so since the last report
 	avoid    instant // not used before this
 	starting int
+	ready    int
 	all      instanceList
 	pools    []starling.Runtime
 	code     map[starling.VersionID]bool

@@ -18,12 +18,14 @@ type Message struct {
 }
 
 // Activate begins the life of the partition at Epoch: every host named is fenced, and nothing is granted before
-// each of them has answered or is down. Only a fresh scheduler takes it.
+// each of them has answered or is down. Only a fresh scheduler takes it. Instances are numbered from Seq+1; a
+// scheduler that replaces one that failed in the same epoch needs a Seq that the first did not reach.
 type Activate struct {
 	Partition starling.PartitionID
 	Epoch     starling.Epoch
 	Range     starling.Range
 	Hosts     []starling.NodeID
+	Seq       uint64
 }
 
 // Deactivate ends the life of the partition here: every waiting call is told Moved.

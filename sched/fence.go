@@ -11,6 +11,7 @@ func (s *Scheduler) activate(ev Activate) {
 		return
 	}
 	s.id, s.epoch, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Range, Activating
+	s.seq, s.life = ev.Seq, uint32(ev.Seq)
 	for _, n := range ev.Hosts {
 		if h := s.addHost(n); !h.gate {
 			h.gate = true
@@ -135,7 +136,7 @@ func (s *Scheduler) adopt(h *host, r *wire.InstanceReport) {
 // then, and unless it renews it, the slot is taken for one lease's time.
 func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 	k := leaseKey{r.Epoch, r.ID}
-	if r.Epoch >= s.epoch || s.adopted[k] != nil {
+	if r.Epoch > s.epoch || s.adopted[k] != nil {
 		return
 	}
 	l := s.newLease()
@@ -166,7 +167,8 @@ func (s *Scheduler) hostReport(from starling.NodeID, m *wire.HostReport) {
 	for _, v := range m.Versions {
 		h.code[v] = true
 	}
-	if !h.fenced && s.now-h.asked >= s.cfg.FenceAgain {
+	// Fewer instances than we alone believe to have there: it was started anew, or a message was lost.
+	if (!h.fenced || int(m.Instances) < h.ready) && s.now-h.asked >= s.cfg.FenceAgain {
 		s.fence(h)
 	}
 	if roomier && s.starved > 0 && h.fenced && !h.draining {

@@ -26,7 +26,7 @@ func (s *Scheduler) newLease() *lease {
 	if n := len(s.spare); n > 0 {
 		l, s.spare = s.spare[n-1], s.spare[:n-1]
 	} else {
-		l = &lease{slot: uint32(len(s.leases))}
+		l = &lease{slot: uint32(len(s.leases)), gen: s.life}
 		s.leases = append(s.leases, l)
 	}
 	l.gen++
@@ -118,24 +118,22 @@ func (s *Scheduler) setFree(i *instance) {
 
 // find returns the living lease of that id which node may speak for, or nil.
 func (s *Scheduler) find(node starling.NodeID, e starling.Epoch, id starling.LeaseID) *lease {
-	if e != s.epoch {
-		l := s.adopted[leaseKey{e, id}]
-		if l == nil || l.node != 0 && l.node != node {
-			return nil
+	if slot := uint32(id); e == s.epoch && uint64(slot) < uint64(len(s.leases)) {
+		if l := s.leases[slot]; l.id == id && l.node == node && l.key == (leaseKey{}) {
+			return l
 		}
-		if l.node == 0 {
-			s.claim(l, node)
-		}
-		return l
 	}
-	slot := uint32(id)
-	if uint64(slot) >= uint64(len(s.leases)) {
+	if len(s.adopted) == 0 {
 		return nil
 	}
-	if l := s.leases[slot]; l.id == id && l.node == node && l.key == (leaseKey{}) {
-		return l
+	l := s.adopted[leaseKey{e, id}]
+	if l == nil || l.node != 0 && l.node != node {
+		return nil
 	}
-	return nil
+	if l.node == 0 {
+		s.claim(l, node)
+	}
+	return l
 }
 
 // claim books an adopted lease under the frontend that spoke of it first.

@@ -86,6 +86,10 @@ func (s *Scheduler) evictFor(v *version) {
 		return
 	}
 	for _, i := range idle[:n] {
+		if spare := -need; i.memory <= spare { // a larger one behind it suffices
+			need += i.memory
+			continue
+		}
 		s.evict(i, v)
 	}
 }

@@ -107,6 +107,7 @@ type Scheduler struct {
 	phase Phase
 	until instant // grants end here
 	seq   uint64  // of the last instance drawn
+	life  uint32  // first generation of every lease slot
 
 	versions  map[starling.VersionID]*version
 	functions map[starling.FunctionRef]*function

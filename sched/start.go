@@ -146,6 +146,7 @@ func (s *Scheduler) retire(i *instance) {
 		s.countStarting(i, -1)
 	case isReady:
 		v.ready--
+		i.host.ready--
 		if i.isFree {
 			v.free.remove(i)
 			i.isFree = false
@@ -232,6 +233,7 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 
 // becomeReady gives a ready instance its place among the free and the idle; idle is since when it is idle.
 func (s *Scheduler) becomeReady(i *instance, idle instant) {
+	i.host.ready++
 	i.readyAt, i.idle = s.now, idle
 	i.due = idle + s.cfg.KeepAlive
 	s.idle.push(i)

@@ -196,7 +196,7 @@ func (s *Scheduler) checkVersion(v *version) error {
 func (s *Scheduler) checkInstances() error {
 	onHosts, gates := 0, 0
 	for _, h := range s.order {
-		starting := 0
+		starting, ready := 0, 0
 		for i := h.all.front; i != nil; i = i.in[byHost].next {
 			onHosts++
 			if s.instances[i.id] != i || i.host != h {
@@ -205,12 +205,15 @@ func (s *Scheduler) checkInstances() error {
 			if i.state == isStarting {
 				starting++
 			}
+			if i.state == isReady {
+				ready++
+			}
 			if (i.state == isReady) != (i.heapAt >= 0) {
 				return fmt.Errorf("instance %s: state %d, place %d among the idle", i.id, i.state, i.heapAt)
 			}
 		}
-		if starting != h.starting {
-			return fmt.Errorf("host %s: %d starting, counted %d", h.node, h.starting, starting)
+		if starting != h.starting || ready != h.ready {
+			return fmt.Errorf("host %s: %d starting, %d ready, counted %d, %d", h.node, h.starting, h.ready, starting, ready)
 		}
 		if h.gate {
 			gates++

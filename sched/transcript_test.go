@@ -94,7 +94,8 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "renew":
 		return Message{from, &wire.Renew{Partition: 1, Epoch: epoch, Leases: leases(d)}}
 	case "report":
-		r := &wire.HostReport{Host: host, Zone: starling.Zone(text(d, "zone", "")), FreeMiB: uint32(number(d, "free", 1024)), TotalMiB: 1024, Draining: d.HasArg("draining")}
+		r := &wire.HostReport{Host: host, Zone: starling.Zone(text(d, "zone", "")), FreeMiB: uint32(number(d, "free", 1024)), TotalMiB: 1024, Draining: d.HasArg("draining"),
+			Instances: uint32(number(d, "instances", 99))}
 		for _, v := range nodes(d, "code") {
 			r.Versions = append(r.Versions, starling.VersionID(v))
 		}
