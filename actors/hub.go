@@ -210,7 +210,11 @@ func (in *inbox) take(frames []transport.Frame) {
 				continue
 			}
 		}
-		in.message(kind, partition, body, len(frames)-i)
+		if !in.message(kind, partition, body, len(frames)-i) {
+			in.link.Close() // and what else it brought is not listened to
+			in.groups = in.groups[:0]
+			return
+		}
 	}
 	in.hub.received.Add(len(frames))
 	for i := range in.groups {
@@ -221,23 +225,24 @@ func (in *inbox) take(frames []transport.Frame) {
 	in.groups = in.groups[:0]
 }
 
-func (in *inbox) message(kind wire.Kind, p starling.PartitionID, body []byte, left int) {
+// message decodes one message into the group of its receiver; left is how many frames there are from here on. It
+// reports false when the node may not send such a message.
+func (in *inbox) message(kind wire.Kind, p starling.PartitionID, body []byte, left int) bool {
 	to := receiverOf(kind)
 	if to == toNobody {
 		in.hub.strange.Inc() // a newer node speaks of things unknown here
-		return
+		return true
 	}
 	if !in.peer.Roles.Has(senderOf(kind)) {
 		in.hub.forbidden.Inc()
 		in.hub.cfg.Log.Warn("node sent a message its role does not allow: its link is closed",
 			"node", in.peer.Node.String(), "roles", in.peer.Roles.String(), "kind", uint8(kind))
-		in.link.Close()
-		return
+		return false
 	}
 	m, err := in.decoder.Decode(kind, body)
 	if err != nil {
 		in.hub.strange.Inc()
-		return
+		return true
 	}
 	if to != toPartition {
 		p = 0
@@ -245,10 +250,11 @@ func (in *inbox) message(kind wire.Kind, p starling.PartitionID, body []byte, le
 	for i := range in.groups {
 		if g := &in.groups[i]; g.to == to && g.partition == p {
 			g.batch = append(g.batch, m)
-			return
+			return true
 		}
 	}
 	in.groups = append(in.groups, group{to, p, append(make([]wire.Message, 0, min(left, 64)), m)})
+	return true
 }
 
 // Messages over the size of a frame travel as parcels: frames of kind 0, each with a head and a part. Only one is

@@ -53,6 +53,7 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID) (*actor, er
 	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
+	a.statusAt = now
 	a.sched = sched.New(k.cfg.Sched, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	a.status.Store(&Status{Owner: k.cfg.Node, Status: sched.Status{Partition: p.ID, Epoch: p.Epoch, Range: p.Range}})
 	ref, err := k.system.Spawn(name(p), k.cfg.MailboxMax, a.handle, func(any) { k.failed(a) })
@@ -126,15 +127,12 @@ func (a *actor) plan() {
 // publish makes the state visible to operators and metrics.
 func (a *actor) publish(now time.Time) {
 	st := a.sched.Status()
-	s := &Status{Owner: a.keeper.cfg.Node, Status: st, Mailbox: a.ref.Waiting()}
-	if d := now.Sub(a.statusAt).Seconds(); !a.statusAt.IsZero() && d > 0 {
-		s.Rate = float64(st.Counts.Acquires-a.acquired) / d
-		if old := a.status.Load(); old != nil { // over the last second or so
-			w := min(d, 1)
-			s.Rate = old.Rate*(1-w) + s.Rate*w
-		}
+	s := &Status{Owner: a.keeper.cfg.Node, Status: st, Mailbox: max(a.ref.Waiting()-1, 0), Rate: a.status.Load().Rate}
+	if d := now.Sub(a.statusAt).Seconds(); d > 0 {
+		w := min(d, 1) // weighs the last second or so
+		s.Rate = s.Rate*(1-w) + float64(st.Counts.Acquires-a.acquired)/d*w
+		a.acquired, a.statusAt = st.Counts.Acquires, now
 	}
-	a.acquired, a.statusAt = st.Counts.Acquires, now
 	a.status.Store(s)
 	a.numbers.set(s)
 }
