@@ -173,7 +173,7 @@ func newHost(c *testCluster, id starling.NodeID) *host {
 // report sends the host's room to every scheduler.
 func (h *host) report(to ...starling.NodeID) {
 	for _, n := range to {
-		h.c.hubs[h.id].Send(wire.Address{Node: n}, &wire.HostReport{Host: h.id, FreeMiB: 4096, TotalMiB: 4096, Instances: 1000})
+		h.c.hubs[h.id].Send(wire.Address{Node: n}, &wire.HostReport{Host: h.id, FreeMiB: 1 << 20, TotalMiB: 1 << 20, Instances: 1000})
 	}
 }
 
