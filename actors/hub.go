@@ -305,7 +305,7 @@ func (p *parcel) take(f *transport.Frame) (k wire.Kind, to starling.PartitionID,
 	}
 	total := int(binary.LittleEndian.Uint32(f.Body[9:]))
 	if f.ID != p.number || p.body == nil {
-		p.number, p.body = f.ID, make([]byte, 0, min(total, parcelMax))
+		p.number, p.body = f.ID, make([]byte, 0, min(total, 4*parcelPart)) // a head alone must not cost much
 	}
 	if total > parcelMax || len(p.body)+len(f.Body)-parcelHead > total {
 		p.body = nil
