@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"slices"
 	"time"
 
 	"starling"
@@ -25,7 +26,7 @@ type function struct {
 	waiting   int
 	instances int // starting or ready
 	starting  int
-	versions  int
+	members   []*version
 	ref       starling.FunctionRef
 }
 
@@ -72,6 +73,7 @@ type version struct {
 
 	evicting   int // instances of others on their way out for this one
 	recalledAt instant
+	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
 	listed     bool // in Scheduler.empty
@@ -158,13 +160,13 @@ type host struct {
 	ready    int
 	all      instanceList
 	pools    []starling.Runtime
-	code     map[starling.VersionID]bool
+	code     []starling.VersionID // unpacked there
 }
 
 func (s *Scheduler) addHost(node starling.NodeID) *host {
 	h := s.hosts[node]
 	if h == nil {
-		h = &host{node: node, all: instanceList{which: byHost}, code: map[starling.VersionID]bool{}}
+		h = &host{node: node, all: instanceList{which: byHost}}
 		s.hosts[node] = h
 		at := 0
 		for at < len(s.order) && s.order[at].node < node {
@@ -181,7 +183,7 @@ func (s *Scheduler) addVersion(id starling.VersionID) *version {
 	v := s.versions[id]
 	if v == nil {
 		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
-			recalledAt: -s.cfg.RecallPause}
+			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause}
 		v.holders = v.first[:0]
 		s.versions[id] = v
 		s.unknown = append(s.unknown, v)
@@ -223,7 +225,7 @@ func (v *version) known() bool { return v.of != nil && !v.gone }
 // candidate describes h for an instance of v.
 func (h *host) candidate(v *version) place.Candidate {
 	c := place.Candidate{Node: h.node, FreeMiB: h.free, TotalMiB: h.total, Starting: max(h.starting, h.others), CPU: h.cpu,
-		Warm: h.code[v.id], Same: v.onHost[h.node], SameZone: v.onZone[h.zone]}
+		Warm: slices.Contains(h.code, v.id), Same: v.onHost[h.node], SameZone: v.onZone[h.zone]}
 	for _, r := range h.pools {
 		c.Pooled = c.Pooled || r == v.config.Config.Runtime
 	}

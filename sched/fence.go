@@ -163,17 +163,13 @@ func (s *Scheduler) hostReport(from starling.NodeID, m *wire.HostReport) {
 			h.pools = append(h.pools, p.Runtime)
 		}
 	}
-	clear(h.code)
-	for _, v := range m.Versions {
-		h.code[v] = true
-	}
+	h.code = append(h.code[:0], m.Versions...)
 	// Fewer instances than we alone believe to have there: it was started anew, or a message was lost.
 	if (!h.fenced || int(m.Instances) < h.ready) && s.now-h.asked >= s.cfg.FenceAgain {
 		s.fence(h)
 	}
-	if roomier && s.starved > 0 && h.fenced && !h.draining {
-		s.starved = 0
-		s.pumpHungry()
+	if roomier && h.fenced && !h.draining {
+		s.moreRoom()
 	}
 }
 

@@ -20,7 +20,7 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 		f = &function{ref: c.Function, account: a}
 		s.functions[f.ref] = f
 	}
-	f.versions++
+	f.members = append(f.members, v)
 	v.of, v.config, v.slots = f, c, int32(max(c.Config.Concurrency, 1))
 	f.instances += v.all.n
 	f.starting += v.starting

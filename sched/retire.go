@@ -145,7 +145,8 @@ func (s *Scheduler) dropVersion(v *version) {
 	if f == nil {
 		return
 	}
-	if f.versions--; f.versions == 0 {
+	f.members = slices.DeleteFunc(f.members, func(o *version) bool { return o == v })
+	if len(f.members) == 0 {
 		delete(s.functions, f.ref)
 		if f.account.versions--; f.account.versions == 0 {
 			delete(s.accounts, f.account.id)

@@ -126,6 +126,7 @@ type Scheduler struct {
 	deadlines heap[*waiter]
 	unused    []*waiter
 	hungry    []*version // with waiters
+	turn      int        // of moreRoom, into hungry
 	unknown   []*version // whose lookup is not answered
 	empty     []*version // may be forgotten, oldest first
 

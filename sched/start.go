@@ -32,14 +32,23 @@ func (s *Scheduler) startFor(v *version) {
 	}
 }
 
-// makeWay stops up to n idle instances of other versions of the same function, whose limit they fill.
+// makeWay stops up to n idle instances of other versions of the same function, whose limit they fill. It looks
+// once in a while only: while they are busy, every call that waits would look through all of them.
 func (s *Scheduler) makeWay(v *version, n int) {
-	for k := len(s.idle) - 1; k >= 0 && n > v.evicting; k-- {
-		if k >= len(s.idle) {
+	if s.now-v.lookedAt < s.cfg.RecallPause {
+		return
+	}
+	v.lookedAt = s.now
+	for _, o := range v.of.members {
+		if o == v {
 			continue
 		}
-		if i := s.idle[k]; i.used == 0 && i.version != v && i.version.of == v.of {
-			s.evict(i, v)
+		for i := o.all.front; i != nil && v.evicting < n; {
+			next := i.in[byVersion].next
+			if i.state == isReady && i.used == 0 {
+				s.evict(i, v)
+			}
+			i = next
 		}
 	}
 }
@@ -182,7 +191,6 @@ func (s *Scheduler) remove(i *instance) {
 	i.host.all.remove(i)
 	i.host.free += i.memory
 	i.host.full = false
-	s.starved = 0
 	if v := i.forWhom; v != nil {
 		v.evicting--
 		s.pump(v, nil, 0, 0)
@@ -192,6 +200,9 @@ func (s *Scheduler) remove(i *instance) {
 
 // stop tells the host to end i.
 func (s *Scheduler) stop(i *instance, now bool) {
+	if i.state == isReady {
+		i.version.deaths = 0
+	}
 	s.retire(i)
 	i.sent = s.now
 	s.counts.Stops++
@@ -223,9 +234,9 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 	if v.deaths < s.cfg.DeathMax {
 		v.hold = 0
 	}
-	s.starved = 0 // its host may take the next start
 	s.becomeReady(i, s.now)
 	s.pump(v, i, start, init)
+	s.moreRoom() // its host may take the next start
 	if v.of != nil && v.of.waiting > int(v.waiting) {
 		s.pumpAccount(v.of.account)
 	}
@@ -248,7 +259,6 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 		return
 	}
 	v, h, began, wasStarting := i.version, i.host, i.began, i.state == isStarting
-	starved := s.starved
 	s.remove(i)
 	if !wasStarting {
 		return
@@ -262,9 +272,9 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 		if v.ready == 0 && v.starting == 0 {
 			s.rejectWaiting(v, int(v.waiting), starling.Failed, m.Reason, m.Message, v.hold-s.now)
 		}
+		s.moreRoom()
 	case m.Reason == "Full":
-		s.starved = starved // nothing came free: the host never had it
-		h.full = true
+		h.full = true // nothing came free: the host never had it
 		s.startAgain(v, began)
 	default:
 		s.counts.StartsFailed++
@@ -274,6 +284,7 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 			s.holdBack(v, v.troubles/3, m.Reason, m.Message)
 		}
 		s.startAgain(v, began)
+		s.moreRoom()
 	}
 	s.mayForget(v)
 }
@@ -300,9 +311,9 @@ func (s *Scheduler) exited(from starling.NodeID, m *wire.Exited) {
 	v := i.version
 	if i.state == isReady {
 		s.counts.Exits++
-		if s.now-i.readyAt >= s.cfg.DeathYoung {
-			v.deaths = 0
-		} else if v.deaths++; v.deaths >= s.cfg.DeathMax && v.ready <= 1 {
+		if s.now-i.readyAt >= s.cfg.DeathYoung || v.ready > 1 {
+			v.deaths = 0 // others of it live
+		} else if v.deaths++; v.deaths >= s.cfg.DeathMax {
 			s.holdBack(v, v.deaths-s.cfg.DeathMax+1, m.Reason, "instances of this function keep dying soon after their start")
 		}
 	}
@@ -316,6 +327,19 @@ func (s *Scheduler) gone(i *instance) {
 	s.pump(v, nil, 0, 0)
 	if v.of != nil {
 		s.pumpAccount(v.of.account)
+	}
+	s.moreRoom()
+}
+
+// moreRoom starts what no host had room for, a few versions in turn; the tick goes on with the rest.
+func (s *Scheduler) moreRoom() {
+	if s.starved == 0 {
+		return
+	}
+	s.starved = 0
+	for n := 0; n < 8 && len(s.hungry) > 0 && s.starved == 0; n++ {
+		s.turn++
+		s.pump(s.hungry[s.turn%len(s.hungry)], nil, 0, 0)
 	}
 }
 
