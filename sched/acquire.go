@@ -34,7 +34,13 @@ func (s *Scheduler) acquire(from starling.NodeID, m *wire.Acquire) {
 
 // mayLease reports whether the limits leave room for one more slot of v.
 func (s *Scheduler) mayLease(v *version) bool {
-	return s.granting() && v.known() && v.of.leased < int(v.limit) && v.of.account.leased < v.of.account.max
+	if !s.granting() || !v.known() || v.account.leased >= v.account.max {
+		return false
+	}
+	if v.alone { // the common case: one far look into memory less
+		return v.leased < v.limit
+	}
+	return v.of.leased < int(v.limit)
 }
 
 // wait puts a call into the queue, or refuses it when it is full or waiting is pointless.
@@ -153,7 +159,7 @@ func phases(wait, sinceDecision, start, init time.Duration) starling.Phases {
 // nextWaiter returns the call served next: the frontends take turns, each with its oldest.
 func (s *Scheduler) nextWaiter(v *version) *waiter {
 	for {
-		if v.turn >= len(v.holders) {
+		if int(v.turn) >= len(v.holders) {
 			v.turn = 0
 		}
 		h := &v.holders[v.turn]

@@ -46,7 +46,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	s.leased++
 	if v.of != nil {
 		v.of.leased++
-		v.of.account.leased++
+		v.account.leased++
 	}
 	v.holderOf(node, true).held++
 	if i.isFree && i.used >= v.slots {
@@ -59,7 +59,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.of.account.leased >= v.of.account.max || v.of.waiting > int(v.waiting))
+	others := v.of != nil && (v.account.leased >= v.account.max || v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
@@ -86,7 +86,7 @@ func (s *Scheduler) forgetLease(l *lease) {
 	s.leased--
 	if v.of != nil {
 		v.of.leased--
-		v.of.account.leased--
+		v.account.leased--
 	}
 	h := v.holderOf(l.node, false)
 	h.held--

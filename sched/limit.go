@@ -21,8 +21,10 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 		s.functions[f.ref] = f
 	}
 	f.members = append(f.members, v)
+	v.account, v.alone = f.account, len(f.members) == 1
+	f.members[0].alone = v.alone
 	v.of, v.config, v.slots = f, c, int32(max(c.Config.Concurrency, 1))
-	f.instances += v.all.n
+	f.instances += int(v.all.n)
 	f.starting += v.starting
 	f.leased += int(v.leased)
 	f.waiting += int(v.waiting)

@@ -50,8 +50,8 @@ type instanceLinks struct{ prev, next *instance }
 // An instanceList runs through links i.in[which].
 type instanceList struct {
 	front, back *instance
-	which       int
-	n           int
+	which       int32
+	n           int32
 }
 
 const (

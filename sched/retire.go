@@ -146,6 +146,9 @@ func (s *Scheduler) dropVersion(v *version) {
 		return
 	}
 	f.members = slices.DeleteFunc(f.members, func(o *version) bool { return o == v })
+	if len(f.members) == 1 {
+		f.members[0].alone = true
+	}
 	if len(f.members) == 0 {
 		delete(s.functions, f.ref)
 		if f.account.versions--; f.account.versions == 0 {

@@ -59,7 +59,7 @@ type Status struct {
 // Status returns the state in numbers. It costs little enough for every batch.
 func (s *Scheduler) Status() Status {
 	st := Status{Partition: s.id, Epoch: s.epoch, Range: s.keys, Phase: s.phase, Granting: s.granting(), Functions: len(s.functions),
-		Versions: len(s.versions), Instances: len(s.instances), Starting: s.starting.n, Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
+		Versions: len(s.versions), Instances: len(s.instances), Starting: int(s.starting.n), Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
 	for _, h := range s.order {
 		if h.fenced {
 			st.Hosts++
@@ -139,7 +139,7 @@ func (s *Scheduler) Check() error {
 		if f == nil || a == nil {
 			return fmt.Errorf("version %d: its function is forgotten", v.id)
 		}
-		f.instances, f.starting, f.leased, f.waiting = f.instances+v.all.n, f.starting+v.starting, f.leased+int(v.leased), f.waiting+int(v.waiting)
+		f.instances, f.starting, f.leased, f.waiting = f.instances+int(v.all.n), f.starting+v.starting, f.leased+int(v.leased), f.waiting+int(v.waiting)
 		a.leased, a.starting = a.leased+int(v.leased), a.starting+v.starting*int(v.slots)
 	}
 	for f, n := range functions {
@@ -185,9 +185,11 @@ func (s *Scheduler) checkVersion(v *version) error {
 	switch {
 	case held != v.leased || used != v.leased:
 		return fmt.Errorf("version %d: %d leased, %d by frontend, %d by instance", v.id, v.leased, held, used)
+	case v.of != nil && (v.alone != (len(v.of.members) == 1) || v.account != v.of.account):
+		return fmt.Errorf("version %d: alone is %t among %d", v.id, v.alone, len(v.of.members))
 	case waiting != v.waiting || (v.waiting > 0) != (v.hungryAt >= 0):
 		return fmt.Errorf("version %d: %d wait, %d by frontend, hungry at %d", v.id, v.waiting, waiting, v.hungryAt)
-	case ready != v.ready || starting != v.starting || ready+starting != v.all.n || free != v.free.n:
+	case ready != v.ready || starting != v.starting || ready+starting != int(v.all.n) || free != int(v.free.n):
 		return fmt.Errorf("version %d: %d ready, %d starting, %d free; counted %d, %d, %d", v.id, v.ready, v.starting, v.free.n, ready, starting, free)
 	}
 	return nil
