@@ -1,0 +1,307 @@
+package partition
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"starling"
+	"starling/actors"
+	"starling/actors/protoactor"
+	"starling/actors/wire"
+	"starling/cluster"
+	"starling/cluster/partmap"
+	"starling/internal/run"
+	"starling/sched"
+)
+
+// A Topology is what a keeper must know of the cluster; cluster.View is one.
+type Topology interface {
+	Map() *partmap.Map        // nil before the first one; never changed after it was returned
+	Changed() <-chan struct{} // closed when Map or Alive may have become another
+	Alive() []starling.Node   // members that the manager does not count as dead
+	LeaseUntil() time.Time    // until when this node is certainly counted as alive; cheap
+}
+
+// A Registry shows the metrics of the parts that live now; metrics.Registry is one.
+type Registry interface {
+	Add(*metrics.Set)
+	Remove(*metrics.Set)
+}
+
+// Config says what a keeper works with. The zero values of the numbers mean the defaults.
+type Config struct {
+	Node     starling.NodeID
+	Post     actors.Post
+	Topology Topology
+	Catalog  cluster.Catalog
+	Sched    sched.Config
+	Registry Registry // of the partitions' sets; nil for none
+	Log      *slog.Logger
+	Now      func() time.Time // time.Now when nil
+
+	MailboxMax    int           // events waiting for one partition; 65,536
+	Lookups       int           // lookups at once; 16
+	LookupTimeout time.Duration // of one; 5 s
+}
+
+// A Keeper runs an actor for every partition that the map gives to this node. Create it with New, bind it to the
+// hub, Open it and Close it. It has two goroutines, one for the map and one for the clock, and Lookups workers;
+// Close tells every waiting call Moved and waits for all.
+type Keeper struct {
+	cfg       Config
+	system    *protoactor.System
+	group     *run.Group
+	questions chan question
+	wake      chan struct{} // one token: an actor wants to be woken earlier than the clock plans
+	again     chan struct{} // one token: look at the map again
+	planned   atomic.Int64  // Unix nanoseconds when the clock goes off next
+	set       *metrics.Set
+	dropped   *metrics.Counter // lookups
+	refused   *metrics.Counter // events a full mailbox refused
+	strays    *metrics.Counter // calls for partitions that are not here
+	failures  *metrics.Counter // actors that ended by a fault of ours
+
+	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
+	mu     sync.Mutex                                      // guards broken; a leaf
+	broken map[*actor]bool                                 // failed, to be replaced
+
+	alive map[starling.NodeID]bool // of the map's goroutine
+}
+
+var _ actors.PartitionReceiver = (*Keeper)(nil)
+
+// New returns a keeper that does nothing yet.
+func New(cfg Config) *Keeper {
+	if cfg.MailboxMax == 0 {
+		cfg.MailboxMax = starling.MailboxMax
+	}
+	if cfg.Lookups == 0 {
+		cfg.Lookups = 16
+	}
+	if cfg.LookupTimeout == 0 {
+		cfg.LookupTimeout = 5 * time.Second
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	k := &Keeper{cfg: cfg, questions: make(chan question, 4096), wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
+		set: metrics.NewSet(), broken: map[*actor]bool{}, alive: map[starling.NodeID]bool{}}
+	k.actors.Store(&map[starling.PartitionID]*actor{})
+	k.dropped = k.set.NewCounter("starling_partition_lookups_dropped_total")
+	k.refused = k.set.NewCounter("starling_partition_events_refused_total")
+	k.strays = k.set.NewCounter("starling_partition_strays_total")
+	k.failures = k.set.NewCounter("starling_partition_failures_total")
+	k.set.NewGauge("starling_partitions_owned", func() float64 { return float64(len(*k.actors.Load())) })
+	return k
+}
+
+// Metrics returns the keeper's own set; each partition has one in the Registry while it lives here.
+func (k *Keeper) Metrics() *metrics.Set { return k.set }
+
+// Open starts the keeper. Partitions begin as soon as the topology has a map.
+func (k *Keeper) Open(ctx context.Context) error {
+	if err := k.cfg.Sched.Validate(); err != nil {
+		return err
+	}
+	k.system = protoactor.New(k.cfg.Log)
+	k.group = run.New(ctx)
+	k.group.Go(k.watch)
+	k.group.Go(k.clock)
+	for range k.cfg.Lookups {
+		k.group.Go(func(ctx context.Context) {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case q := <-k.questions:
+					k.answer(ctx, q)
+				}
+			}
+		})
+	}
+	return nil
+}
+
+// Close ends every partition and waits for it and for the keeper's goroutines.
+func (k *Keeper) Close() error {
+	if k.group == nil {
+		return nil
+	}
+	k.group.Stop()
+	for _, a := range *k.actors.Load() {
+		k.end(a)
+	}
+	k.actors.Store(&map[starling.PartitionID]*actor{})
+	return k.system.Close()
+}
+
+// watch follows the map and who lives, until ctx ends.
+func (k *Keeper) watch(ctx context.Context) {
+	for {
+		changed := k.cfg.Topology.Changed()
+		k.follow()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-k.again:
+		}
+	}
+}
+
+// follow begins and ends actors so that they are what the map says, and tells them who died.
+func (k *Keeper) follow() {
+	hosts := k.noteDeaths()
+	m := k.cfg.Topology.Map()
+	if m == nil {
+		return
+	}
+	old := *k.actors.Load()
+	now := make(map[starling.PartitionID]*actor, len(old))
+	var ended []*actor
+	for _, p := range m.Partitions {
+		if p.Owner != k.cfg.Node {
+			continue
+		}
+		a := old[p.ID]
+		if a != nil && a.entry.Epoch == p.Epoch && !k.isBroken(a) {
+			now[p.ID] = a
+			continue
+		}
+		if a != nil && k.isBroken(a) {
+			<-a.ref.Done() // its name is free after this, and it has nothing left to do
+		}
+		b, err := k.begin(p, hosts)
+		if err != nil {
+			k.cfg.Log.Error("partition could not begin here", "partition", p.ID.String(), "epoch", uint64(p.Epoch), "err", err)
+			continue
+		}
+		now[p.ID] = b
+		k.forgetBroken(a)
+		if k.cfg.Registry != nil {
+			k.cfg.Registry.Add(b.numbers.all)
+		}
+	}
+	for id, a := range old {
+		if now[id] != a {
+			ended = append(ended, a)
+		}
+	}
+	k.actors.Store(&now)
+	for _, a := range ended {
+		k.end(a)
+		k.forgetBroken(a)
+	}
+	k.wakeBy(k.cfg.Now().UnixNano())
+}
+
+// noteDeaths compares who lives with who lived, tells the partitions of deaths and returns the living hosts.
+func (k *Keeper) noteDeaths() []starling.NodeID {
+	var hosts []starling.NodeID
+	alive := map[starling.NodeID]bool{}
+	for _, n := range k.cfg.Topology.Alive() {
+		alive[n.ID] = true
+		if n.Roles.Has(starling.RoleHost) {
+			hosts = append(hosts, n.ID)
+		}
+	}
+	slices.Sort(hosts)
+	for n := range k.alive {
+		if alive[n] {
+			continue
+		}
+		for _, a := range *k.actors.Load() {
+			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) {
+				alive[n] = true // a full mailbox: tell it the next time
+				k.lookAgain()
+			}
+		}
+	}
+	k.alive = alive
+	return hosts
+}
+
+// end has an actor tell its waiting calls Moved and go.
+func (k *Keeper) end(a *actor) {
+	if !a.ref.Tell(end{}, 0) {
+		a.ref.Stop() // its mailbox is full: the calls in it are asked again by their frontends
+	}
+	if k.cfg.Registry != nil {
+		k.cfg.Registry.Remove(a.numbers.all)
+	}
+}
+
+// failed notes an actor that ended by a fault of ours; at the next beat of the clock it is replaced. The new one asks
+// the hosts what runs, like after any take-over.
+func (k *Keeper) failed(a *actor) {
+	k.failures.Inc()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.broken[a] = true
+}
+
+func (k *Keeper) anyBroken() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.broken) > 0
+}
+
+func (k *Keeper) forgetBroken(a *actor) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.broken, a)
+}
+
+// isBroken reports whether a has failed.
+func (k *Keeper) isBroken(a *actor) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.broken[a]
+}
+
+func (k *Keeper) lookAgain() {
+	select {
+	case k.again <- struct{}{}:
+	default:
+	}
+}
+
+// ReceiveFor hands a batch to a partition's mailbox. Calls for a partition that is not here are told so at once.
+func (k *Keeper) ReceiveFor(p starling.PartitionID, from starling.NodeID, msgs []wire.Message) {
+	all := *k.actors.Load()
+	if p == 0 {
+		for _, a := range all {
+			a.ref.Tell(&batch{from, msgs}, len(msgs))
+		}
+		return
+	}
+	a := all[p]
+	if a == nil {
+		k.strays.Add(len(msgs))
+		k.refuse(p, from, msgs, starling.Moved, sched.ReasonMoved, "this node does not own the partition: ask its owner")
+		return
+	}
+	if !a.ref.Tell(&batch{from, msgs}, len(msgs)) {
+		k.refused.Add(len(msgs))
+		k.refuse(p, from, msgs, starling.Overloaded, "MailboxFull", "the scheduler is overloaded: retry later")
+	}
+}
+
+// refuse answers the calls of a batch that no scheduler will see.
+func (k *Keeper) refuse(p starling.PartitionID, from starling.NodeID, msgs []wire.Message, kind starling.Kind, reason, text string) {
+	for _, m := range msgs {
+		if q, ok := m.(*wire.Acquire); ok {
+			r := &wire.Reject{Call: q.Call, Partition: p, Reject: kind, Reason: reason, Message: text}
+			if kind == starling.Overloaded {
+				r.After = 100 * time.Millisecond
+			}
+			k.cfg.Post.Send(wire.Address{Node: from}, r)
+		}
+	}
+}

@@ -1,0 +1,217 @@
+// Package partition runs the scheduler of each partition this node owns as a virtual actor: the map decides who
+// lives, the epoch is part of the name, and nothing is decided here.
+package partition
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"starling"
+	"starling/actors"
+	"starling/actors/protoactor"
+	"starling/actors/wire"
+	"starling/cluster/partmap"
+	"starling/sched"
+)
+
+// An actor is one partition in one epoch on this node. Everything but the atomics belongs to the goroutine that
+// handles its mailbox.
+type actor struct {
+	keeper *Keeper
+	entry  partmap.Partition
+	ref    *protoactor.Ref
+	sched  *sched.Scheduler
+	until  time.Time // last told to the scheduler
+	out    outgoing
+
+	ticking  atomic.Bool  // a tick is in the mailbox
+	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
+	status   atomic.Pointer[Status]
+	numbers  *numbers
+	acquired uint64    // acquires at the last status
+	statusAt time.Time // of the last status
+}
+
+// The messages of the mailbox, beside sched events.
+type (
+	batch struct {
+		from starling.NodeID
+		msgs []wire.Message
+	}
+	tick struct{}
+	end  struct{}
+)
+
+// name is the actor's name: another epoch is another actor.
+func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p.ID, uint64(p.Epoch)) }
+
+// begin spawns the actor of a map entry and has it fence the living hosts.
+func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID) (*actor, error) {
+	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
+	a.out.post = k.cfg.Post
+	now := k.cfg.Now()
+	a.statusAt = now
+	a.sched = sched.New(k.cfg.Sched, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	a.status.Store(&Status{Owner: k.cfg.Node, Status: sched.Status{Partition: p.ID, Epoch: p.Epoch, Range: p.Range}})
+	ref, err := k.system.Spawn(name(p), k.cfg.MailboxMax, a.handle, func(any) { k.failed(a) })
+	if err != nil {
+		return nil, err
+	}
+	a.ref = ref
+	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
+	// draws no id twice.
+	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro())}, 1)
+	return a, nil
+}
+
+// handle is the actor's only entry.
+func (a *actor) handle(msg any) {
+	now := a.keeper.cfg.Now()
+	events := 1
+	a.learnLease(now)
+	switch m := msg.(type) {
+	case *batch:
+		events = len(m.msgs)
+		for _, body := range m.msgs {
+			a.step(now, sched.Message{From: m.from, Body: body})
+		}
+	case tick:
+		a.ticking.Store(false)
+		a.step(now, sched.Tick{})
+		a.publish(now)
+	case end:
+		a.step(now, sched.Deactivate{})
+		a.publish(now)
+		a.ref.Stop()
+	case sched.Event:
+		a.step(now, m)
+	}
+	a.plan()
+	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
+}
+
+func (a *actor) step(now time.Time, ev sched.Event) {
+	for _, e := range a.sched.Step(now, ev) {
+		if e.Body == nil {
+			a.keeper.lookup(a, e.Version)
+			continue
+		}
+		a.out.send(e.To, e.Body)
+	}
+}
+
+// learnLease tells the scheduler when the node lease was prolonged.
+func (a *actor) learnLease(now time.Time) {
+	if u := a.keeper.cfg.Topology.LeaseUntil(); !u.Equal(a.until) {
+		a.until = u
+		a.step(now, sched.LeaseUntil{Until: u})
+	}
+}
+
+// plan tells the keeper's clock when the scheduler wants to be woken.
+func (a *actor) plan() {
+	t := a.sched.NextTick()
+	if t.IsZero() {
+		a.next.Store(0)
+		return
+	}
+	ns := t.UnixNano()
+	if a.next.Swap(ns) != ns {
+		a.keeper.wakeBy(ns)
+	}
+}
+
+// publish makes the state visible to operators and metrics.
+func (a *actor) publish(now time.Time) {
+	st := a.sched.Status()
+	s := &Status{Owner: a.keeper.cfg.Node, Status: st, Mailbox: max(a.ref.Waiting()-1, 0), Rate: a.status.Load().Rate}
+	if d := now.Sub(a.statusAt).Seconds(); d > 0 {
+		w := min(d, 1) // weighs the last second or so
+		s.Rate = s.Rate*(1-w) + float64(st.Counts.Acquires-a.acquired)/d*w
+		a.acquired, a.statusAt = st.Counts.Acquires, now
+	}
+	a.status.Store(s)
+	a.numbers.set(s)
+}
+
+// outgoing copies the scheduler's effects, which live until its next step only, into messages of their own.
+type outgoing struct {
+	post   actors.Post
+	grants []wire.Grant
+}
+
+func (o *outgoing) send(to starling.NodeID, m wire.Message) {
+	switch e := m.(type) {
+	case *wire.Grant:
+		if len(o.grants) == 0 {
+			o.grants = make([]wire.Grant, 32)
+		}
+		g := &o.grants[0]
+		o.grants = o.grants[1:]
+		*g = *e
+		m = g
+	case *wire.Reject:
+		c := *e
+		m = &c
+	case *wire.Recall:
+		c := *e
+		c.Leases = append([]starling.LeaseID(nil), e.Leases...)
+		m = &c
+	case *wire.Renewed:
+		c := *e
+		c.Leases = append([]starling.LeaseID(nil), e.Leases...)
+		m = &c
+	case *wire.Start:
+		c := *e
+		m = &c
+	case *wire.Stop:
+		c := *e
+		m = &c
+	case *wire.Fence:
+		c := *e
+		m = &c
+	}
+	o.post.Send(wire.Address{Node: to}, m)
+}
+
+// lookup asks for a version on one of the keeper's workers. When all are busy the question is dropped: the
+// scheduler asks again.
+func (k *Keeper) lookup(a *actor, v starling.VersionID) {
+	select {
+	case k.questions <- question{a, v}:
+	default:
+		k.dropped.Inc()
+	}
+}
+
+// question is one lookup on its way to the catalog.
+type question struct {
+	actor   *actor
+	version starling.VersionID
+}
+
+// answer asks the catalog. What cannot be answered is not answered: the scheduler asks again.
+func (k *Keeper) answer(ctx context.Context, q question) {
+	ctx, cancel := context.WithTimeout(ctx, k.cfg.LookupTimeout)
+	defer cancel()
+	v, err := k.cfg.Catalog.Version(ctx, q.version)
+	var acc starling.Account
+	if err == nil {
+		acc, err = k.cfg.Catalog.Account(ctx, v.Function.Account)
+	}
+	switch {
+	case err == nil:
+		most := acc.ConcurrencyMax
+		if most <= 0 {
+			most = starling.ConcurrencyMax
+		}
+		q.actor.ref.Tell(sched.VersionKnown{Version: v, ConcurrencyMax: most}, 1)
+	case starling.KindOf(err) == starling.NotFound:
+		q.actor.ref.Tell(sched.VersionGone{Version: q.version}, 1)
+	case ctx.Err() == nil || context.Cause(ctx) == context.DeadlineExceeded:
+		k.cfg.Log.Warn("version could not be looked up; it is asked for again", "version", uint64(q.version), "err", err)
+	}
+}

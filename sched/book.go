@@ -1,0 +1,237 @@
+package sched
+
+import (
+	"slices"
+	"time"
+
+	"starling"
+	"starling/sched/place"
+)
+
+// An account sums what its functions use in this partition.
+type account struct {
+	max      int // slots that may be leased at once
+	leased   int
+	starting int // slots on their way
+	id       starling.AccountID
+	versions int // that point here
+	turn     int // whose waiting calls are served next when a slot of the account is free
+	hungry   []*version
+}
+
+// A function sums what its versions use.
+type function struct {
+	account   *account
+	leased    int
+	waiting   int
+	instances int // starting or ready
+	starting  int
+	members   []*version
+	ref       starling.FunctionRef
+}
+
+// A holder is one frontend's share of one version.
+type holder struct {
+	node    starling.NodeID
+	held    int32 // leases
+	waiting int32
+	queue   waiterList
+}
+
+// A version is one deployed snapshot: its instances and its queue. What a warm call touches comes first and lies on
+// two cache lines; with a hundred thousand functions a call costs what it misses.
+type version struct {
+	of      *function    // nil until the lookup is answered
+	account *account     // of the function
+	slots   int32        // of one instance; 0 until known
+	limit   int32        // slots that may be leased at once
+	leased  int32        // slots
+	waiting int32        // calls
+	free    instanceList // ready with a free slot
+	turn    int32        // holder served next
+	alone   bool         // the only version of its function: its sums are the function's
+	gone    bool         // deleted: nothing is granted, instances are on their way out
+	holders []holder
+	first   [1]holder // room for the first of holders
+	id      starling.VersionID
+
+	arrivals uint64
+	config   *starling.Version // nil until the lookup is answered
+	most     int               // instances of the function that this version may ask for
+	all      instanceList      // not stopping
+	starting int
+	ready    int
+	leaving  int                     // stopping
+	onHost   map[starling.NodeID]int // instances of all
+	onZone   map[starling.Zone]int
+
+	failures   int     // starts that failed in a row by the function's own fault
+	troubles   int     // starts that failed in a row by a host's fault
+	deaths     int     // instances that died young in a row
+	hold       instant // no start before this
+	holdReason string  // why
+	holdText   string
+	trouble    string // why the last start failed by a host's fault
+
+	evicting   int // instances of others on their way out for this one
+	recalledAt instant
+	lookedAt   instant // for instances of other versions that could make way
+	lookupAt   instant
+	emptyAt    instant
+	listed     bool // in Scheduler.empty
+	hungryAt   int  // in Scheduler.hungry; -1 when nobody waits
+	accountAt  int  // in account.hungry; -1 when not there
+	done       uint64
+	busy       time.Duration
+	_          [72]byte // up to a multiple of a cache line, so that the first two are whole
+}
+
+type state uint8
+
+const (
+	isStarting state = iota
+	isReady
+	isStopping // told to stop; its slots are not ours any more, its memory is not free yet
+)
+
+// An instance is one running copy of a version, as far as this partition knows. What a warm call touches comes first.
+type instance struct {
+	id      starling.InstanceID
+	version *version
+	node    starling.NodeID // its host
+	used    int32           // slots leased
+	state   state
+	isFree  bool      // in version.free
+	leases  leaseList // that make up used
+	idle    instant   // since when no slot was leased; meaningful while used is 0
+	in      [instanceListCount]instanceLinks
+
+	host    *host
+	key     starling.Key64
+	began   instant  // decision to start it
+	sent    instant  // last Start or Stop sent
+	look    instant  // when a starting one is looked at again
+	readyAt instant  // first known to be ready
+	due     instant  // see before
+	heapAt  int      // in Scheduler.idle; -1 when not there
+	forWhom *version // evicted for this one
+	seen    bool     // named by the report being read
+	memory  int      // MiB; 0 until the version is known
+	_       [24]byte // up to a multiple of a cache line
+}
+
+// A lease is one slot of one instance in the hands of one frontend.
+type lease struct {
+	id       starling.LeaseID // generation in the upper half, slot in the lower; 0 while spare
+	slot     uint32
+	gen      uint32
+	node     starling.NodeID // 0 for an adopted one whose frontend did not speak yet
+	instance *instance
+	ends     instant
+	in       [leaseListCount]leaseLinks
+	recalled bool
+	key      leaseKey // of an adopted one
+}
+
+// A leaseKey names a lease of an older epoch.
+type leaseKey struct {
+	epoch starling.Epoch
+	id    starling.LeaseID
+}
+
+// A callKey names a waiting call.
+type callKey struct {
+	node starling.NodeID
+	call uint64
+}
+
+// A host is what is known of one host.
+type host struct {
+	node     starling.NodeID
+	zone     starling.Zone
+	fenced   bool    // obeys our epoch; only then instances are started there
+	gate     bool    // activation waits for it
+	asked    instant // last Fence sent
+	reported bool
+	free     int // MiB, less what was started since the report
+	total    int
+	cpu      int
+	others   int // starts in flight there, of all partitions, as reported
+	draining bool
+	full     bool    // said so since the last report
+	avoid    instant // not used before this
+	starting int
+	ready    int
+	all      instanceList
+	pools    []starling.Runtime
+	code     []starling.VersionID // unpacked there
+}
+
+func (s *Scheduler) addHost(node starling.NodeID) *host {
+	h := s.hosts[node]
+	if h == nil {
+		h = &host{node: node, all: instanceList{which: byHost}}
+		s.hosts[node] = h
+		at := 0
+		for at < len(s.order) && s.order[at].node < node {
+			at++
+		}
+		s.order = append(s.order, nil)
+		copy(s.order[at+1:], s.order[at:])
+		s.order[at] = h
+	}
+	return h
+}
+
+func (s *Scheduler) addVersion(id starling.VersionID) *version {
+	v := s.versions[id]
+	if v == nil {
+		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
+			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause}
+		v.holders = v.first[:0]
+		s.versions[id] = v
+		s.unknown = append(s.unknown, v)
+		s.lookup(v)
+	}
+	return v
+}
+
+func (s *Scheduler) lookup(v *version) {
+	v.lookupAt = s.now
+	s.out.effects = append(s.out.effects, Effect{Version: v.id})
+}
+
+// holderOf returns the entry of a frontend; create it when it has none.
+func (v *version) holderOf(node starling.NodeID, create bool) *holder {
+	for i := range v.holders {
+		if v.holders[i].node == node {
+			return &v.holders[i]
+		}
+	}
+	if !create {
+		return nil
+	}
+	v.holders = append(v.holders, holder{node: node})
+	return &v.holders[len(v.holders)-1]
+}
+
+// drop forgets a frontend that neither holds nor waits.
+func (v *version) drop(h *holder) {
+	if h.held == 0 && h.waiting == 0 && len(v.holders) > 1 {
+		*h = v.holders[len(v.holders)-1]
+		v.holders = v.holders[:len(v.holders)-1]
+	}
+}
+
+// known reports whether calls of v can be served.
+func (v *version) known() bool { return v.of != nil && !v.gone }
+
+// candidate describes h for an instance of v.
+func (h *host) candidate(v *version) place.Candidate {
+	c := place.Candidate{Node: h.node, FreeMiB: h.free, TotalMiB: h.total, Starting: max(h.starting, h.others), CPU: h.cpu,
+		Warm: slices.Contains(h.code, v.id), Same: v.onHost[h.node], SameZone: v.onZone[h.zone]}
+	for _, r := range h.pools {
+		c.Pooled = c.Pooled || r == v.config.Config.Runtime
+	}
+	return c
+}

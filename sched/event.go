@@ -1,0 +1,107 @@
+package sched
+
+import (
+	"time"
+
+	"starling"
+	"starling/actors/wire"
+)
+
+// An Event is what a scheduler hears: one of the structs below.
+type Event interface{ event() }
+
+// A Message is what came over the post. From is the node whose certificate the connection showed. The scheduler
+// keeps no part of Body after Step returned.
+type Message struct {
+	From starling.NodeID
+	Body wire.Message
+}
+
+// Activate begins the life of the partition at Epoch: every host named is fenced, and nothing is granted before
+// each of them has answered or is down. Only a fresh scheduler takes it. Instances are numbered from Seq+1; a
+// scheduler that replaces one that failed in the same epoch needs a Seq that the first did not reach.
+type Activate struct {
+	Partition starling.PartitionID
+	Epoch     starling.Epoch
+	Range     starling.Range
+	Hosts     []starling.NodeID
+	Seq       uint64
+}
+
+// Deactivate ends the life of the partition here: every waiting call is told Moved.
+type Deactivate struct{}
+
+// LeaseUntil says until when this node is certainly a member. The scheduler grants and starts nothing from
+// Config.Guard before that instant on, until it hears of a later one.
+type LeaseUntil struct{ Until time.Time }
+
+// VersionKnown answers a lookup. Version is shared and never changed.
+type VersionKnown struct {
+	Version        *starling.Version
+	ConcurrencyMax int // the account's
+}
+
+// VersionGone answers a lookup of a version that does not exist any more.
+type VersionGone struct{ Version starling.VersionID }
+
+// NodeDown says that the manager declared a node dead: its instances are gone, its waiting calls forgotten.
+type NodeDown struct{ Node starling.NodeID }
+
+// Tick lets time pass. Give one at NextTick, or at least every 100 ms while there is work.
+type Tick struct{}
+
+func (Message) event()      {}
+func (Activate) event()     {}
+func (Deactivate) event()   {}
+func (LeaseUntil) event()   {}
+func (VersionKnown) event() {}
+func (VersionGone) event()  {}
+func (NodeDown) event()     {}
+func (Tick) event()         {}
+
+// An Effect is what the caller must do: send Body to the frontend or host part of node To, or, when Body is nil,
+// look up Version and come back with VersionKnown or VersionGone.
+//
+// Bodies are *wire.Grant, *wire.Reject, *wire.Recall and *wire.Renewed to frontends, *wire.Start, *wire.Stop and
+// *wire.Fence to hosts. They and their slices are used again by the next Step: copy what outlives it.
+type Effect struct {
+	To      starling.NodeID
+	Body    wire.Message
+	Version starling.VersionID
+}
+
+// A scratch hands out values that are used again after reset, so that effects cost no allocation in steady state.
+type scratch[T any] struct {
+	items []*T
+	used  int
+}
+
+func (s *scratch[T]) next() *T {
+	if s.used == len(s.items) {
+		s.items = append(s.items, new(T))
+	}
+	s.used++
+	return s.items[s.used-1]
+}
+
+// outbox collects the effects of one step.
+type outbox struct {
+	effects []Effect
+	grants  scratch[wire.Grant]
+	rejects scratch[wire.Reject]
+	recalls scratch[wire.Recall]
+	renews  scratch[wire.Renewed]
+	starts  scratch[wire.Start]
+	stops   scratch[wire.Stop]
+	fences  scratch[wire.Fence]
+}
+
+func (o *outbox) reset() {
+	o.effects = o.effects[:0]
+	o.grants.used, o.rejects.used, o.recalls.used, o.renews.used = 0, 0, 0, 0
+	o.starts.used, o.stops.used, o.fences.used = 0, 0, 0
+}
+
+func (o *outbox) send(to starling.NodeID, m wire.Message) {
+	o.effects = append(o.effects, Effect{To: to, Body: m})
+}

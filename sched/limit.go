@@ -1,0 +1,53 @@
+package sched
+
+import (
+	"math"
+
+	"starling"
+	"starling/sched/flow"
+)
+
+// place books a version under its function and account, with what was booked for it before they were known.
+func (s *Scheduler) place(v *version, c *starling.Version) {
+	f := s.functions[c.Function]
+	if f == nil {
+		a := s.accounts[c.Function.Account]
+		if a == nil {
+			a = &account{id: c.Function.Account}
+			s.accounts[a.id] = a
+		}
+		a.versions++
+		f = &function{ref: c.Function, account: a}
+		s.functions[f.ref] = f
+	}
+	f.members = append(f.members, v)
+	v.account, v.alone = f.account, len(f.members) == 1
+	f.members[0].alone = v.alone
+	v.of, v.config, v.slots = f, c, int32(max(c.Config.Concurrency, 1))
+	f.instances += int(v.all.n)
+	f.starting += v.starting
+	f.leased += int(v.leased)
+	f.waiting += int(v.waiting)
+	f.account.leased += int(v.leased)
+	f.account.starting += v.starting * int(v.slots)
+	for i := v.all.front; i != nil; i = i.in[byVersion].next {
+		i.memory = c.Config.MemoryMiB
+		if i.state == isReady {
+			s.setFree(i)
+		}
+	}
+	if v.waiting > 0 {
+		s.becomeHungry(v)
+	}
+}
+
+// setLimits derives what v may use from its configuration, its account and the partition's share of its span.
+func (s *Scheduler) setLimits(v *version, c *starling.Version) {
+	slots := v.of.account.max
+	if n := c.Config.InstanceMax; n > 0 && n*int(v.slots) < slots {
+		slots = n * int(v.slots)
+	}
+	share := flow.Share(slots, c.Key(), s.keys)
+	v.limit = int32(min(share, math.MaxInt32))
+	v.most = (share + int(v.slots) - 1) / int(v.slots)
+}

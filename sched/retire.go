@@ -1,0 +1,158 @@
+package sched
+
+import "slices"
+
+// dueOf returns when a ready instance will have been idle for the keep-alive, or, while it is in use, a bound below.
+func (s *Scheduler) dueOf(i *instance) instant {
+	if i.used > 0 {
+		return s.now + s.cfg.KeepAlive
+	}
+	return i.idle + s.cfg.KeepAlive
+}
+
+// oldest returns the ready instance that is idle for the longest time, or nil. Bounds that passed are corrected on
+// the way, a few in each call: while thousands of instances are busy, finding the idle one takes several calls.
+func (s *Scheduler) oldest() *instance {
+	for n := 0; n < 64 && len(s.idle) > 0; n++ {
+		i := s.idle[0]
+		due := s.dueOf(i)
+		if due == i.due && i.used == 0 {
+			return i
+		}
+		if due == i.due {
+			return nil // the rest is in use, too
+		}
+		i.due = due
+		s.idle.fix(i)
+	}
+	return nil
+}
+
+// retireIdle stops what was idle for the keep-alive, down to nothing.
+func (s *Scheduler) retireIdle() {
+	for i := s.oldest(); i != nil && i.due <= s.now; i = s.oldest() {
+		v := i.version
+		s.stop(i, false)
+		s.mayForget(v)
+	}
+	for _, h := range s.order {
+		if h.draining {
+			s.drain(h)
+		}
+	}
+}
+
+// drain stops the idle instances of a host that wants to leave.
+func (s *Scheduler) drain(h *host) {
+	for i := h.all.front; i != nil; {
+		next := i.in[byHost].next
+		if i.state == isReady && i.used == 0 {
+			s.stop(i, false)
+		}
+		i = next
+	}
+}
+
+// evictFor makes room for one instance of v where hosts are full: on the host of the instance that is idle for the
+// longest time, it and, when that is not enough, the next ones are stopped. Their memory is free when the host says so.
+func (s *Scheduler) evictFor(v *version) {
+	if v.evicting > 0 || s.roomComing() {
+		return
+	}
+	i := s.oldest()
+	if i == nil || s.now-i.idle < s.cfg.EvictIdle {
+		return
+	}
+	h := i.host
+	need := v.config.Config.MemoryMiB - max(h.free, 0)
+	if h.full {
+		need = max(need, 1)
+	}
+	if h.draining || !h.fenced || !h.reported || need <= 0 {
+		return
+	}
+	var idle []*instance
+	for i := h.all.front; i != nil; i = i.in[byHost].next {
+		if i.state == isReady && i.used == 0 && s.now-i.idle >= s.cfg.EvictIdle {
+			idle = append(idle, i)
+		}
+	}
+	slices.SortStableFunc(idle, func(a, b *instance) int { return int(a.idle - b.idle) })
+	n := 0
+	for ; n < len(idle) && need > 0; n++ {
+		need -= idle[n].memory
+	}
+	if need > 0 {
+		return
+	}
+	for _, i := range idle[:n] {
+		if spare := -need; i.memory <= spare { // a larger one behind it suffices
+			need += i.memory
+			continue
+		}
+		s.evict(i, v)
+	}
+}
+
+// roomComing reports whether a host with too many starts in flight, not a lack of memory, is what stands in the way.
+func (s *Scheduler) roomComing() bool {
+	for k := range s.cands {
+		if c := &s.cands[k]; c.FreeMiB >= s.starved && c.Starting >= s.cfg.HostMax {
+			return true
+		}
+	}
+	return false
+}
+
+// evict stops an idle instance for the sake of v.
+func (s *Scheduler) evict(i *instance, v *version) {
+	s.counts.Evictions++
+	i.forWhom = v
+	v.evicting++
+	s.stop(i, false)
+}
+
+// mayForget notes that v serves nobody now, so that forget finds it.
+func (s *Scheduler) mayForget(v *version) {
+	if v.isEmpty() && !v.listed {
+		v.listed, v.emptyAt = true, s.now
+		s.empty = append(s.empty, v)
+	}
+}
+
+func (v *version) isEmpty() bool {
+	return v.waiting == 0 && v.all.n == 0 && v.leaving == 0 && v.evicting == 0
+}
+
+// forget drops versions that served nobody for a long time, and deleted ones at once.
+func (s *Scheduler) forget() {
+	for len(s.empty) > 0 && (s.empty[0].gone || s.now-s.empty[0].emptyAt >= s.cfg.Forget) {
+		v := s.empty[0]
+		s.empty = s.empty[1:]
+		v.listed = false
+		if v.isEmpty() {
+			s.dropVersion(v)
+		}
+	}
+}
+
+func (s *Scheduler) dropVersion(v *version) {
+	delete(s.versions, v.id)
+	if k := slices.Index(s.unknown, v); k >= 0 {
+		s.unknown = slices.Delete(s.unknown, k, k+1)
+	}
+	f := v.of
+	if f == nil {
+		return
+	}
+	f.members = slices.DeleteFunc(f.members, func(o *version) bool { return o == v })
+	if len(f.members) == 1 {
+		f.members[0].alone = true
+	}
+	if len(f.members) == 0 {
+		delete(s.functions, f.ref)
+		if f.account.versions--; f.account.versions == 0 {
+			delete(s.accounts, f.account.id)
+		}
+	}
+}

@@ -1,0 +1,363 @@
+package sched
+
+import (
+	"time"
+
+	"starling"
+	"starling/actors/wire"
+	"starling/sched/flow"
+	"starling/sched/place"
+	"starling/sched/scale"
+)
+
+// held reports whether failures keep v from starting instances now.
+func (s *Scheduler) held(v *version) bool { return v.hold > s.now }
+
+// startFor starts the instances that the queue of v lacks, within the limits.
+func (s *Scheduler) startFor(v *version) {
+	if !s.granting() || !v.known() || s.held(v) {
+		return
+	}
+	a := v.of.account
+	left := v.most - v.of.instances
+	each := int(v.slots)
+	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
+	n := scale.Starts(scale.Load{Waiting: int(v.waiting), Starting: v.starting, Slots: each, Left: (slots + each - 1) / each,
+		StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0})
+	if n > left {
+		s.makeWay(v, n-left)
+		n = left
+	}
+	for ; n > 0 && s.startOne(v, s.now); n-- {
+	}
+}
+
+// makeWay stops up to n idle instances of other versions of the same function, whose limit they fill. It looks
+// once in a while only: while they are busy, every call that waits would look through all of them.
+func (s *Scheduler) makeWay(v *version, n int) {
+	if s.now-v.lookedAt < s.cfg.RecallPause {
+		return
+	}
+	v.lookedAt = s.now
+	for _, o := range v.of.members {
+		if o == v {
+			continue
+		}
+		for i := o.all.front; i != nil && v.evicting < n; {
+			next := i.in[byVersion].next
+			if i.state == isReady && i.used == 0 {
+				s.evict(i, v)
+			}
+			i = next
+		}
+	}
+}
+
+// startOne chooses a host and asks it for an instance of v; began is when the decision to start was taken first.
+func (s *Scheduler) startOne(v *version, began instant) bool {
+	h := s.choose(v)
+	if h == nil {
+		s.evictFor(v)
+		return false
+	}
+	s.seq++
+	i := &instance{id: starling.InstanceID{Partition: s.id, Epoch: s.epoch, Seq: s.seq}, version: v, host: h, state: isStarting,
+		leases: leaseList{which: byInstance}, began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}
+	i.key = v.config.Key()
+	if i.key < s.keys.Lo {
+		i.key = s.keys.Lo // the range cuts the function's span: name a key that is ours
+	}
+	s.enter(i)
+	h.free -= i.memory
+	s.counts.Starts++
+	s.sendStart(i)
+	return true
+}
+
+// sendStart sends, or sends again, what starts i. A host that runs i already answers Started again.
+func (s *Scheduler) sendStart(i *instance) {
+	i.sent = s.now
+	m := s.out.starts.next()
+	*m = wire.Start{Partition: s.id, Epoch: s.epoch, Instance: i.id, Key: i.key, Version: i.version.id}
+	s.out.send(i.host.node, m)
+}
+
+// choose returns the host for a new instance of v, or nil when none has room.
+func (s *Scheduler) choose(v *version) *host {
+	need := v.config.Config.MemoryMiB
+	if s.starved != 0 && need >= s.starved {
+		return nil // nobody had room for less since the last news of room
+	}
+	s.cands = s.cands[:0]
+	for _, h := range s.order {
+		if h.usable(s.now) {
+			s.cands = append(s.cands, h.candidate(v))
+		}
+	}
+	k := place.Choose(s.cands, place.Want{MemoryMiB: need, StartingMax: s.cfg.HostMax}, s.cfg.Weights, s.rng)
+	if k < 0 {
+		if s.starved == 0 || need < s.starved {
+			s.starved = need
+		}
+		return nil
+	}
+	return s.hosts[s.cands[k].Node]
+}
+
+func (h *host) usable(now instant) bool {
+	return h.fenced && h.reported && !h.draining && !h.full && h.avoid <= now
+}
+
+// enter books a new instance under its version and host.
+func (s *Scheduler) enter(i *instance) {
+	v, h := i.version, i.host
+	i.node = h.node
+	s.instances[i.id] = i
+	h.all.pushBack(i)
+	v.all.pushBack(i)
+	if v.onHost == nil {
+		v.onHost, v.onZone = map[starling.NodeID]int{}, map[starling.Zone]int{}
+	}
+	v.onHost[h.node]++
+	v.onZone[h.zone]++
+	if v.config != nil {
+		i.memory = v.config.Config.MemoryMiB
+	}
+	if v.of != nil {
+		v.of.instances++
+	}
+	if i.state == isStarting {
+		s.starting.pushBack(i)
+		s.countStarting(i, 1)
+	} else {
+		v.ready++
+	}
+}
+
+func (s *Scheduler) countStarting(i *instance, n int) {
+	i.version.starting += n
+	i.host.starting += n
+	if f := i.version.of; f != nil {
+		f.starting += n
+		f.account.starting += n * int(i.version.slots)
+	}
+}
+
+// retire takes i out of the books of its version: it serves and counts no more. Its host still keeps it.
+func (s *Scheduler) retire(i *instance) {
+	v := i.version
+	for l := i.leases.front; l != nil; l = i.leases.front {
+		s.forgetLease(l)
+	}
+	switch i.state {
+	case isStarting:
+		s.starting.remove(i)
+		s.countStarting(i, -1)
+	case isReady:
+		v.ready--
+		i.host.ready--
+		if i.isFree {
+			v.free.remove(i)
+			i.isFree = false
+		}
+		if i.heapAt >= 0 {
+			s.idle.remove(i)
+		}
+	case isStopping:
+		return
+	}
+	v.all.remove(i)
+	count(v.onHost, i.host.node)
+	count(v.onZone, i.host.zone)
+	if v.of != nil {
+		v.of.instances--
+	}
+	i.state = isStopping
+	v.leaving++
+}
+
+// count takes one from m[k] and keeps no zeros.
+func count[K comparable](m map[K]int, k K) {
+	if m[k]--; m[k] == 0 {
+		delete(m, k)
+	}
+}
+
+// remove forgets an instance that its host does not have any more; its memory is free again.
+func (s *Scheduler) remove(i *instance) {
+	s.retire(i)
+	i.version.leaving--
+	delete(s.instances, i.id)
+	i.host.all.remove(i)
+	i.host.free += i.memory
+	i.host.full = false
+	if v := i.forWhom; v != nil {
+		v.evicting--
+		s.pump(v, nil, 0, 0)
+	}
+	s.mayForget(i.version)
+}
+
+// stop tells the host to end i.
+func (s *Scheduler) stop(i *instance, now bool) {
+	if i.state == isReady {
+		i.version.deaths = 0
+	}
+	s.retire(i)
+	i.sent = s.now
+	s.counts.Stops++
+	s.sendStop(i.host.node, i.id, now)
+}
+
+func (s *Scheduler) sendStop(to starling.NodeID, id starling.InstanceID, now bool) {
+	m := s.out.stops.next()
+	*m = wire.Stop{Partition: s.id, Epoch: s.epoch, Instance: id, Now: now}
+	s.out.send(to, m)
+}
+
+// started books an instance as ready and serves the calls that waited for it.
+func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start, init time.Duration) {
+	i := s.instances[id]
+	switch {
+	case i == nil && id.Partition == s.id && s.phase == Active:
+		s.sendStop(from, id, true) // given up long ago
+		return
+	case i == nil || i.host.node != from || i.state != isStarting:
+		return
+	}
+	v := i.version
+	s.starting.remove(i)
+	s.countStarting(i, -1)
+	i.state = isReady
+	v.ready++
+	v.failures, v.troubles, v.trouble = 0, 0, ""
+	if v.deaths < s.cfg.DeathMax {
+		v.hold = 0
+	}
+	s.becomeReady(i, s.now)
+	s.pump(v, i, start, init)
+	s.moreRoom() // its host may take the next start
+	if v.of != nil && v.of.waiting > int(v.waiting) {
+		s.pumpAccount(v.of.account)
+	}
+}
+
+// becomeReady gives a ready instance its place among the free and the idle; idle is since when it is idle.
+func (s *Scheduler) becomeReady(i *instance, idle instant) {
+	i.host.ready++
+	i.readyAt, i.idle = s.now, idle
+	i.due = idle + s.cfg.KeepAlive
+	s.idle.push(i)
+	s.setFree(i)
+}
+
+// startFailed takes the next host when this one is full or broken, and holds the version back when the fault is
+// its own.
+func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
+	i := s.instances[m.Instance]
+	if i == nil || i.host.node != from {
+		return
+	}
+	v, h, began, wasStarting := i.version, i.host, i.began, i.state == isStarting
+	s.remove(i)
+	if !wasStarting {
+		return
+	}
+	switch {
+	case m.Fault == starling.Failed:
+		s.counts.StartsFailed++
+		v.failures++
+		s.holdBack(v, v.failures, m.Reason, m.Message)
+		s.rejectWaiting(v, int(v.slots), starling.Failed, m.Reason, m.Message, 0)
+		if v.ready == 0 && v.starting == 0 {
+			s.rejectWaiting(v, int(v.waiting), starling.Failed, m.Reason, m.Message, v.hold-s.now)
+		}
+		s.moreRoom()
+	case m.Reason == "Full":
+		h.full = true // nothing came free: the host never had it
+		s.startAgain(v, began)
+	default:
+		s.counts.StartsFailed++
+		v.trouble = m.Message
+		h.avoid = s.now + time.Second
+		if v.troubles++; v.troubles%3 == 0 {
+			s.holdBack(v, v.troubles/3, m.Reason, m.Message)
+		}
+		s.startAgain(v, began)
+		s.moreRoom()
+	}
+	s.mayForget(v)
+}
+
+// startAgain replaces a start that a host refused, when it is still wanted.
+func (s *Scheduler) startAgain(v *version, began instant) {
+	if int(v.waiting) > v.starting*int(v.slots) && s.granting() && v.known() && !s.held(v) {
+		s.startOne(v, began)
+	}
+}
+
+// holdBack starts nothing of v for a while that doubles with each failure in a row.
+func (s *Scheduler) holdBack(v *version, failures int, reason, text string) {
+	v.hold = s.now + flow.Backoff(failures, s.cfg.BackoffFirst, s.cfg.BackoffMax, s.rng)
+	v.holdReason, v.holdText = reason, text
+}
+
+// exited replaces an instance that went away. One that died young, again and again, holds its version back.
+func (s *Scheduler) exited(from starling.NodeID, m *wire.Exited) {
+	i := s.instances[m.Instance]
+	if i == nil || i.host.node != from {
+		return
+	}
+	v := i.version
+	if i.state == isReady {
+		s.counts.Exits++
+		if s.now-i.readyAt >= s.cfg.DeathYoung || v.ready > 1 {
+			v.deaths = 0 // others of it live
+		} else if v.deaths++; v.deaths >= s.cfg.DeathMax {
+			s.holdBack(v, v.deaths-s.cfg.DeathMax+1, m.Reason, "instances of this function keep dying soon after their start")
+		}
+	}
+	s.gone(i)
+}
+
+// gone removes i and lets the limits it filled serve others.
+func (s *Scheduler) gone(i *instance) {
+	v := i.version
+	s.remove(i)
+	s.pump(v, nil, 0, 0)
+	if v.of != nil {
+		s.pumpAccount(v.of.account)
+	}
+	s.moreRoom()
+}
+
+// moreRoom starts what no host had room for, a few versions in turn; the tick goes on with the rest.
+func (s *Scheduler) moreRoom() {
+	if s.starved == 0 {
+		return
+	}
+	s.starved = 0
+	for n := 0; n < 8 && len(s.hungry) > 0 && s.starved == 0; n++ {
+		s.turn++
+		s.pump(s.hungry[s.turn%len(s.hungry)], nil, 0, 0)
+	}
+}
+
+// lookAtStarts asks again for instances that were not heard of, and gives up on old ones.
+func (s *Scheduler) lookAtStarts() {
+	for i := s.starting.front; i != nil && i.look <= s.now; i = s.starting.front {
+		if s.now-i.began >= s.cfg.StartMax {
+			v := i.version
+			i.host.avoid = s.now + time.Second
+			v.trouble = "a host did not start the instance in time"
+			v.troubles++
+			s.stop(i, true)
+			s.pump(v, nil, 0, 0)
+			continue
+		}
+		i.look = s.now + s.cfg.StartAgain
+		s.starting.remove(i)
+		s.starting.pushBack(i)
+		s.sendStart(i)
+	}
+}

@@ -1,0 +1,240 @@
+package sched
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"starling"
+)
+
+// Counts are sums since the scheduler was made.
+type Counts struct {
+	Acquires, Grants, Cold, Cancelled             uint64
+	Releases, Expired, Recalls                    uint64
+	Starts, StartsFailed, Stops, Exits, Evictions uint64
+	QueueFull, QueueTimeout, NoHost, Failed       uint64 // refusals by reason
+	Moved, Other                                  uint64
+}
+
+func (c *Counts) refused(k starling.Kind, reason string) {
+	switch {
+	case k == starling.Moved:
+		c.Moved++
+	case k == starling.Failed:
+		c.Failed++
+	case reason == ReasonQueueFull:
+		c.QueueFull++
+	case reason == ReasonQueueTimeout:
+		c.QueueTimeout++
+	case reason == ReasonNoHost:
+		c.NoHost++
+	default:
+		c.Other++
+	}
+}
+
+// Refused returns the sum of all refusals.
+func (c *Counts) Refused() uint64 {
+	return c.QueueFull + c.QueueTimeout + c.NoHost + c.Failed + c.Moved + c.Other
+}
+
+// A Status is the state of one partition in numbers.
+type Status struct {
+	Partition starling.PartitionID
+	Epoch     starling.Epoch
+	Range     starling.Range
+	Phase     Phase
+	Granting  bool
+	Hosts     int // fenced
+	Functions int
+	Versions  int
+	Instances int // starting, ready and stopping
+	Starting  int
+	Leased    int // slots
+	Waiting   int // calls
+	Counts    Counts
+}
+
+// Status returns the state in numbers. It costs little enough for every batch.
+func (s *Scheduler) Status() Status {
+	st := Status{Partition: s.id, Epoch: s.epoch, Range: s.keys, Phase: s.phase, Granting: s.granting(), Functions: len(s.functions),
+		Versions: len(s.versions), Instances: len(s.instances), Starting: int(s.starting.n), Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
+	for _, h := range s.order {
+		if h.fenced {
+			st.Hosts++
+		}
+	}
+	return st
+}
+
+// A VersionStatus is the state of one version in numbers.
+type VersionStatus struct {
+	Version   starling.VersionID
+	Function  starling.FunctionRef // empty until known
+	Ready     int
+	Starting  int
+	Leased    int // slots
+	Waiting   int // calls
+	HeldUntil time.Duration
+	Reason    string // of the hold
+	Arrivals  uint64
+	Done      uint64
+	Busy      time.Duration
+}
+
+// VersionStatuses returns the state of every version, by id.
+func (s *Scheduler) VersionStatuses() []VersionStatus {
+	out := make([]VersionStatus, 0, len(s.versions))
+	for _, v := range s.inOrder() {
+		st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
+			Arrivals: v.arrivals, Done: v.done, Busy: v.busy}
+		if v.of != nil {
+			st.Function = v.of.ref
+		}
+		if s.held(v) {
+			st.HeldUntil, st.Reason = v.hold-s.now, v.holdReason
+		}
+		out = append(out, st)
+	}
+	return out
+}
+
+// inOrder returns the versions by id: Go's map order is random, and what leaves this package must not be.
+func (s *Scheduler) inOrder() []*version {
+	vs := make([]*version, 0, len(s.versions))
+	for _, v := range s.versions {
+		vs = append(vs, v)
+	}
+	slices.SortFunc(vs, func(a, b *version) int {
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	return vs
+}
+
+// Check reports the first of the scheduler's invariants that does not hold: every sum is the sum of its parts, no
+// slot is given twice, no limit is passed. It walks everything; it is for tests and the simulator.
+func (s *Scheduler) Check() error {
+	type sums struct{ instances, starting, leased, waiting int }
+	functions, accounts := map[*function]*sums{}, map[*account]*sums{}
+	for _, f := range s.functions {
+		functions[f] = &sums{}
+		if accounts[f.account] == nil {
+			accounts[f.account] = &sums{}
+		}
+	}
+	total := 0
+	for _, v := range s.inOrder() {
+		if err := s.checkVersion(v); err != nil {
+			return err
+		}
+		total += int(v.waiting)
+		if v.of == nil {
+			continue
+		}
+		f, a := functions[v.of], accounts[v.of.account]
+		if f == nil || a == nil {
+			return fmt.Errorf("version %d: its function is forgotten", v.id)
+		}
+		f.instances, f.starting, f.leased, f.waiting = f.instances+int(v.all.n), f.starting+v.starting, f.leased+int(v.leased), f.waiting+int(v.waiting)
+		a.leased, a.starting = a.leased+int(v.leased), a.starting+v.starting*int(v.slots)
+	}
+	for f, n := range functions {
+		if *n != (sums{f.instances, f.starting, f.leased, f.waiting}) {
+			return fmt.Errorf("function %s: books say %+v, its versions sum to %+v", f.ref, *f, *n)
+		}
+	}
+	for a, n := range accounts {
+		if n.leased != a.leased || n.starting != a.starting {
+			return fmt.Errorf("account %s: books say %d leased %d starting, versions sum to %+v", a.id, a.leased, a.starting, *n)
+		}
+	}
+	if total != len(s.waiters) || total != len(s.deadlines) {
+		return fmt.Errorf("%d calls wait by version, %d by call, %d by deadline", total, len(s.waiters), len(s.deadlines))
+	}
+	return s.checkInstances()
+}
+
+func (s *Scheduler) checkVersion(v *version) error {
+	held, waiting := int32(0), int32(0)
+	for _, h := range v.holders {
+		held += h.held
+		waiting += h.waiting
+	}
+	used, ready, starting, free := int32(0), 0, 0, 0
+	for i := v.all.front; i != nil; i = i.in[byVersion].next {
+		used += i.used
+		switch i.state {
+		case isReady:
+			ready++
+		case isStarting:
+			starting++
+		case isStopping:
+			return fmt.Errorf("instance %s: stopping, yet counted", i.id)
+		}
+		if i.isFree {
+			free++
+		}
+		if canTake := i.state == isReady && i.used < v.slots && !v.gone; canTake != i.isFree {
+			return fmt.Errorf("instance %s: %d of %d slots used, free is %t", i.id, i.used, v.slots, i.isFree)
+		}
+	}
+	switch {
+	case held != v.leased || used != v.leased:
+		return fmt.Errorf("version %d: %d leased, %d by frontend, %d by instance", v.id, v.leased, held, used)
+	case v.of != nil && (v.alone != (len(v.of.members) == 1) || v.account != v.of.account):
+		return fmt.Errorf("version %d: alone is %t among %d", v.id, v.alone, len(v.of.members))
+	case waiting != v.waiting || (v.waiting > 0) != (v.hungryAt >= 0):
+		return fmt.Errorf("version %d: %d wait, %d by frontend, hungry at %d", v.id, v.waiting, waiting, v.hungryAt)
+	case ready != v.ready || starting != v.starting || ready+starting != int(v.all.n) || free != int(v.free.n):
+		return fmt.Errorf("version %d: %d ready, %d starting, %d free; counted %d, %d, %d", v.id, v.ready, v.starting, v.free.n, ready, starting, free)
+	}
+	return nil
+}
+
+func (s *Scheduler) checkInstances() error {
+	onHosts, gates := 0, 0
+	for _, h := range s.order {
+		starting, ready := 0, 0
+		for i := h.all.front; i != nil; i = i.in[byHost].next {
+			onHosts++
+			if s.instances[i.id] != i || i.host != h {
+				return fmt.Errorf("instance %s: host %s lists it, the books do not", i.id, h.node)
+			}
+			if i.state == isStarting {
+				starting++
+			}
+			if i.state == isReady {
+				ready++
+			}
+			if (i.state == isReady) != (i.heapAt >= 0) {
+				return fmt.Errorf("instance %s: state %d, place %d among the idle", i.id, i.state, i.heapAt)
+			}
+		}
+		if starting != h.starting || ready != h.ready {
+			return fmt.Errorf("host %s: %d starting, %d ready, counted %d, %d", h.node, h.starting, h.ready, starting, ready)
+		}
+		if h.gate {
+			gates++
+		}
+	}
+	leased := 0
+	for l := s.expiry.front; l != nil; l = l.in[byExpiry].next {
+		leased++
+		if n := l.in[byExpiry].next; n != nil && n.ends < l.ends {
+			return fmt.Errorf("lease %d ends after the next one", l.id)
+		}
+	}
+	switch {
+	case onHosts != len(s.instances):
+		return fmt.Errorf("%d instances on hosts, %d in the books", onHosts, len(s.instances))
+	case leased != s.leased || leased+len(s.spare) != len(s.leases):
+		return fmt.Errorf("%d leases by end, %d counted, %d spare of %d", leased, s.leased, len(s.spare), len(s.leases))
+	case gates != s.gates:
+		return fmt.Errorf("%d hosts gate the activation, counted %d", s.gates, gates)
+	}
+	return nil
+}

@@ -1,0 +1,259 @@
+package sched
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"starling"
+	"starling/actors/wire"
+)
+
+// TestTranscripts replays sched/testdata: each command is one event, each block below it the effects. The clock
+// moves by the word "after". Node 10 and up are frontends, below 10 hosts.
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		w := &transcript{t: t}
+		datadriven.RunTest(t, path, w.run)
+	})
+}
+
+type transcript struct {
+	t   *testing.T
+	s   *Scheduler
+	cfg Config
+	now time.Time
+}
+
+func (w *transcript) run(t *testing.T, d *datadriven.TestData) string {
+	if w.s == nil {
+		w.cfg = DefaultConfig()
+		w.now = time.Unix(1_700_000_000, 0)
+	}
+	if d.Cmd == "new" {
+		w.configure(d)
+		w.s = New(w.cfg, rand.New(rand.NewPCG(1, 1)))
+		return ""
+	}
+	w.now = w.now.Add(duration(d, "after", 0))
+	ev := w.event(d)
+	if ev == nil {
+		return w.question(d)
+	}
+	out := render(w.s.Step(w.now, ev))
+	if err := w.s.Check(); err != nil {
+		t.Fatalf("%s: %s: %v", d.Pos, d.Cmd, err)
+	}
+	return out
+}
+
+func (w *transcript) configure(d *datadriven.TestData) {
+	w.cfg = DefaultConfig()
+	w.cfg.KeepAlive = duration(d, "keep", w.cfg.KeepAlive)
+	w.cfg.Bounds.Function = number(d, "queue", w.cfg.Bounds.Function)
+	w.cfg.Bounds.Age = duration(d, "age", w.cfg.Bounds.Age)
+	w.cfg.HostMax = number(d, "host-max", w.cfg.HostMax)
+	w.cfg.FunctionMax = number(d, "function-max", w.cfg.FunctionMax)
+	w.cfg.Audit = duration(d, "audit", w.cfg.Audit)
+}
+
+// event turns a command into an event; nil when it only asks.
+func (w *transcript) event(d *datadriven.TestData) Event {
+	from := starling.NodeID(number(d, "from", 10))
+	host := starling.NodeID(number(d, "host", 1))
+	epoch := starling.Epoch(number(d, "epoch", int(w.s.epoch)))
+	inst := starling.InstanceID{Partition: 1, Epoch: starling.Epoch(number(d, "of", int(w.s.epoch))), Seq: uint64(number(d, "i", 1))}
+	switch d.Cmd {
+	case "activate":
+		return Activate{Partition: 1, Epoch: epoch, Hosts: nodes(d, "hosts")}
+	case "deactivate":
+		return Deactivate{}
+	case "lease-until":
+		return LeaseUntil{w.now.Add(duration(d, "in", time.Hour))}
+	case "version":
+		c := starling.Config{Runtime: starling.Python311, Concurrency: number(d, "slots", 1), InstanceMax: number(d, "most", 0), MemoryMiB: number(d, "memory", 128)}
+		return VersionKnown{&starling.Version{ID: starling.VersionID(number(d, "v", 1)), Config: c.WithDefaults(),
+			Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
+	case "version-gone":
+		return VersionGone{starling.VersionID(number(d, "v", 1))}
+	case "node-down":
+		return NodeDown{starling.NodeID(number(d, "node", 1))}
+	case "tick":
+		return Tick{}
+	case "acquire":
+		return Message{from, &wire.Acquire{Call: uint64(number(d, "call", 1)), Partition: 1, Epoch: epoch, Key: 5, Version: starling.VersionID(number(d, "v", 1)),
+			Wait: duration(d, "wait", time.Minute)}}
+	case "cancel":
+		return Message{from, &wire.Cancel{Partition: 1, Call: uint64(number(d, "call", 1))}}
+	case "release":
+		return Message{from, &wire.Release{Partition: 1, Epoch: epoch, Leases: leases(d)}}
+	case "renew":
+		return Message{from, &wire.Renew{Partition: 1, Epoch: epoch, Leases: leases(d)}}
+	case "report":
+		r := &wire.HostReport{Host: host, Zone: starling.Zone(text(d, "zone", "")), FreeMiB: uint32(number(d, "free", 1024)), TotalMiB: 1024, Draining: d.HasArg("draining"),
+			Instances: uint32(number(d, "instances", 99))}
+		for _, v := range nodes(d, "code") {
+			r.Versions = append(r.Versions, starling.VersionID(v))
+		}
+		return Message{host, r}
+	case "started":
+		return Message{host, &wire.Started{Partition: 1, Host: host, Instance: inst, Start: duration(d, "start", 5*time.Millisecond), Init: duration(d, "init", 20*time.Millisecond)}}
+	case "start-failed":
+		return Message{host, &wire.StartFailed{Partition: 1, Host: host, Instance: inst, Fault: starling.ParseKind(text(d, "fault", "failed")),
+			Reason: text(d, "reason", starling.ErrInit), Message: "as the host said"}}
+	case "exited":
+		return Message{host, &wire.Exited{Partition: 1, Host: host, Instance: inst, Reason: text(d, "reason", starling.ErrExit)}}
+	case "fenced":
+		return Message{host, &wire.Fenced{Partition: 1, Epoch: epoch, Host: host, Instances: w.reports(d)}}
+	}
+	return nil
+}
+
+// reports reads the lines under a fenced command: "i=1 of=1 v=1 ready leases=(3)".
+func (w *transcript) reports(d *datadriven.TestData) []wire.InstanceReport {
+	var out []wire.InstanceReport
+	for _, line := range strings.Split(d.Input, "\n") {
+		if line == "" {
+			continue
+		}
+		cmd, args, err := datadriven.ParseLine("x " + line)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		l := &datadriven.TestData{Cmd: cmd, CmdArgs: args, Pos: d.Pos}
+		id := starling.InstanceID{Partition: 1, Epoch: starling.Epoch(number(l, "of", 1)), Seq: uint64(number(l, "i", 1))}
+		r := wire.InstanceReport{Instance: id, Key: 5, Version: starling.VersionID(number(l, "v", 1)), Ready: l.HasArg("ready"), Idle: duration(l, "idle", 0)}
+		for _, n := range leases(l) {
+			r.Leases = append(r.Leases, starling.Lease{ID: n, Partition: 1, Epoch: id.Epoch, Instance: id, Slots: 1})
+			r.Busy++
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+func (w *transcript) question(d *datadriven.TestData) string {
+	st := w.s.Status()
+	switch d.Cmd {
+	case "status":
+		return fmt.Sprintf("%s granting=%t instances=%d starting=%d leased=%d waiting=%d", st.Phase, st.Granting, st.Instances, st.Starting, st.Leased, st.Waiting)
+	case "next-tick":
+		if n := w.s.NextTick(); !n.IsZero() {
+			return n.Sub(w.now).String()
+		}
+		return "none"
+	}
+	w.t.Fatalf("%s: unknown command %s", d.Pos, d.Cmd)
+	return ""
+}
+
+func render(effects []Effect) string {
+	var b strings.Builder
+	for _, e := range effects {
+		switch m := e.Body.(type) {
+		case nil:
+			fmt.Fprintf(&b, "look up version %d\n", e.Version)
+		case *wire.Grant:
+			fmt.Fprintf(&b, "grant %s call %d: lease %s on %s at %s", e.To, m.Call, leaseName(m.Lease.ID), m.Lease.Instance, m.Lease.Host)
+			if p := m.Lease.Phases; p != (starling.Phases{}) {
+				fmt.Fprintf(&b, " (queue %v place %v start %v init %v)", p.Queue, p.Place, p.Start, p.Init)
+			}
+			b.WriteString("\n")
+		case *wire.Reject:
+			fmt.Fprintf(&b, "reject %s call %d: %s %s, %s", e.To, m.Call, m.Reject, m.Reason, m.Message)
+			if m.After > 0 {
+				fmt.Fprintf(&b, ", retry after %v", m.After.Round(time.Millisecond))
+			}
+			b.WriteString("\n")
+		case *wire.Recall:
+			fmt.Fprintf(&b, "recall from %s: %s\n", e.To, leaseNames(m.Leases))
+		case *wire.Renewed:
+			fmt.Fprintf(&b, "renewed %s epoch %d: %s for %v\n", e.To, m.Epoch, leaseNames(m.Leases), m.TTL)
+		case *wire.Start:
+			fmt.Fprintf(&b, "start %s of version %d at %s\n", m.Instance, m.Version, e.To)
+		case *wire.Stop:
+			fmt.Fprintf(&b, "stop %s at %s now=%t\n", m.Instance, e.To, m.Now)
+		case *wire.Fence:
+			fmt.Fprintf(&b, "fence %s at epoch %d\n", e.To, m.Epoch)
+		}
+	}
+	return b.String()
+}
+
+// leaseName prints slot.generation.
+func leaseName(id starling.LeaseID) string { return fmt.Sprintf("%d.%d", uint32(id), uint64(id)>>32) }
+
+func leaseNames(ids []starling.LeaseID) string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, leaseName(id))
+	}
+	return strings.Join(out, " ")
+}
+
+func arg(d *datadriven.TestData, key string) []string {
+	for _, a := range d.CmdArgs {
+		if a.Key == key {
+			return a.Vals
+		}
+	}
+	return nil
+}
+
+func text(d *datadriven.TestData, key, or string) string {
+	if v := arg(d, key); len(v) == 1 {
+		return v[0]
+	}
+	return or
+}
+
+func number(d *datadriven.TestData, key string, or int) int {
+	n := or
+	if v := text(d, key, ""); v != "" {
+		if _, err := fmt.Sscan(v, &n); err != nil {
+			d.Fatalf(nil, "%s: %v", key, err)
+		}
+	}
+	return n
+}
+
+func duration(d *datadriven.TestData, key string, or time.Duration) time.Duration {
+	v := text(d, key, "")
+	if v == "" {
+		return or
+	}
+	n, err := time.ParseDuration(v)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func nodes(d *datadriven.TestData, key string) []starling.NodeID {
+	var out []starling.NodeID
+	for _, v := range arg(d, key) {
+		var n uint64
+		if _, err := fmt.Sscan(v, &n); err != nil {
+			panic(err)
+		}
+		out = append(out, starling.NodeID(n))
+	}
+	return out
+}
+
+// leases reads leases=(slot.generation, …).
+func leases(d *datadriven.TestData) []starling.LeaseID {
+	var out []starling.LeaseID
+	for _, v := range arg(d, "leases") {
+		var slot, gen uint64
+		if _, err := fmt.Sscanf(v, "%d.%d", &slot, &gen); err != nil {
+			panic(err)
+		}
+		out = append(out, starling.LeaseID(gen<<32|slot))
+	}
+	return out
+}
