@@ -170,3 +170,48 @@ func (c *Call) Raw(p []byte) error {
 
 // Hangup closes the connection, as an exit of the runtime does.
 func (c *Call) Hangup() error { return c.nc.Close() }
+
+// NewCall returns a call whose answer is written to nc, for a double that got the call in another way.
+func NewCall(nc net.Conn, id starling.RequestID, remaining time.Duration, payload []byte) *Call {
+	return &Call{ID: id, Remaining: remaining, Payload: payload, nc: nc}
+}
+
+// A Whole is one answer with nothing streamed.
+type Whole struct {
+	Failed bool
+	Word   string // content type, or error type of a failure
+	Body   []byte
+}
+
+// ReadAnswer gathers one answer from its frames; false when the writer hung up first.
+func ReadAnswer(nc net.Conn) (w Whole, ok bool) {
+	for {
+		var head [headerSize]byte
+		if _, err := io.ReadFull(nc, head[:]); err != nil {
+			return w, false
+		}
+		h, err := parseHeader(head[:])
+		if err != nil || h.length < idSize {
+			return w, false
+		}
+		body := make([]byte, h.length)
+		if _, err := io.ReadFull(nc, body); err != nil {
+			return w, false
+		}
+		body = body[idSize:]
+		switch h.typ {
+		case typeHead:
+			w.Word = string(body[headFixed-idSize:])
+		case typeChunk:
+			w.Body = append(w.Body, body...)
+		case typeEnd, typeAnswer:
+			n := 2 + int(body[1])
+			if w.Failed = body[0] != 0; w.Failed || h.typ == typeAnswer {
+				w.Word, w.Body = string(body[2:n]), body[n:]
+			}
+			return w, true
+		default:
+			return w, false
+		}
+	}
+}

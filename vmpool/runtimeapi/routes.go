@@ -84,7 +84,7 @@ func (c *conn) isParked() bool {
 
 func (c *conn) waitUnparked() {
 	c.mu.Lock()
-	for c.parked && !c.s.isClosed() {
+	for c.parked {
 		c.freed.Wait()
 	}
 	c.mu.Unlock()

@@ -7,6 +7,7 @@ package runtimeapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -16,7 +17,9 @@ import (
 )
 
 const (
-	documentMax = 1 << 20 // bytes of an error document
+	documentMax    = 1 << 20 // bytes of an error document
+	acceptPause    = 10 * time.Millisecond
+	acceptFailures = 100 // in a row
 	// Grace is how long after a call's deadline its answer is still taken.
 	Grace = 100 * time.Millisecond
 )
@@ -98,6 +101,10 @@ func (s *Server) Close() error {
 	s.broken = net.ErrClosed
 	for c := range s.conns {
 		c.nc.Close()
+		c.mu.Lock()
+		c.parked = false
+		c.mu.Unlock()
+		c.freed.Signal()
 	}
 	for id, k := range s.live {
 		delete(s.live, id)
@@ -116,17 +123,17 @@ func (s *Server) connMax() int { return 2*s.cfg.Slots + 8 }
 
 func (s *Server) accept() {
 	defer s.wg.Done()
+	failures := 0
 	for {
 		nc, err := s.ln.Accept()
 		if err != nil {
-			s.mu.Lock()
-			closed := s.closed
-			s.mu.Unlock()
-			if ne, ok := err.(net.Error); closed || !ok || !ne.Timeout() {
+			if failures++; errors.Is(err, net.ErrClosed) || failures > acceptFailures {
 				return // the listener is gone: the code will miss us, and its calls time out
 			}
+			time.Sleep(acceptPause) // no descriptors: others may be given back
 			continue
 		}
+		failures = 0
 		c := newConn(s, nc)
 		s.mu.Lock()
 		if s.closed || len(s.conns) >= s.connMax() {

@@ -24,12 +24,6 @@ func (s *Server) contentType(b []byte) string {
 	return string(b)
 }
 
-func (s *Server) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closed
-}
-
 func initFailure(given string, doc []byte) error {
 	var f struct {
 		Message string `json:"errorMessage"`

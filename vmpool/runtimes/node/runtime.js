@@ -308,10 +308,11 @@ function rest(payload, total) {
 
 let inside = false; // serve is on the stack: it takes the next call itself
 
-// ended goes on with the next call after microtasks of the last one ran.
+// ended goes on with the next call after one turn of the event loop: timers and sockets that the function left behind
+// move on at every call, as they would in an instance that is thawed.
 function ended(call) {
   if (current === call) current = null;
-  if (!inside) process.nextTick(serve);
+  if (!inside) setImmediate(serve);
 }
 
 // With nothing left to wait for, a callback's answer is due, or the handler forgot to answer.

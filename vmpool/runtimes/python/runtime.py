@@ -131,7 +131,8 @@ def _document(kind, message, trace=()):
 def _trace(error, skip):
     from traceback import extract_tb, format_list
 
-    return format_list(extract_tb(error.__traceback__)[skip:])
+    frames = [f for f in extract_tb(error.__traceback__)[skip:] if not f.filename.startswith("<frozen importlib")]
+    return format_list(frames)
 
 
 def _load(setup):
@@ -259,7 +260,7 @@ def _answer(handler, request, event, context):
     try:
         result = handler(event, context)
     except Exception as e:
-        return _fail(request, e, 2)
+        return _fail(request, e)
     if isinstance(result, (bytes, bytearray, memoryview)):
         return _send(request, b"application/octet-stream", result if isinstance(result, bytes) else bytes(result))
     if isinstance(result, types.GeneratorType):
