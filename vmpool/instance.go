@@ -37,6 +37,7 @@ const (
 	initTimeout  = 10 * time.Second
 	lifeMax      = 2 * time.Hour
 	exitPatience = 250 * time.Millisecond // between the end of a channel and the word of how the process ended
+	wordPatience = 50 * time.Millisecond  // between the end of the processes and that of their connections
 	memoryFresh  = time.Second            // how old the memory peak of a REPORT may be
 	memoryLong   = 100 * time.Millisecond // a call of this length reads it anew
 )
@@ -170,6 +171,7 @@ func exitWords(e Exit) (kind, message string) {
 func (i *Instance) watch() {
 	select {
 	case <-i.sandbox.Done():
+		i.lastWords()
 		i.doom(lifecycle.Fault, exitReason(i.sandbox.Exit()))
 	case <-i.ending:
 	}
@@ -192,6 +194,21 @@ func (i *Instance) watch() {
 	i.readers.Wait()
 	i.logs.finish()
 	i.pool.gone(i)
+}
+
+// lastWords gives what the code wrote just before it exited the time to be read: its answer may lie in the socket.
+func (i *Instance) lastWords() {
+	i.mu.Lock()
+	waiting := i.life.State == lifecycle.Starting || i.life.Busy > 0
+	i.mu.Unlock()
+	if waiting {
+		t := time.NewTimer(wordPatience)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-i.ending: // the caller read them, or their end
+		}
+	}
 }
 
 func exitReason(e Exit) string {

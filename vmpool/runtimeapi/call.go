@@ -6,7 +6,6 @@ import (
 	"net"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"starling"
@@ -28,27 +27,32 @@ type call struct {
 	timer *time.Timer
 }
 
-var calls = sync.Pool{New: func() any {
+// takeLocked returns a call to fill in. Calls are kept by their server: at most as many as are at work at once.
+func (s *Server) takeLocked() *call {
+	if n := len(s.free); n > 0 {
+		k := s.free[n-1]
+		s.free = s.free[:n-1]
+		return k
+	}
 	t := time.NewTimer(time.Hour)
 	t.Stop()
 	return &call{done: make(chan struct{}, 1), timer: t}
-}}
+}
 
 // Invoke hands one call to the code and waits for its answer.
 func (s *Server) Invoke(inv *starling.Invocation, sink starling.Sink) starling.Outcome {
 	now := time.Now()
-	k := calls.Get().(*call)
+	s.mu.Lock()
+	if s.closed || s.live[inv.ID] != nil {
+		s.mu.Unlock()
+		return starling.Outcome{Status: starling.Unhandled, ErrorType: starling.ErrExit}
+	}
+	k := s.takeLocked()
 	k.inv, k.sink, k.deadline = inv, sink, inv.Deadline
 	if k.deadline.IsZero() {
 		k.deadline = now.Add(starling.CallTimeMax)
 	}
 	k.users, k.reader, k.over, k.fault, k.out = 0, nil, false, false, starling.Outcome{}
-	s.mu.Lock()
-	if s.closed || s.live[inv.ID] != nil {
-		s.mu.Unlock()
-		calls.Put(k)
-		return starling.Outcome{Status: starling.Unhandled, ErrorType: starling.ErrExit}
-	}
 	s.live[inv.ID] = k
 	if n := len(s.idle); n > 0 {
 		c := s.idle[n-1]
@@ -73,7 +77,9 @@ func (s *Server) Invoke(inv *starling.Invocation, sink starling.Sink) starling.O
 	}
 	out := k.out
 	k.inv, k.sink = nil, nil
-	calls.Put(k)
+	s.mu.Lock()
+	s.free = append(s.free, k)
+	s.mu.Unlock()
 	return out
 }
 

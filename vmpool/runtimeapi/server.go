@@ -50,6 +50,7 @@ type Server struct {
 	live    map[starling.RequestID]*call // waiting or given to the code
 	expired [8]starling.RequestID        // ended by us; an answer to them is Gone
 	nextOld int
+	free    []*call // ended ones, to be used again
 
 	ready     chan struct{} // closed at the first /next, init error or Close
 	readyOnce sync.Once
