@@ -117,9 +117,24 @@ func readCall(nc net.Conn, b []byte) (*Call, error) {
 	return c, nil
 }
 
-// Answer ends the call with a small answer, at most FrameMax less a kibibyte.
+// Answer ends the call with an answer, in one frame when it fits.
 func (c *Call) Answer(contentType string, body []byte) error {
-	return c.last(typeAnswer, 0, contentType, body)
+	const part = FrameMax / 2
+	if len(body) <= part {
+		return c.last(typeAnswer, 0, contentType, body)
+	}
+	if err := c.Head(contentType, false, uint64(len(body))); err != nil {
+		return err
+	}
+	for ; len(body) > part; body = body[part:] {
+		if err := c.Chunk(body[:part]); err != nil {
+			return err
+		}
+	}
+	if err := c.Chunk(body); err != nil {
+		return err
+	}
+	return c.End()
 }
 
 // Fail ends the call with an error document.
