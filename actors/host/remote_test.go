@@ -61,7 +61,10 @@ func TestRemoteCallsAreLikeLocalOnes(t *testing.T) {
 	r.mustStart(t, 1, echo)
 	for _, size := range []int{0, 1, 60 << 10, 70 << 10, 900 << 10, starling.PayloadMax} {
 		payload := strings.Repeat("x", size)
-		body, out, err := call(c, lease(1, 1, echo), payload)
+		inv, s := invocation(echo, payload), &sink{}
+		inv.Deadline = time.Now().Add(30 * time.Second)
+		out, err := c.Invoke(context.Background(), lease(1, 1, echo), inv, s)
+		body := s.body.String()
 		if err != nil || body != payload || out.Status != starling.Succeeded || out.Run <= 0 || out.MemoryMax != 32<<20 {
 			t.Errorf("%d bytes: answered %d, %+v, %v", size, len(body), out, err)
 		}
