@@ -210,6 +210,7 @@ func TestPythonServesCallsAsLambdaDoes(t *testing.T) {
 		{"echo", `"` + big + `"`, `"` + big + `"`, "application/json", 0, ""},
 		{"raw", `3`, "\x00\xff\x00\xff\x00\xff", "application/octet-stream", 0, ""},
 		{"raw", `2621440`, string(mib), "application/octet-stream", 0, ""},
+		{"raw", `3145729`, "", "", starling.Unhandled, starling.ErrResponseSize},
 		{"stream", `3`, "part 0\npart 1\npart 2\n", "text/plain; charset=utf-8", 0, ""},
 		{"stream", `0`, "", "application/octet-stream", 0, ""},
 		{"fail", `{"what":"luck"}`, "", "", starling.Handled, "ValueError"},
