@@ -16,6 +16,9 @@ type Contract interface {
 	// shortly after inv.Deadline, then with ErrTimedOut; the instance is not usable after an Unhandled outcome.
 	// At most the instance's slots are in use at once; beyond that Invoke waits for the code to ask for more.
 	Invoke(inv *starling.Invocation, sink starling.Sink) starling.Outcome
+	// Err says why no further call may be made: the code broke its protocol or is gone. It is asked after each
+	// Invoke and is nil while the instance is usable.
+	Err() error
 	// Close ends the contract; calls in flight end with ErrExit.
 	Close() error
 }

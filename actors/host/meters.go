@@ -1,0 +1,71 @@
+package host
+
+import (
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"starling"
+)
+
+// meters are the host's numbers.
+type meters struct {
+	set                           *metrics.Set
+	ok, handled, unhandled        *metrics.Counter
+	moved, busy                   *metrics.Counter
+	startFailed, exited, timedOut *metrics.Counter
+	run                           *metrics.PrometheusHistogram
+}
+
+func newMeters(h *Host) *meters {
+	s := metrics.NewSet()
+	m := &meters{
+		set:         s,
+		ok:          s.NewCounter(`starling_host_calls_total{end="succeeded"}`),
+		handled:     s.NewCounter(`starling_host_calls_total{end="handled"}`),
+		unhandled:   s.NewCounter(`starling_host_calls_total{end="unhandled"}`),
+		timedOut:    s.NewCounter(`starling_host_calls_total{end="timed_out"}`),
+		moved:       s.NewCounter(`starling_host_refusals_total{kind="moved"}`),
+		busy:        s.NewCounter(`starling_host_refusals_total{kind="overloaded"}`),
+		startFailed: s.NewCounter(`starling_host_start_failures_total`),
+		exited:      s.NewCounter(`starling_host_exits_total`),
+		run:         s.NewPrometheusHistogram(`starling_host_call_seconds`),
+	}
+	s.NewGauge(`starling_host_calls_in_flight`, func() float64 { return float64(h.inflight.Load()) })
+	s.NewGauge(`starling_host_memory_claimed_bytes`, func() float64 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return float64(h.used) * (1 << 20)
+	})
+	s.NewGauge(`starling_host_starting`, func() float64 {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return float64(h.starting)
+	})
+	return m
+}
+
+// Metrics returns the host's numbers.
+func (h *Host) Metrics() *metrics.Set { return h.meters.set }
+
+func (m *meters) ended(out starling.Outcome, begun time.Time) {
+	m.run.UpdateDuration(begun)
+	switch {
+	case out.Status == starling.Succeeded:
+		m.ok.Inc()
+	case out.Status == starling.Handled:
+		m.handled.Inc()
+	case out.ErrorType == starling.ErrTimedOut:
+		m.timedOut.Inc()
+	default:
+		m.unhandled.Inc()
+	}
+}
+
+func (m *meters) refused(err error) {
+	if starling.KindOf(err) == starling.Overloaded {
+		m.busy.Inc()
+	} else {
+		m.moved.Inc()
+	}
+}

@@ -1,0 +1,318 @@
+package vmpool
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"starling"
+	"starling/internal/run"
+	"starling/vmpool/framed"
+	"starling/vmpool/lifecycle"
+)
+
+// PoolConfig is what an operator may tune.
+type PoolConfig struct {
+	Driver     Driver
+	Sizes      map[starling.Runtime]int // warm sandboxes kept of each runtime; a runtime not named is not served
+	CloneMax   int                      // sandboxes cloned at once over all runtimes; 0 means 2
+	ReadyTime  time.Duration            // longest start of an interpreter; 0 means 10 s
+	BackoffMin time.Duration            // after the first failed clone; 0 means 100 ms
+	BackoffMax time.Duration            // at most; 0 means 30 s
+	LifeMax    time.Duration            // a warm sandbox older than this is replaced; 0 means 2 h
+	Log        *slog.Logger
+}
+
+func (c PoolConfig) withDefaults() PoolConfig {
+	set := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	set(&c.ReadyTime, 10*time.Second)
+	set(&c.BackoffMin, 100*time.Millisecond)
+	set(&c.BackoffMax, 30*time.Second)
+	set(&c.LifeMax, lifeMax)
+	if c.CloneMax == 0 {
+		c.CloneMax = 2
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// A Pool keeps warm sandboxes of each runtime and turns them into instances. Create it with New, start it with Open,
+// and Close it; Close waits for the filler of each runtime and the keeper, and destroys every sandbox and instance.
+type Pool struct {
+	cfg     PoolConfig
+	shelves map[starling.Runtime]*shelf
+	keeper  keeper
+	meters  *meters
+	group   *run.Group
+	slots   chan struct{} // one token for each clone under way
+	urgent  atomic.Int32  // starts that wait for a clone: fillers stand back
+
+	dropped atomic.Uint64 // lines of output cut by a limit
+
+	starts sync.WaitGroup // calls of Start under way
+
+	mu     sync.Mutex // guards live and closed; a leaf
+	live   map[*Instance]struct{}
+	closed bool
+}
+
+// warm is a sandbox that waits for code.
+type warm struct {
+	sandbox Sandbox
+	framed  *framed.Conn // nil for provided
+	born    time.Time
+}
+
+// NewPool returns a pool that does nothing yet.
+func NewPool(cfg PoolConfig) *Pool {
+	p := &Pool{cfg: cfg.withDefaults(), shelves: map[starling.Runtime]*shelf{}, live: map[*Instance]struct{}{}}
+	p.slots = make(chan struct{}, p.cfg.CloneMax)
+	for rt, size := range cfg.Sizes {
+		p.shelves[rt] = newShelf(p, rt, size)
+	}
+	p.meters = newMeters(p)
+	return p
+}
+
+// Open starts filling. Call it once, before Start. A runtime whose template cannot be built now is tried again, and refused with the reason meanwhile.
+func (p *Pool) Open(ctx context.Context) error {
+	p.group = run.New(context.WithoutCancel(ctx))
+	for _, s := range p.shelves {
+		p.group.Go(s.fill)
+	}
+	p.group.Go(p.keeper.run)
+	return nil
+}
+
+// Close destroys every warm sandbox and every instance and waits for all goroutines. The driver stays open.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	if p.group != nil {
+		p.group.Stop() // also ends the starts under way
+	}
+	p.starts.Wait()
+	p.mu.Lock()
+	var all []*Instance
+	for i := range p.live {
+		all = append(all, i)
+	}
+	p.mu.Unlock()
+	for _, i := range all {
+		i.Stop(true)
+	}
+	for _, i := range all {
+		i.wg.Wait()
+	}
+	var first error
+	for _, s := range p.shelves {
+		if err := s.close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// Resize sets how many sandboxes of a runtime are kept warm, from now on.
+func (p *Pool) Resize(rt starling.Runtime, size int) error {
+	s, ok := p.shelves[rt]
+	if !ok {
+		return starling.Errorf(starling.NotFound, "resize pool", "this host does not serve %s", rt)
+	}
+	s.resize(size)
+	return nil
+}
+
+// Stock returns how many sandboxes of each runtime are warm now.
+func (p *Pool) Stock() map[starling.Runtime]int {
+	out := map[starling.Runtime]int{}
+	for rt, s := range p.shelves {
+		out[rt] = s.ready()
+	}
+	return out
+}
+
+// Start takes a sandbox, makes it the instance of cfg and waits for the function's own initialisation. A Failed error is
+// the function's fault and has the error type as its reason; Unavailable is ours.
+func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error) {
+	cfg = cfg.withDefaults(p.cfg.Log)
+	s, ok := p.shelves[cfg.Version.Config.Runtime]
+	if !ok {
+		return nil, starling.Errorf(starling.Unavailable, "start instance", "this host does not serve %s", cfg.Version.Config.Runtime)
+	}
+	if !p.enter() {
+		return nil, errClosing
+	}
+	defer p.starts.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.group.Context(), cancel)()
+	begun := time.Now()
+	w, err := s.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	i := &Instance{cfg: cfg, pool: p, sandbox: w.sandbox, born: w.born, lastUse: begun, ending: make(chan struct{}), first: true}
+	i.life = lifecycle.Instance{Slots: cfg.Version.Config.Concurrency}
+	i.life.Step(lifecycle.Take)
+	i.logs = capture{sink: cfg.Logs, single: i.life.Slots == 1, version: versionWord(cfg.Version.Number), dropped: &p.dropped}
+	i.logs.rec = LogRecord{Function: cfg.Version.Function, Version: cfg.Version.ID, Number: cfg.Version.Number, Instance: cfg.ID}
+	p.admit(i)
+	if err := i.specialise(ctx, w); err != nil {
+		i.abandon(starling.ReasonOf(err))
+		p.meters.failed.Inc()
+		return nil, startError(err)
+	}
+	i.took = time.Since(begun) - i.init
+	i.mu.Lock()
+	act := i.life.Step(lifecycle.Ready)
+	i.served = act != lifecycle.Refuse
+	i.watched = i.served
+	i.mu.Unlock()
+	if act == lifecycle.Refuse { // it ended between its last word and ours
+		i.wg.Wait()
+		return nil, starling.Errorf(starling.Failed, "start instance", "the process ended right after its initialisation").With(starling.ErrExit)
+	}
+	i.memoryMax(time.Now(), memoryLong)
+	p.keeper.watch(i)
+	p.meters.start.UpdateDuration(begun)
+	p.meters.init.Update(i.init.Seconds())
+	return i, nil
+}
+
+func (c InstanceConfig) withDefaults(log *slog.Logger) InstanceConfig {
+	if c.InitTimeout == 0 {
+		c.InitTimeout = initTimeout
+	}
+	if c.LifeMax == 0 {
+		c.LifeMax = lifeMax
+	}
+	if c.Logs == nil {
+		c.Logs = DiscardLogs{}
+	}
+	if c.Log == nil {
+		c.Log = log
+	}
+	return c
+}
+
+// startError leaves typed errors alone; any other is a broken sandbox.
+func startError(err error) error {
+	if starling.KindOf(err) != starling.Internal {
+		return err
+	}
+	return starling.Errorf(starling.Unavailable, "start instance", "%w", err).With(starling.ErrSandboxFailure)
+}
+
+// abandon ends an instance that never became ready; nobody hears of it but the caller of Start.
+func (i *Instance) abandon(reason string) {
+	if i.contract == nil { // watch does not run yet
+		close(i.ending)
+		if err := i.sandbox.Close(); err != nil {
+			i.cfg.Log.Error("close sandbox", "instance", i.cfg.ID, "error", err)
+		}
+		i.pool.gone(i)
+		return
+	}
+	i.doom(lifecycle.Fault, reason)
+	i.wg.Wait()
+}
+
+var errClosing = starling.Errorf(starling.Unavailable, "start instance", "the host is closing")
+
+// enter counts a start under way, so that Close can wait for it.
+func (p *Pool) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.group == nil {
+		return false
+	}
+	p.starts.Add(1)
+	return true
+}
+
+func (p *Pool) admit(i *Instance) {
+	p.mu.Lock()
+	p.live[i] = struct{}{}
+	p.mu.Unlock()
+	p.keeper.add(i)
+}
+
+// gone forgets an instance whose sandbox is closed and tells its owner.
+func (p *Pool) gone(i *Instance) {
+	p.mu.Lock()
+	delete(p.live, i)
+	p.mu.Unlock()
+	p.keeper.remove(i)
+	i.mu.Lock()
+	reason, served := i.reason, i.served
+	i.mu.Unlock()
+	if i.cfg.Ended != nil && served {
+		i.cfg.Ended(i, reason)
+	}
+}
+
+// clone makes one sandbox and waits until its interpreter is warm. At most CloneMax run at once.
+func (p *Pool) clone(ctx context.Context, t Template, rt starling.Runtime) (*warm, error) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.ReadyTime)
+	defer cancel()
+	sb, err := t.Clone(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("clone sandbox: %w", err)
+	}
+	w := &warm{sandbox: sb, born: begun}
+	if nc := sb.Channel(); nc != nil {
+		w.framed = framed.New(nc, framed.Setup{})
+		if err := w.framed.Ready(ctx); err != nil {
+			w.close(p.cfg.Log)
+			return nil, fmt.Errorf("wait for %s: %w", rt, err)
+		}
+	}
+	p.meters.clone.UpdateDuration(begun)
+	return w, nil
+}
+
+func (w *warm) close(log *slog.Logger) {
+	if w.framed != nil {
+		w.framed.Close()
+	}
+	if err := w.sandbox.Close(); err != nil {
+		log.Error("close sandbox", "error", err)
+	}
+}
+
+func (w *warm) dead() bool {
+	select {
+	case <-w.sandbox.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// backoff returns the pause after n failures in a row: doubling, jittered by a half, bounded.
+func (p *Pool) backoff(n int) time.Duration {
+	d := p.cfg.BackoffMin << min(n-1, 20)
+	if d <= 0 || d > p.cfg.BackoffMax {
+		d = p.cfg.BackoffMax
+	}
+	return d/2 + rand.N(d/2+1)
+}

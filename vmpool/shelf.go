@@ -1,0 +1,220 @@
+package vmpool
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"starling"
+)
+
+// fillerTick is how often a full shelf is looked over for sandboxes that died or grew old.
+const fillerTick = time.Second
+
+// A shelf is the stock of one runtime. Its filler is its only goroutine.
+type shelf struct {
+	pool *Pool
+	rt   starling.Runtime
+	wake chan struct{} // capacity 1: the stock or the wish changed
+
+	mu       sync.Mutex // guards what follows; a leaf
+	size     int
+	stock    []*warm
+	template Template
+	closed   bool
+}
+
+func newShelf(p *Pool, rt starling.Runtime, size int) *shelf {
+	return &shelf{pool: p, rt: rt, size: max(size, 0), wake: make(chan struct{}, 1)}
+}
+
+func (s *shelf) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *shelf) ready() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.stock)
+}
+
+func (s *shelf) resize(n int) {
+	s.mu.Lock()
+	s.size = max(n, 0)
+	s.mu.Unlock()
+	s.nudge()
+}
+
+// take returns a warm sandbox, or clones one when there is none.
+func (s *shelf) take(ctx context.Context) (*warm, error) {
+	for {
+		s.mu.Lock()
+		n := len(s.stock)
+		if n == 0 {
+			s.mu.Unlock()
+			break
+		}
+		w := s.stock[n-1]
+		s.stock = s.stock[:n-1]
+		s.mu.Unlock()
+		s.nudge()
+		if w.dead() {
+			w.close(s.pool.cfg.Log)
+			continue
+		}
+		s.pool.meters.warm.Inc()
+		return w, nil
+	}
+	s.pool.meters.cold.Inc()
+	s.pool.urgent.Add(1)
+	defer s.pool.urgent.Add(-1)
+	w, err := s.make(ctx)
+	if err != nil {
+		return nil, starling.Errorf(starling.Unavailable, "take sandbox", "no %s sandbox can be made on this host: %w", s.rt, err).With(starling.ErrSandboxFailure)
+	}
+	return w, nil
+}
+
+// make clones one, building the template first when there is none yet.
+func (s *shelf) make(ctx context.Context) (*warm, error) {
+	s.mu.Lock()
+	t := s.template
+	s.mu.Unlock()
+	var err error
+	if t == nil {
+		if t, err = s.build(ctx); err != nil {
+			return nil, err
+		}
+	}
+	w, err := s.pool.clone(ctx, t, s.rt)
+	if err != nil {
+		s.pool.meters.cloneFailed.Inc()
+	}
+	return w, err
+}
+
+// build makes the template. Two may be built at once; the second is thrown away.
+func (s *shelf) build(ctx context.Context) (Template, error) {
+	t, err := s.pool.cfg.Driver.BuildTemplate(ctx, TemplateSpec{Runtime: s.rt})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	spare := t
+	if s.template == nil && !s.closed {
+		s.template, spare = t, nil
+	}
+	t = s.template
+	s.mu.Unlock()
+	if spare != nil {
+		if err := spare.Close(); err != nil {
+			return nil, err
+		}
+	}
+	if t == nil {
+		return nil, starling.Errorf(starling.Unavailable, "build template", "the host is closing")
+	}
+	return t, nil
+}
+
+// fill keeps the shelf at its size until ctx ends.
+func (s *shelf) fill(ctx context.Context) {
+	tick := time.NewTicker(fillerTick)
+	defer tick.Stop()
+	failures := 0
+	for ctx.Err() == nil {
+		s.prune()
+		if !s.wants() || s.pool.urgent.Load() > 0 {
+			s.wait(ctx, tick)
+			continue
+		}
+		w, err := s.make(ctx)
+		if err == nil {
+			failures = 0
+			s.put(w)
+			continue
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		failures++
+		pause := s.pool.backoff(failures)
+		s.pool.cfg.Log.Warn("fill pool", "runtime", s.rt, "failures", failures, "pause", pause, "error", err)
+		sleep(ctx, pause)
+	}
+}
+
+func (s *shelf) wait(ctx context.Context, tick *time.Ticker) {
+	select {
+	case <-ctx.Done():
+	case <-s.wake:
+	case <-tick.C:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+func (s *shelf) wants() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.stock) < s.size
+}
+
+// put adds w at the bottom: the oldest is taken last and pruned first.
+func (s *shelf) put(w *warm) {
+	s.mu.Lock()
+	if !s.closed {
+		s.stock = append(s.stock, w)
+		w = nil
+	}
+	s.mu.Unlock()
+	if w != nil {
+		w.close(s.pool.cfg.Log)
+	}
+}
+
+// prune destroys what died, grew old or is too many.
+func (s *shelf) prune() {
+	now := time.Now()
+	s.mu.Lock()
+	var bad []*warm
+	keep := s.stock[:0]
+	for n, w := range s.stock {
+		if w.dead() || now.Sub(w.born) > s.pool.cfg.LifeMax || len(s.stock)-n > s.size {
+			bad = append(bad, w)
+		} else {
+			keep = append(keep, w)
+		}
+	}
+	clear(s.stock[len(keep):])
+	s.stock = keep
+	s.mu.Unlock()
+	for _, w := range bad {
+		w.close(s.pool.cfg.Log)
+	}
+}
+
+func (s *shelf) close() error {
+	s.mu.Lock()
+	s.closed = true
+	stock, t := s.stock, s.template
+	s.stock = nil
+	s.mu.Unlock()
+	for _, w := range stock {
+		w.close(s.pool.cfg.Log)
+	}
+	if t == nil {
+		return nil
+	}
+	return t.Close()
+}
