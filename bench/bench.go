@@ -7,11 +7,13 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
 )
 
 // A Caller makes calls one after another, usually over a connection of its own. One goroutine uses it.
@@ -172,58 +174,84 @@ func Run(ctx context.Context, target Target, load Load, meter Meter) (*Result, e
 // drive makes the calls and returns what each caller saw and how many arrivals there were.
 func drive(ctx context.Context, callers []Caller, load Load) ([]*recorder, int64) {
 	recorders := make([]*recorder, len(callers))
-	var next atomic.Int64
+	arrivals := make(chan arrival)
+	var count atomic.Int64
 	var wg sync.WaitGroup
 	start := time.Now()
 	for i, c := range callers {
 		recorders[i] = newRecorder()
 		wg.Go(func() {
 			if load.Rate > 0 {
-				openLoop(ctx, c, load, start, &next, recorders[i])
+				openLoop(c, load, start, arrivals, recorders[i])
 			} else {
-				closedLoop(ctx, c, load, start, &next, recorders[i])
+				closedLoop(ctx, c, load, start, &count, recorders[i])
 			}
 		})
 	}
-	wg.Wait()
-	arrivals := next.Load()
 	if load.Rate > 0 {
-		arrivals = min(arrivals, arrivalsIn(load)) // each caller drew one too many to see the end
+		count.Store(pace(ctx, load, start, arrivals))
 	}
-	if load.Calls > 0 {
-		arrivals = min(arrivals, int64(load.Calls))
-	}
-	return recorders, arrivals
+	wg.Wait()
+	return recorders, count.Load()
 }
 
-// arrivalsIn is how many calls an open loop schedules.
-func arrivalsIn(load Load) int64 {
-	n := int64(math.Ceil(load.Rate * load.Duration.Seconds()))
-	if load.Calls > 0 {
-		n = int64(load.Calls)
-	}
-	return n
+// An arrival is one call of an open loop.
+type arrival struct {
+	due    time.Time
+	onTime bool // a caller was free and nothing but the generator stood between due and the call
 }
 
-// openLoop takes arrivals in order. When all callers are busy an arrival waits, and its latency counts from
-// the instant it was due: what a user would have seen, not what a patient client saw.
-func openLoop(ctx context.Context, c Caller, load Load, start time.Time, next *atomic.Int64, r *recorder) {
-	total := arrivalsIn(load)
+// pace hands out arrivals when they are due and closes to. It sleeps on a thread of its own by the kernel's
+// clock, because Go's own timers wake an idle process up to a millisecond late, which would be most of what
+// is measured here. When all callers are busy an arrival waits and those behind it, too; none is left out.
+func pace(ctx context.Context, load Load, start time.Time, to chan<- arrival) int64 {
+	defer close(to)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// Timer slack is how late the kernel may be to save power: 50 µs by default. Not fatal when refused.
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	total := int64(math.Ceil(load.Rate * load.Duration.Seconds()))
+	if load.Calls > 0 {
+		total = int64(load.Calls)
+	}
 	burst := int64(max(load.Burst, 1))
 	gap := float64(burst) / load.Rate * float64(time.Second)
-	for ctx.Err() == nil {
-		i := next.Add(1) - 1
-		if i >= total {
-			return
+	for i := range total {
+		a := arrival{due: start.Add(time.Duration(float64(i/burst) * gap))}
+		for wait := time.Until(a.due); wait > 0; wait = time.Until(a.due) {
+			if ctx.Err() != nil {
+				return i
+			}
+			ts := unix.NsecToTimespec(min(wait, 100*time.Millisecond).Nanoseconds())
+			_ = unix.Nanosleep(&ts, nil) // an interrupted sleep is slept again
+			a.onTime = true
 		}
-		due := start.Add(time.Duration(float64(i/burst) * gap))
-		if wait := time.Until(due); wait > 0 {
-			time.Sleep(wait)
-			record(r.late, time.Since(due))
+		select {
+		case to <- a:
+			continue
+		default:
+			a.onTime = false
 		}
-		err := c.Call(time.Now(), load.Timeout)
+		select {
+		case to <- a:
+		case <-ctx.Done():
+			return i
+		}
+	}
+	return total
+}
+
+// openLoop makes calls as they arrive. Latency counts from the instant a call was due: what a user would
+// have seen, not what a patient client saw.
+func openLoop(c Caller, load Load, start time.Time, arrivals <-chan arrival, r *recorder) {
+	for a := range arrivals {
+		now := time.Now()
+		if a.onTime {
+			record(r.late, now.Sub(a.due))
+		}
+		err := c.Call(now, load.Timeout)
 		done := time.Now()
-		r.end(done.Sub(start), done.Sub(due), err)
+		r.end(done.Sub(start), done.Sub(a.due), err)
 	}
 }
 
