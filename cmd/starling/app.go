@@ -17,12 +17,13 @@ import (
 
 // app is what all commands share. A test makes one with its own streams and environment.
 type app struct {
-	in       io.Reader
-	out, err io.Writer
-	env      []string // NAME=value
-	tty      bool     // err is a terminal: progress may be drawn there
-	set      settings // loaded before a command runs
-	flags    globalFlags
+	in         io.Reader
+	out, err   io.Writer
+	env        []string // NAME=value
+	tty        bool     // err is a terminal: progress may be drawn there
+	set        settings // loaded before a command runs
+	flags      globalFlags
+	newProfile bool // the profile need not be there yet
 }
 
 type globalFlags struct {
@@ -78,8 +79,14 @@ var exitCodes = map[starling.Kind]int{
 // usageError is a mistake in the command line itself.
 type usageError struct{ error }
 
+// Unwrap returns the mistake.
+func (u usageError) Unwrap() error { return u.error }
+
 // quiet is a failure that was told already; only its exit code is left.
 type quiet struct{ error }
+
+// Unwrap returns the failure.
+func (q quiet) Unwrap() error { return q.error }
 
 // finish tells an error, once, and returns the exit code. With -o json the error is JSON too.
 func (a *app) finish(err error) int {
@@ -156,8 +163,11 @@ func newRootCommand(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use: "starling", Short: "Run functions on machines you own", Long: rootLong, Example: rootExample,
 		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.load(cmd.Flags()) },
-		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			a.newProfile = cmd.Name() == "login" // it makes the profile it names
+			return a.load(cmd.Flags())
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(a.out)
 	root.SetErr(a.err)

@@ -73,7 +73,7 @@ func loginCommand(a *app) *cobra.Command {
 				name = "default"
 			}
 			values := map[string]string{"key": key}
-			for _, k := range []string{"server", "quic-addr", "ca", "admin", "account"} {
+			for _, k := range []string{"server", "quic-addr", "ca", "pin", "admin", "account"} {
 				if a.set.from(k) != "default" {
 					values[k] = a.set.text(k)
 				}

@@ -25,15 +25,15 @@ const (
 	levelFail = "fail"
 )
 
-func ok(name, format string, args ...any) finding {
+func healthy(name, format string, args ...any) finding {
 	return finding{Name: name, Level: levelOK, Detail: fmt.Sprintf(format, args...)}
 }
 
-func note(name, fix, format string, args ...any) finding {
+func noteworthy(name, fix, format string, args ...any) finding {
 	return finding{Name: name, Level: levelNote, Detail: fmt.Sprintf(format, args...), Fix: fix}
 }
 
-func fail(name, fix, format string, args ...any) finding {
+func broken(name, fix, format string, args ...any) finding {
 	return finding{Name: name, Level: levelFail, Detail: fmt.Sprintf(format, args...), Fix: fix}
 }
 
@@ -51,9 +51,9 @@ func doctorCommand(a *app) *cobra.Command {
 		Long: `Doctor looks at the kernel, cgroups, namespaces, runtimes, disk, clock and ports of this machine. It changes
 nothing; it writes one temporary file into the node's folder to time the disk. The exit code is 0 when functions
 can run here and 8 when they cannot.`,
-		Example: "  starling doctor\n  starling doctor -o json\n  starling doctor --dir /srv/starling",
+		Example: "  starling doctor\n  starling doctor -o json\n  starling doctor --data /srv/starling",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context()) }}
-	addSettingFlags(c.Flags(), nodeSettingsNamed("node.dir", "node.listen", "node.http", "node.admin-listen", "node.python", "node.node"))
+	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.python", "node.node"))
 	return c
 }
 

@@ -31,26 +31,26 @@ func checkKernel(context.Context, *app) []finding {
 	release := readTrim("/proc/sys/kernel/osrelease")
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return []finding{note("kernel", "", "cannot read its version (%q)", release)}
+		return []finding{noteworthy("kernel", "", "cannot read its version (%q)", release)}
 	}
 	if major < 5 || major == 5 && minor < 12 { // mount_setattr
-		return []finding{fail("kernel", "install Linux 5.12 or newer", "%s is too old", release)}
+		return []finding{broken("kernel", "install Linux 5.12 or newer", "%s is too old", release)}
 	}
-	return []finding{ok("kernel", "%s", release)}
+	return []finding{healthy("kernel", "%s", release)}
 }
 
 func checkUser(context.Context, *app) []finding {
 	if os.Geteuid() != 0 {
-		return []finding{fail("user", "run the node as root (its functions never are)", "user %d may not make sandboxes", os.Geteuid())}
+		return []finding{broken("user", "run the node as root (its functions never are)", "user %d may not make sandboxes", os.Geteuid())}
 	}
 	status := readTrim("/proc/self/status")
 	for line := range strings.Lines(status) {
 		var caps uint64
 		if n, _ := fmt.Sscanf(line, "CapEff:\t%x", &caps); n == 1 && caps&(1<<unix.CAP_SYS_ADMIN) == 0 {
-			return []finding{fail("user", "start with the capability SYS_ADMIN", "root without CAP_SYS_ADMIN cannot make sandboxes")}
+			return []finding{broken("user", "start with the capability SYS_ADMIN", "root without CAP_SYS_ADMIN cannot make sandboxes")}
 		}
 	}
-	return []finding{ok("user", "root")}
+	return []finding{healthy("user", "root")}
 }
 
 // checkNamespaces makes one process in all the namespaces a sandbox has.
@@ -62,14 +62,14 @@ func checkNamespaces(ctx context.Context, _ *app) []finding {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 	}
 	if err := cmd.Run(); err != nil {
-		return []finding{fail("namespaces", "sysctl -w user.max_user_namespaces=65536 kernel.unprivileged_userns_clone=1", "cannot make user, mount, pid, net, ipc, uts and cgroup namespaces: %v", err)}
+		return []finding{broken("namespaces", "sysctl -w user.max_user_namespaces=65536 kernel.unprivileged_userns_clone=1", "cannot make user, mount, pid, net, ipc, uts and cgroup namespaces: %v", err)}
 	}
-	out := []finding{ok("namespaces", "user, mount, pid, net, ipc, uts, cgroup")}
+	out := []finding{healthy("namespaces", "user, mount, pid, net, ipc, uts, cgroup")}
 	for _, kind := range []string{"user", "net", "mnt", "pid"} {
 		path := "/proc/sys/user/max_" + kind + "_namespaces"
 		var n int
 		if _, err := fmt.Sscan(readTrim(path), &n); err == nil && n < 10_000 {
-			out = append(out, note("namespaces", fmt.Sprintf("sysctl -w user.max_%s_namespaces=65536", kind), "at most %d %s namespaces, one for each instance", n, kind))
+			out = append(out, noteworthy("namespaces", fmt.Sprintf("sysctl -w user.max_%s_namespaces=65536", kind), "at most %d %s namespaces, one for each instance", n, kind))
 		}
 	}
 	return out
@@ -108,38 +108,38 @@ func checkCgroups(context.Context, *app) []finding {
 		have = append(have, c+" ("+where[c]+")")
 	}
 	if len(missing) > 0 {
-		return []finding{fail("cgroups", "boot with cgroup_enable=memory, or mount cgroup2 on /sys/fs/cgroup", "missing: %s; found: %s", strings.Join(missing, ", "), strings.Join(have, ", "))}
+		return []finding{broken("cgroups", "boot with cgroup_enable=memory, or mount cgroup2 on /sys/fs/cgroup", "missing: %s; found: %s", strings.Join(missing, ", "), strings.Join(have, ", "))}
 	}
-	return []finding{ok("cgroups", "%s", strings.Join(have, ", "))}
+	return []finding{healthy("cgroups", "%s", strings.Join(have, ", "))}
 }
 
 func checkSeccomp(context.Context, *app) []finding {
 	actions := readTrim("/proc/sys/kernel/seccomp/actions_avail")
 	if !slices.Contains(strings.Fields(actions), "errno") {
-		return []finding{fail("seccomp", "use a kernel with CONFIG_SECCOMP_FILTER=y", "no filters in this kernel")}
+		return []finding{broken("seccomp", "use a kernel with CONFIG_SECCOMP_FILTER=y", "no filters in this kernel")}
 	}
-	return []finding{ok("seccomp", "%s", actions)}
+	return []finding{healthy("seccomp", "%s", actions)}
 }
 
 func checkLandlock(context.Context, *app) []finding {
 	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, 1) // 1 asks for the version
 	if errno != 0 {
-		return []finding{note("landlock", "boot with lsm=landlock,...", "not available (%v): sandboxes have one wall less", errno)}
+		return []finding{noteworthy("landlock", "boot with lsm=landlock,...", "not available (%v): sandboxes have one wall less", errno)}
 	}
-	return []finding{ok("landlock", "ABI %d", abi)}
+	return []finding{healthy("landlock", "ABI %d", abi)}
 }
 
 func checkMounts(context.Context, *app) []finding {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, "/usr", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return []finding{fail("mounts", "use Linux 5.12 or newer, as root", "open_tree: %v", err)}
+		return []finding{broken("mounts", "use Linux 5.12 or newer, as root", "open_tree: %v", err)}
 	}
 	defer unix.Close(fd)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return []finding{fail("mounts", "use Linux 5.12 or newer, as root", "mount_setattr: %v", err)}
+		return []finding{broken("mounts", "use Linux 5.12 or newer, as root", "mount_setattr: %v", err)}
 	}
-	return []finding{ok("mounts", "open_tree, mount_setattr")}
+	return []finding{healthy("mounts", "open_tree, mount_setattr")}
 }
 
 func checkVirtualization(context.Context, *app) []finding {
@@ -149,8 +149,8 @@ func checkVirtualization(context.Context, *app) []finding {
 		if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 			detail += "; no QEMU either"
 		}
-		return []finding{note("virtual machines", "needed for driver kata only: enable virtualization in the firmware, apt-get install qemu-system-x86", "%s", detail)}
+		return []finding{noteworthy("virtual machines", "needed for driver kata only: enable virtualization in the firmware, apt-get install qemu-system-x86", "%s", detail)}
 	}
 	f.Close()
-	return []finding{ok("virtual machines", "/dev/kvm")}
+	return []finding{healthy("virtual machines", "/dev/kvm")}
 }

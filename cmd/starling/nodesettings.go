@@ -2,23 +2,23 @@ package main
 
 import "time"
 
-// nodeSettings are those of the commands that start a node; each has its flag there ('starling node --dir').
+// nodeSettings are those of the commands that start a node; each has its flag there ('starling node --data').
 // Adding one is a line here; the file, the environment and 'config show' follow.
 var nodeSettings = []setting{
-	{key: "node.dir", def: "/var/lib/starling", usage: "folder of everything the node keeps"},
+	{key: "node.data", def: "/var/lib/starling", usage: "folder of everything the node keeps"},
 	{key: "node.name", def: "", usage: "name of the node for people (default: host name)"},
 	{key: "node.listen", def: "0.0.0.0:7400", usage: "host:port of the QUIC endpoint, for nodes and QUIC clients"},
 	{key: "node.advertise", def: "", usage: "host:port under which other nodes reach the endpoint (default: listen)"},
 	{key: "node.http", def: "127.0.0.1:8080", usage: "host:port of the HTTP bridge"},
 	{key: "node.tls-cert", def: "", usage: "certificate file of the bridge; with it come HTTPS, HTTP/2 and HTTP/3"},
 	{key: "node.tls-key", def: "", usage: "key file of tls-cert"},
-	{key: "node.admin-listen", def: "127.0.0.1:8081", usage: "host:port of metrics, health and profiles"},
+	{key: "node.admin", def: "127.0.0.1:8081", usage: "host:port of metrics, health and profiles"},
 	{key: "node.roles", def: "all", usage: "what the node does: manager, frontend, scheduler, host, gateway or all"},
 	{key: "node.zone", def: "", usage: "failure domain of the node"},
 	{key: "node.join", def: "", usage: "host:port of members to join, comma-separated"},
 	{key: "node.token", def: "", usage: "join token; better in STARLING_NODE_TOKEN", secret: true},
 	{key: "node.partitions", def: 64, usage: "partitions to cut the key space into, when the cluster is made"},
-	{key: "node.bucket", def: "", usage: "where code is kept: file:///folder or s3://name (default: in dir)"},
+	{key: "node.bucket", def: "", usage: "where code is kept: file:///folder or s3://name (default: in data)"},
 	{key: "node.code-cache", def: 10 << 10, usage: "MiB of unpacked code kept on this host"},
 	{key: "node.memory", def: 0, usage: "MiB that instances may claim on this host (default: 80% of the machine)"},
 	{key: "node.instances", def: 4000, usage: "instances on this host at once"},

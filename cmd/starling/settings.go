@@ -43,6 +43,7 @@ var clientSettings = []setting{
 	{key: "account", def: "", usage: "act for this account (admin keys only)"},
 	{key: "quic-addr", def: "127.0.0.1:7400", usage: "host:port of a frontend's QUIC endpoint, for invoke --quic"},
 	{key: "ca", def: "", usage: "file with the cluster's CA certificate, for QUIC and HTTPS"},
+	{key: "pin", def: "", usage: "SHA-256 fingerprint of the cluster's CA certificate in hex, for QUIC without --ca"},
 	{key: "admin", def: "http://127.0.0.1:8081", usage: "admin addresses of nodes, comma-separated, for top and bench"},
 }
 
@@ -153,9 +154,9 @@ func (s *settings) note(key, from string) {
 }
 
 // settingOfFlag finds the setting behind a flag. Node flags exist only on commands that start a node, which
-// mark themselves by the flag "dir".
+// mark themselves by the flag "data".
 func settingOfFlag(flags *pflag.FlagSet, f *pflag.Flag) string {
-	if flags.Lookup("dir") != nil {
+	if flags.Lookup("data") != nil {
 		for _, s := range nodeSettings {
 			if s.flag() == f.Name {
 				return s.key
@@ -176,7 +177,7 @@ func (a *app) loadFile(s *settings, known map[string]setting) error {
 	layer := koanf.New(".")
 	if err := layer.Load(file.Provider(s.file), yaml.Parser()); err != nil {
 		if errors.Is(err, os.ErrNotExist) && a.flags.config == "" {
-			if p := a.profileName(layer); p != "default" {
+			if p := a.profileName(layer); p != "default" && !a.newProfile {
 				return usagef("there is no profile %q: %s does not exist; 'starling login --profile %s' makes it", p, s.file, p)
 			}
 			return nil
@@ -185,7 +186,7 @@ func (a *app) loadFile(s *settings, known map[string]setting) error {
 	}
 	name := a.profileName(layer)
 	profile := layer.Cut("profiles." + name)
-	if len(profile.Keys()) == 0 && name != "default" {
+	if len(profile.Keys()) == 0 && name != "default" && !a.newProfile {
 		return usagef("there is no profile %q in %s: use 'starling login --profile %s', or one that is there", name, s.file, name)
 	}
 	layer.Delete("profiles")

@@ -137,6 +137,15 @@ func (b *Bucket) Exists(ctx context.Context, key string) (bool, error) {
 	return ok, nil
 }
 
+// Size returns the bytes of an object without reading it. One that is not there is NotFound.
+func (b *Bucket) Size(ctx context.Context, key string) (int64, error) {
+	a, err := b.bucket.Attributes(ctx, key)
+	if err != nil {
+		return 0, classify("look for object", key, err)
+	}
+	return a.Size, nil
+}
+
 // Delete removes an object; one that is not there is no error.
 func (b *Bucket) Delete(ctx context.Context, key string) error {
 	err := b.bucket.Delete(ctx, key)

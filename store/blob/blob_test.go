@@ -37,6 +37,12 @@ func TestBucketKeepsObjects(t *testing.T) {
 			if string(data) != "one" || size != 3 {
 				t.Fatalf("got %q, %d bytes", data, size)
 			}
+			if n, err := b.Size(ctx, "code/a/1.zip"); n != 3 || err != nil {
+				t.Fatalf("size %d, %v", n, err)
+			}
+			if _, err := b.Size(ctx, "code/a/2.zip"); starling.KindOf(err) != starling.NotFound {
+				t.Fatalf("size of nothing: %v", err)
+			}
 			var keys []string
 			if err := b.List(ctx, "code/", func(o Object) error { keys = append(keys, o.Key); return nil }); err != nil {
 				t.Fatal(err)

@@ -501,6 +501,20 @@ func TestPackageOutlivesTheNodeThatTookIt(t *testing.T) {
 	}
 }
 
+func TestSizeKnowsUploadsToOtherNodes(t *testing.T) {
+	_, s := cluster(t, 3)
+	data := pack1(t, item{"a", "1", 0})
+	hash := put(t, s[0], "acme", data)
+	for i := range s {
+		if n, err := s[i].Size(context.Background(), "acme", hash); n != int64(len(data)) || err != nil {
+			t.Errorf("node %d: %d, %v", i, n, err)
+		}
+	}
+	if _, err := s[2].Size(context.Background(), "other", hash); starling.KindOf(err) != starling.NotFound {
+		t.Errorf("another account: %v", err)
+	}
+}
+
 func TestLyingPeerIsNotBelieved(t *testing.T) {
 	w, s := cluster(t, 2)
 	hash := put(t, s[0], "acme", pack1(t, item{"a", "1", 0}))

@@ -169,6 +169,25 @@ func (s *Store) Put(ctx context.Context, account starling.AccountID, r io.Reader
 	return sum, size, nil
 }
 
+// Size returns the bytes of a package of account; NotFound when the account never uploaded it, even if another
+// one did. A package that another node took is fetched, so that the answer holds when that node is gone.
+func (s *Store) Size(ctx context.Context, account starling.AccountID, hash starling.CodeHash) (int64, error) {
+	k := key{account, hash}
+	if err := k.validate(); err != nil {
+		return 0, err
+	}
+	n, err := s.cfg.Bucket.Size(ctx, k.object())
+	if err == nil || starling.KindOf(err) != starling.NotFound {
+		return n, err
+	}
+	f, n, err := s.fetch(ctx, k)
+	if err != nil {
+		return 0, err
+	}
+	f.Close()
+	return n, nil
+}
+
 // spool copies r to a file that has no name any more and hashes it. The caller closes it.
 func (s *Store) spool(r io.Reader) (*os.File, int64, starling.CodeHash, error) {
 	f, err := os.CreateTemp(s.spoolDir(), "upload-*")
