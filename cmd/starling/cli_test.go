@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"testing"
 
 	"starling"
+	"starling/bench"
 	"starling/frontend/protocol"
 )
 
@@ -47,6 +49,10 @@ func (f *fakeFrontend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch route := r.Method + " " + r.URL.Path; {
 	case route == "GET /v1/whoami":
 		answer(protocol.Identity{Account: "acme", Role: starling.KeyUser, KeyID: "good", Cluster: "test"})
+	case route == "GET /v1/nodes":
+		answer(protocol.Page[protocol.Node]{Items: []protocol.Node{{Node: starling.Node{ID: 1, Name: "one", Addr: "127.0.0.1:1"}, Roles: "manager,host", State: "alive"}}})
+	case route == "GET /v1/partitions":
+		answer(protocol.Page[protocol.Partition]{Items: []protocol.Partition{{ID: 3, Owner: 1, Epoch: 2, State: "owned"}, {ID: 4, State: "unowned"}}})
 	case route == "POST /v1/code":
 		b, err := io.ReadAll(r.Body)
 		if err != nil || r.ContentLength != int64(len(b)) {
@@ -201,6 +207,65 @@ func TestDeployInvokeAndDelete(t *testing.T) {
 	c.must("delete", "hello")
 	if code, _, _ := c.run("", "invoke", "hello"); code != exitNotFound {
 		t.Errorf("exit %d after delete", code)
+	}
+}
+
+func TestBenchMeasuresFunctions(t *testing.T) {
+	c := newCLI(t)
+	dir := folder(t, map[string]string{"index.js": ""})
+	c.must("deploy", dir)
+	out := filepath.Join(t.TempDir(), "results", "warm")
+	report := c.must("bench", "warm", "--function", "hello", "-c", "2", "-d", "100ms", "--warmup", "20ms", "--no-floor", "--out", out)
+	if !strings.Contains(report, "served/s") || strings.Contains(report, "failed:") {
+		t.Errorf("report %q", report)
+	}
+	b, err := os.ReadFile(out + ".json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(b), "stk_good") {
+		t.Error("the report holds the key")
+	}
+	if _, err := os.Stat(out + ".html"); err != nil {
+		t.Error(err)
+	}
+
+	var doc struct{ Results []bench.Result }
+	cold := c.must("bench", "cold", "--package", dir, "-n", "5", "--rate", "100", "--no-floor", "-o", "json")
+	if err := json.Unmarshal([]byte(cold), &doc); err != nil || len(doc.Results) != 1 {
+		t.Fatalf("%v: %s", err, cold)
+	}
+	if r := doc.Results[0]; r.Calls != 5 || r.Phases["run"].P50 != 1500 {
+		t.Errorf("cold: %+v", r)
+	}
+	if len(c.frontend.functions) != 1 {
+		t.Errorf("%d functions are left", len(c.frontend.functions))
+	}
+	burst := c.must("bench", "burst", "--function", "hello", "--burst", "10", "--rate", "100", "-d", "300ms", "--warmup", "0", "--no-floor", "-o", "json")
+	if err := json.Unmarshal([]byte(burst), &doc); err != nil || doc.Results[0].Calls != 30 {
+		t.Errorf("burst: %v, %+v", err, doc.Results)
+	}
+}
+
+func TestTopShowsNodesAndWhatChanges(t *testing.T) {
+	c := newCLI(t)
+	n := 0
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n++
+		fmt.Fprintf(w, "process_cpu_seconds_total %d\nstarling_calls_total %d\nstarling_still_total 5\n", n, n*100)
+	}))
+	defer admin.Close()
+	out := c.must("top", "--once", "--every", "100ms", "--admin", admin.URL+",http://127.0.0.1:1")
+	for _, want := range []string{"one", "alive", "starling_calls_total", "connection refused"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("top does not show %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "starling_still_total") {
+		t.Error("top shows a counter that does not move")
+	}
+	if out := c.must("partitions"); !strings.Contains(out, "p3") || !strings.Contains(out, "unowned") {
+		t.Errorf("partitions:\n%s", out)
 	}
 }
 
