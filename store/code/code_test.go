@@ -10,12 +10,14 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -387,6 +389,48 @@ func TestCollectDeletesWhatNobodyWants(t *testing.T) {
 	}
 }
 
+// A full disk is told as such, leaves nothing half-made, and is forgotten once there is room.
+func TestFullDiskIsToldAndRecovered(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("a small disk needs root: %v", err)
+	}
+	defer syscall.Unmount(dir, 0)
+	s := open(t, func(c *Config) { c.Dir = dir })
+	ctx := context.Background()
+	noise := make([]byte, 300<<10)
+	rand.NewChaCha8([32]byte{1}).Read(noise)
+	first := put(t, s, "acme", pack1(t, item{"a", string(noise), 0}))
+	second := put(t, s, "acme", pack1(t, item{"b", string(noise), 0}))
+	_, release1, err := s.Path(ctx, "acme", first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release1()
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, noise, 0o600); err != nil { // 300 KiB left: the zip fits, the files only after evicting
+		t.Fatal(err)
+	}
+	_, release2, err := s.Path(ctx, "acme", second)
+	if err != nil {
+		t.Fatalf("with something to evict: %v", err)
+	}
+	if _, _, err := s.Path(ctx, "acme", first); starling.ReasonOf(err) != "DiskFull" || starling.KindOf(err) != starling.Unavailable {
+		t.Fatalf("with everything in use: %v", err)
+	}
+	if _, _, err := s.Put(ctx, "acme", bytes.NewReader(pack1(t, item{"c", string(noise) + string(noise[:200<<10]), 0}))); starling.ReasonOf(err) != "DiskFull" {
+		t.Fatalf("upload: %v", err)
+	}
+	empty(t, s.spoolDir())
+	release2()
+	os.Remove(filler)
+	_, release1, err = s.Path(ctx, "acme", first)
+	if err != nil {
+		t.Fatalf("with room again: %v", err)
+	}
+	release1()
+}
+
 // wire is a network of endpoints in this process.
 type wire struct {
 	mu    sync.Mutex
@@ -552,47 +596,75 @@ func FuzzZip(f *testing.F) {
 	f.Add(pack1(f, item{"p/q/d", "../..", link}, item{"p/q/e", "d/..", link}))
 	f.Add(overlapping(f))
 	f.Add(lying(f))
-	lim := Limits{Zip: 1 << 20, Unpacked: 1 << 20, Entries: 64, Ratio: 200, Time: 2 * time.Second}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := inspect(context.Background(), bytes.NewReader(data), int64(len(data)), lim)
-		if err != nil {
-			if k := starling.KindOf(err); k != starling.Invalid && k != starling.TooLarge {
-				t.Fatalf("refusal of kind %v: %v", k, err)
+	f.Fuzz(unpackedStaysInside)
+}
+
+// unpackedStaysInside unpacks what passes the checks and looks at everything that is there afterwards.
+func unpackedStaysInside(t *testing.T, data []byte) {
+	lim := Limits{Zip: 1 << 20, Unpacked: 1 << 20, Entries: 64, Ratio: 200, Time: 5 * time.Second}
+	p, err := inspect(context.Background(), bytes.NewReader(data), int64(len(data)), lim)
+	if err != nil {
+		if k := starling.KindOf(err); k != starling.Invalid && k != starling.TooLarge {
+			t.Fatalf("refusal of kind %v: %v", k, err)
+		}
+		return
+	}
+	outer := t.TempDir()
+	inner := filepath.Join(outer, "in")
+	os.Mkdir(inner, 0o755)
+	root, err := os.OpenRoot(inner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := p.unpack(context.Background(), root); err != nil {
+		t.Fatalf("passed the checks and does not unpack: %v", err)
+	}
+	if names, _ := os.ReadDir(outer); len(names) != 1 {
+		t.Fatal("something was written outside")
+	}
+	var total int64
+	filepath.WalkDir(inner, func(path string, d fs.DirEntry, err error) error {
+		info, _ := d.Info()
+		if info.Mode().IsRegular() {
+			total += info.Size()
+		}
+		if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeDevice|fs.ModeNamedPipe) != 0 || info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSymlink == 0 {
+			t.Fatalf("%s has mode %v", path, info.Mode())
+		}
+		real, err := filepath.EvalSymlinks(path)
+		if err != nil || !strings.HasPrefix(real, inner) {
+			t.Fatalf("%s leads to %q, %v", path, real, err)
+		}
+		return nil
+	})
+	if total > lim.Unpacked {
+		t.Fatalf("%d bytes unpacked", total)
+	}
+}
+
+// FuzzPackage makes whole packages, so that the fuzzer need not find checksums: each line is a kind, a name and a body.
+func FuzzPackage(f *testing.F) {
+	f.Add("f main.py|x\nl a|main.py\nd lib/|")
+	f.Add("l p/q/d|../..\nl p/q/e|d/..\nf p/q/e/x|boo")
+	f.Add("l a|b\nl b|c\nl c|./d/../d\nd d/|\nx d/run|#!")
+	f.Add("f ．．／x|1\nf e\u0301|2\nf \u00e9|3")
+	f.Add("d a|\nf a/|\nf a//b|1\nf a/./b|2")
+	modes := map[byte]fs.FileMode{'f': 0o644, 'x': 0o6777, 'd': fs.ModeDir | 0o700, 'l': fs.ModeSymlink | 0o777}
+	f.Fuzz(func(t *testing.T, script string) {
+		var items []item
+		for line := range strings.Lines(script) {
+			line = strings.TrimSuffix(line, "\n")
+			head, body, _ := strings.Cut(line, "|")
+			if len(head) < 2 || modes[head[0]] == 0 || head[0] == 'd' && body != "" || strings.HasSuffix(head, "/") && body != "" {
+				return
 			}
+			items = append(items, item{strings.TrimPrefix(head[1:], " "), body, modes[head[0]]})
+		}
+		if len(items) == 0 || len(items) > 20 {
 			return
 		}
-		outer := t.TempDir()
-		inner := filepath.Join(outer, "in")
-		os.Mkdir(inner, 0o755)
-		root, err := os.OpenRoot(inner)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer root.Close()
-		if err := p.unpack(context.Background(), root); err != nil {
-			t.Fatalf("passed the checks and does not unpack: %v", err)
-		}
-		if names, _ := os.ReadDir(outer); len(names) != 1 {
-			t.Fatal("something was written outside")
-		}
-		var total int64
-		filepath.WalkDir(inner, func(path string, d fs.DirEntry, err error) error {
-			info, _ := d.Info()
-			if info.Mode().IsRegular() {
-				total += info.Size()
-			}
-			if info.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeDevice|fs.ModeNamedPipe) != 0 || info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSymlink == 0 {
-				t.Fatalf("%s has mode %v", path, info.Mode())
-			}
-			real, err := filepath.EvalSymlinks(path)
-			if err != nil || !strings.HasPrefix(real, inner) {
-				t.Fatalf("%s leads to %q, %v", path, real, err)
-			}
-			return nil
-		})
-		if total > lim.Unpacked {
-			t.Fatalf("%d bytes unpacked", total)
-		}
+		unpackedStaysInside(t, pack1(t, items...))
 	})
 }
 
@@ -610,4 +682,42 @@ func FuzzRequest(f *testing.F) {
 			t.Fatalf("object %q", k.object())
 		}
 	})
+}
+
+// BenchmarkColdPackage takes in, fetches and unpacks a package of 1,000 files and 8 MiB.
+func BenchmarkColdPackage(b *testing.B) {
+	noise := make([]byte, 8<<10)
+	var items []item
+	for i := range 1000 {
+		rand.NewChaCha8([32]byte{byte(i), byte(i >> 8)}).Read(noise)
+		items = append(items, item{fmt.Sprintf("lib/%d/%d.py", i%20, i), string(noise), 0})
+	}
+	data := pack1(b, items...)
+	s := open(b, nil)
+	ctx := context.Background()
+	b.SetBytes(int64(len(data)))
+	n := 0
+	for b.Loop() {
+		account := starling.AccountID(fmt.Sprintf("a%d", n))
+		n++
+		_, release, err := s.Path(ctx, account, put(b, s, account, data))
+		if err != nil {
+			b.Fatal(err)
+		}
+		release()
+	}
+}
+
+// BenchmarkWarmPackage asks for a package that is unpacked.
+func BenchmarkWarmPackage(b *testing.B) {
+	s := open(b, nil)
+	hash := put(b, s, "acme", pack1(b, item{"a", "1", 0}))
+	b.ReportAllocs()
+	for b.Loop() {
+		_, release, err := s.Path(context.Background(), "acme", hash)
+		if err != nil {
+			b.Fatal(err)
+		}
+		release()
+	}
 }

@@ -36,6 +36,9 @@ func (p *plan) follow(dir, target string, hops *int) (string, string) {
 	}
 	at := dir
 	for element := range strings.SplitSeq(target, "/") {
+		if !p.folder(at) {
+			return "", "goes through a file as if it were a folder"
+		}
 		switch element {
 		case "", ".":
 			continue
@@ -62,4 +65,13 @@ func (p *plan) follow(dir, target string, hops *int) (string, string) {
 		at = end
 	}
 	return at, ""
+}
+
+// folder reports whether a place that is no link is a folder.
+func (p *plan) folder(name string) bool {
+	if name == "." {
+		return true
+	}
+	i := p.byName[name]
+	return i < 0 || p.entries[i].kind == kindFolder
 }

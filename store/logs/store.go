@@ -81,7 +81,7 @@ type pending struct {
 // New returns a log that does nothing yet.
 func New(cfg Config) *Store {
 	s := &Store{cfg: cfg, kick: make(chan struct{}, 1), set: metrics.NewSet(), accounts: map[starling.AccountID]*pending{},
-		written: make(chan struct{})}
+		written: make(chan struct{}), group: run.New(context.Background())}
 	s.records = s.set.NewCounter("starling_log_records_total")
 	s.dropped = s.set.NewCounter("starling_log_records_dropped_total")
 	return s
@@ -101,16 +101,13 @@ func (s *Store) Open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open log store: %w", err)
 	}
-	s.group = run.New(context.WithoutCancel(ctx))
 	s.group.Go(s.write)
 	return nil
 }
 
 // Close writes what is pending and closes every segment.
 func (s *Store) Close() error {
-	if s.group != nil {
-		s.group.Stop()
-	}
+	s.group.Stop()
 	s.flush()
 	s.files.Lock()
 	defer s.files.Unlock()
