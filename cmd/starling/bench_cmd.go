@@ -111,7 +111,7 @@ func floorServer(a *app) *cobra.Command {
 }
 
 func (a *app) newReport(scenario, target string) *bench.Report {
-	return &bench.Report{Scenario: scenario, When: time.Now().UTC(), Command: redact(strings.Join(os.Args, " "), a.set.text("key")),
+	return &bench.Report{Scenario: scenario, When: time.Now().UTC(), Command: redact("starling "+strings.Join(os.Args[1:], " "), a.set.text("key")),
 		Commit: buildInfo().Commit, Target: target, Machine: bench.ThisMachine()}
 }
 
@@ -124,7 +124,7 @@ func redact(s, secret string) string {
 
 // benchOne measures one address under one load.
 func (a *app) benchOne(ctx context.Context, scenario string, f *benchFlags) error {
-	target, name, end, err := a.benchTarget(ctx, f)
+	target, name, end, err := a.benchTarget(f)
 	if err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (a *app) benchOne(ctx context.Context, scenario string, f *benchFlags) erro
 }
 
 // benchTarget turns the flags into what is called and its name without keys.
-func (a *app) benchTarget(ctx context.Context, f *benchFlags) (bench.Target, string, func(), error) {
+func (a *app) benchTarget(f *benchFlags) (bench.Target, string, func(), error) {
 	body, err := f.body()
 	if err != nil {
 		return nil, "", nil, err
@@ -173,7 +173,7 @@ func (a *app) benchTarget(ctx context.Context, f *benchFlags) (bench.Target, str
 	}
 	call := client.Call{Function: starling.FunctionName(f.function), Payload: body}
 	if f.quic {
-		q, err := a.dialQUIC(ctx)
+		q, err := a.quicClient()
 		if err != nil {
 			return nil, "", nil, err
 		}

@@ -307,6 +307,9 @@ func TestMistakesAreToldWithAWayOut(t *testing.T) {
 		{[]string{"functions", "--server", "http://127.0.0.1:1"}, exitUnavailable, "starling up"},
 		{[]string{"functions", "--profile", "nope"}, exitUsage, "login --profile nope"},
 		{[]string{"bench", "warm"}, exitUsage, "--function"},
+		{[]string{"invoke", "hello", "--quic"}, exitUsage, "--pin"},
+		{[]string{"invoke", "hello", "--quic", "--pin", "abc"}, exitUsage, "64 hex digits"},
+		{[]string{"invoke", "hello", "--quic", "--ca", "/nowhere"}, exitUsage, "--ca"},
 	} {
 		code, _, errs := c.run("", m.args...)
 		if code != m.code || !strings.Contains(errs, m.says) {
