@@ -9,8 +9,9 @@ shift
 bin=$PWD/bin/starling
 function=${FUNCTION:-echo-python}
 out=bench/results/$(date -u +%Y%m%d-%H%M%S)-$scenario${FUNCTION:+-$FUNCTION}
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
 if [ "$scenario" = floor ]; then
-	exec "$bin" bench floor --out "$out" "$@"
+	exec "$bin" bench floor --commit "$commit" --out "$out" "$@"
 fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/starling-bench.XXXXXX")
 export XDG_CONFIG_HOME=$work/config
@@ -44,8 +45,8 @@ export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLIN
 STARLING_PIN=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token | sed 's/.*\.//')
 export STARLING_PIN
 if [ "$scenario" = cold ]; then
-	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --out "$out" "$@"
+	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --commit "$commit" --out "$out" "$@"
 else
 	"$bin" deploy "bin/functions/$function.zip"
-	"$bin" bench "$scenario" --function "$function" --meter-admin --out "$out" "$@"
+	"$bin" bench "$scenario" --function "$function" --meter-admin --commit "$commit" --out "$out" "$@"
 fi

@@ -27,7 +27,7 @@ type benchFlags struct {
 	headers                        []string
 	quic, noFloor, admin           bool
 	pids                           string
-	out                            string
+	out, commit                    string
 	distinct                       int
 	pack                           string
 	phases                         bool
@@ -63,6 +63,7 @@ func (f *benchFlags) add(c *cobra.Command, concurrency int, rate float64, durati
 	fl.BoolVar(&f.noFloor, "no-floor", false, "do not measure the bare net/http server beside it")
 	fl.StringVar(&f.pids, "pids", "", "processes whose CPU is charged to the calls, comma-separated")
 	fl.BoolVar(&f.admin, "meter-admin", false, "charge the CPU that the nodes at --admin tell")
+	fl.StringVar(&f.commit, "commit", buildInfo().Commit, "commit to note in the report")
 	fl.StringVar(&f.out, "out", "", "also write FILE.json and FILE.html")
 }
 
@@ -112,7 +113,7 @@ func floorServer(a *app) *cobra.Command {
 
 func (a *app) newReport(scenario, target string) *bench.Report {
 	return &bench.Report{Scenario: scenario, When: time.Now().UTC(), Command: redact("starling "+strings.Join(os.Args[1:], " "), a.set.text("key")),
-		Commit: buildInfo().Commit, Target: target, Machine: bench.ThisMachine()}
+		Target: target, Machine: bench.ThisMachine()}
 }
 
 func redact(s, secret string) string {
@@ -256,6 +257,7 @@ func (a *app) measureFloor(ctx context.Context, report *bench.Report, f *benchFl
 }
 
 func (a *app) finishBench(report *bench.Report, f *benchFlags) error {
+	report.Commit = f.commit
 	report.Compare()
 	if f.out != "" {
 		if err := os.MkdirAll(filepath.Dir(f.out), 0o755); err != nil {
