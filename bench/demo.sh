@@ -1,0 +1,205 @@
+#!/usr/bin/env bash
+# The demo: a real cluster of three nodes on this machine, three real functions, called over HTTP and QUIC; one
+# node is killed and the calls go on; at the end nothing is left. KEEP=1 leaves the cluster running.
+# PHOTO=file.jpg uses a photo of yours instead of the one from Debian's package python-matplotlib-data.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
+bin=$PWD/bin/starling
+functions=$PWD/bin/functions
+work=$(mktemp -d "${TMPDIR:-/tmp}/starling-demo.XXXXXX")
+export XDG_CONFIG_HOME=$work/config
+pids=()
+
+step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+show() { # show COMMAND...: prints the command as a person would type it, then runs it
+	local text="$*"
+	printf '$ %s\n' "${text//$bin/starling}"
+	"$@"
+}
+field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
+
+# What this machine holds of ours: sandboxes show as cgroups, mounts and processes in namespaces of their own.
+spaces() { { readlink /proc/[0-9]*/ns/{pid,net,mnt} 2>/dev/null || true; } | sort -u; }
+spaces >"$work/spaces"
+cgroups() { find /sys/fs/cgroup -type d -name '*starling*' 2>/dev/null | sort; }
+cgroups >"$work/cgroups"
+mounts() { { grep -E 'starling|nsfs' /proc/self/mountinfo || true; } | awk '{print $5}' | sort; }
+mounts >"$work/mounts"
+
+stop_all() {
+	local p
+	for p in "${pids[@]}"; do kill -TERM "$p" 2>/dev/null || true; done
+	for p in "${pids[@]}"; do
+		for _ in $(seq 100); do kill -0 "$p" 2>/dev/null || break; sleep 0.1; done
+		kill -KILL "$p" 2>/dev/null || true
+		wait "$p" 2>/dev/null || true
+	done
+	pids=()
+}
+finish() {
+	local code=$?
+	trap - EXIT
+	if [ $code -ne 0 ]; then
+		for log in "$work"/*.log; do
+			[ -f "$log" ] && { printf '\n--- end of %s\n' "$(basename "$log")"; tail -15 "$log"; }
+		done >&2
+	fi
+	stop_all
+	rm -rf "$work"
+	exit $code
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+# Nine ports that are free for TCP and UDP now.
+read -r -a ports < <(/usr/bin/python3 - <<'PY'
+import socket
+held, out = [], []
+while len(out) < 9:
+    t = socket.socket(); t.bind(("127.0.0.1", 0)); held.append(t)
+    u = socket.socket(type=socket.SOCK_DGRAM)
+    try: u.bind(t.getsockname())
+    except OSError: continue
+    held.append(u); out.append(str(t.getsockname()[1]))
+print(*out)
+PY
+)
+quic() { echo "127.0.0.1:${ports[$1 - 1]}"; }
+http() { echo "127.0.0.1:${ports[$1 + 2]}"; }
+admin() { echo "127.0.0.1:${ports[$1 + 5]}"; }
+
+start_node() { # start_node N [FLAG...]
+	local n=$1
+	shift
+	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool 2 "$@" \
+		>"$work/node$n.log" 2>&1 &
+	pids[n - 1]=$!
+	for _ in $(seq 300); do
+		if curl -fs "http://$(admin "$n")/readyz" >/dev/null; then
+			echo "node$n is ready: HTTP $(http "$n"), QUIC $(quic "$n"), process ${pids[n - 1]}"
+			return
+		fi
+		kill -0 "${pids[n - 1]}" 2>/dev/null || break
+		sleep 0.1
+	done
+	echo "node$n did not become ready" >&2
+	return 1
+}
+
+step "A photo"
+photo=${PHOTO:-}
+if [ -z "$photo" ]; then
+	photo=$work/photo.jpg
+	kept=${XDG_CACHE_HOME:-$HOME/.cache}/starling/photo.jpg # a second demo needs no network
+	if [ ! -f "$kept" ]; then
+		mkdir -p "$work/deb" "$(dirname "$kept")"
+		chmod 755 "$work" "$work/deb"
+		(cd "$work/deb" && apt-get download -qq python-matplotlib-data 2>/dev/null)
+		dpkg-deb --fsys-tarfile "$work"/deb/*.deb | tar -xO ./usr/share/matplotlib/mpl-data/sample_data/grace_hopper.jpg >"$kept.new"
+		mv "$kept.new" "$kept"
+	fi
+	cp "$kept" "$photo"
+fi
+echo "$photo: $(stat -c %s "$photo") bytes, from ${PHOTO:+your file}${PHOTO:-Debian\'s package python-matplotlib-data (Grace Hopper, US Navy, public domain)}"
+
+step "Three nodes"
+made=$("$bin" cluster init --data "$work/node1" --listen "$(quic 1)" --name demo -o json)
+key=$(field key <<<"$made")
+root=$(field adminKey <<<"$made")
+start_node 1
+export STARLING_SERVER=http://$(http 1) STARLING_KEY=$key STARLING_QUIC_ADDR=$(quic 1)
+for n in 2 3; do
+	token=$(STARLING_KEY=$root "$bin" cluster token)
+	start_node "$n" --join "$(quic 1)" --token "$token"
+done
+export STARLING_PIN=${token##*.} # the second half of a join token is the fingerprint of the cluster's CA
+STARLING_KEY=$root show "$bin" nodes
+
+step "Three functions"
+for f in thumbnail hello-node orders-go; do show "$bin" deploy "$functions/$f.zip"; done
+show "$bin" functions
+
+step "Called over HTTP, as any program would"
+/usr/bin/python3 - "$photo" >"$work/photo.json" <<'PY'
+import base64, json, sys
+json.dump({"image": base64.b64encode(open(sys.argv[1], "rb").read()).decode(), "width": 160}, sys.stdout)
+PY
+echo '{"id":"o-17","items":[{"sku":"apple","quantity":3,"priceCents":125},{"sku":"pear","quantity":1,"priceCents":80}]}' >"$work/order.json"
+echo '{"name":"starling"}' >"$work/hello.json"
+call() { # call NODE NAME FILE: one call with curl; writes the answer to standard output
+	echo "\$ curl -d @$(basename "$3") -H 'Authorization: Bearer \$STARLING_KEY' http://$(http "$1")/v1/functions/$2/invocations" >&2
+	curl -sS --fail-with-body -m 30 --data-binary "@$3" -H 'Content-Type: application/json' -H "Authorization: Bearer $key" \
+		"http://$(http "$1")/v1/functions/$2/invocations"
+}
+call 1 thumbnail "$work/photo.json" >"$work/thumbnail.json"
+/usr/bin/python3 - "$work/thumbnail.json" bin/thumbnail.jpg <<'PY'
+import base64, json, sys
+answer = json.load(open(sys.argv[1]))
+data = base64.b64decode(answer["image"])
+assert data[:3] == b"\xff\xd8\xff", "the answer is no JPEG"
+open(sys.argv[2], "wb").write(data)
+print(f"wrote {sys.argv[2]}: {answer['width']}x{answer['height']}, {len(data)} bytes")
+PY
+call 2 hello "$work/hello.json"
+echo
+call 3 orders "$work/order.json"
+echo
+
+step "Called over QUIC"
+show "$bin" invoke hello '{"name":"QUIC"}' --quic --timing
+echo
+show "$bin" invoke orders --file "$work/order.json" --quic --timing
+echo
+show "$bin" invoke thumbnail --file "$work/photo.json" --quic >"$work/again.json"
+cmp "$work/thumbnail.json" "$work/again.json" && echo "the same thumbnail as over HTTP"
+
+step "Who decides, and what was printed"
+STARLING_KEY=$root "$bin" partitions >"$work/partitions"
+head -6 "$work/partitions"
+echo "... $(($(wc -l <"$work/partitions") - 1)) partitions in all"
+show "$bin" logs hello --limit 6
+
+step "One node is killed (SIGKILL), and the calls go on"
+victim=2
+kill -KILL "${pids[victim - 1]}"
+wait "${pids[victim - 1]}" 2>/dev/null || true
+since=$(date +%s%N)
+for n in 1 3; do
+	for f in thumbnail:photo hello:hello orders:order; do
+		call "$n" "${f%%:*}" "$work/${f#*:}.json" 2>/dev/null >"$work/answer"
+		echo "node$n ${f%%:*}: $(stat -c %s "$work/answer") bytes, $((($(date +%s%N) - since) / 1000000)) ms after the kill"
+	done
+done
+STARLING_KEY=$root show "$bin" nodes
+
+if [ "${KEEP:-}" = 1 ]; then
+	step "The cluster keeps running (KEEP=1)"
+	cat <<EOF
+export STARLING_SERVER=http://$(http 1) STARLING_KEY=$key STARLING_QUIC_ADDR=$(quic 1) STARLING_PIN=$STARLING_PIN
+An administrator's key: $root
+Stop it with: kill ${pids[0]} ${pids[2]} && rm -rf $work
+EOF
+	trap - EXIT
+	exit 0
+fi
+
+step "Everything is stopped, and nothing is left"
+nodes=("${pids[@]}")
+stop_all
+clean=no
+for _ in $(seq 50); do # the kernel may take a moment to reap what was killed
+	left_spaces=$(comm -13 "$work/spaces" <(spaces) | wc -l)
+	left_cgroups=$(comm -13 "$work/cgroups" <(cgroups) | wc -l)
+	left_mounts=$(comm -13 "$work/mounts" <(mounts) | wc -l)
+	left_processes=0
+	for p in "${nodes[@]}"; do if [ -d "/proc/$p" ]; then left_processes=$((left_processes + 1)); fi; done
+	for d in /proc/[0-9]*; do
+		if [ "$d" != "/proc/$$" ] && tr '\0' ' ' <"$d/cmdline" 2>/dev/null | grep -qF -- "$work"; then left_processes=$((left_processes + 1)); fi
+	done
+	if [ "$left_spaces$left_cgroups$left_mounts$left_processes" = 0000 ]; then clean=yes; break; fi
+	sleep 0.2
+done
+echo "processes left: $left_processes, cgroups left: $left_cgroups, mounts left: $left_mounts, namespaces left: $left_spaces"
+[ $clean = yes ]
+echo "The thumbnail is in bin/thumbnail.jpg."

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# bench/run.sh warm|cold|burst|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
+# the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
+scenario=${1:?usage: bench/run.sh warm|cold|burst|floor [flag...]}
+shift
+bin=$PWD/bin/starling
+function=${FUNCTION:-echo-python}
+out=bench/results/$(date -u +%Y%m%d-%H%M%S)-$scenario${FUNCTION:+-$FUNCTION}
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+if [ "$scenario" = floor ]; then
+	exec "$bin" bench floor --commit "$commit" --out "$out" "$@"
+fi
+work=$(mktemp -d "${TMPDIR:-/tmp}/starling-bench.XXXXXX")
+export XDG_CONFIG_HOME=$work/config
+pid=
+finish() {
+	local code=$?
+	if [ -n "$pid" ]; then
+		kill -TERM "$pid" 2>/dev/null || true
+		wait "$pid" 2>/dev/null || true
+	fi
+	[ $code -eq 0 ] || tail -15 "$work/node.log" >&2
+	rm -rf "$work"
+	exit $code
+}
+trap finish EXIT
+read -r quic http admin < <(/usr/bin/python3 -c '
+import socket
+s = [socket.socket() for _ in range(3)]
+[x.bind(("127.0.0.1", 0)) for x in s]
+print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
+made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench -o json)
+field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
+"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" >"$work/node.log" 2>&1 &
+pid=$!
+for _ in $(seq 300); do
+	curl -fs "http://$admin/readyz" >/dev/null && break
+	kill -0 "$pid"
+	sleep 0.1
+done
+export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLING_ADMIN=http://$admin STARLING_QUIC_ADDR=$quic
+STARLING_PIN=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token | sed 's/.*\.//')
+export STARLING_PIN
+if [ "$scenario" = cold ]; then
+	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --commit "$commit" --out "$out" "$@"
+else
+	"$bin" deploy "bin/functions/$function.zip"
+	"$bin" bench "$scenario" --function "$function" --meter-admin --commit "$commit" --out "$out" "$@"
+fi

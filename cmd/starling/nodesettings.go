@@ -1,0 +1,33 @@
+package main
+
+import "time"
+
+// nodeSettings are those of the commands that start a node; each has its flag there ('starling node --data').
+// Adding one is a line here; the file, the environment and 'config show' follow.
+var nodeSettings = []setting{
+	{key: "node.data", def: "/var/lib/starling", usage: "folder of everything the node keeps"},
+	{key: "node.name", def: "", usage: "name of the node for people (default: host name)"},
+	{key: "node.listen", def: "0.0.0.0:7400", usage: "host:port of the QUIC endpoint, for nodes and QUIC clients"},
+	{key: "node.advertise", def: "", usage: "host:port under which other nodes reach the endpoint (default: listen)"},
+	{key: "node.http", def: "127.0.0.1:8080", usage: "host:port of the HTTP bridge"},
+	{key: "node.tls-cert", def: "", usage: "certificate file of the bridge; with it come HTTPS, HTTP/2 and HTTP/3"},
+	{key: "node.tls-key", def: "", usage: "key file of tls-cert"},
+	{key: "node.admin", def: "127.0.0.1:8081", usage: "host:port of metrics, health and profiles"},
+	{key: "node.roles", def: "all", usage: "what the node does: manager, frontend, scheduler, host, gateway or all"},
+	{key: "node.zone", def: "", usage: "failure domain of the node"},
+	{key: "node.join", def: "", usage: "host:port of members to join, comma-separated"},
+	{key: "node.token", def: "", usage: "join token; better in STARLING_NODE_TOKEN", secret: true},
+	{key: "node.partitions", def: 64, usage: "partitions to cut the key space into, when the cluster is made"},
+	{key: "node.bucket", def: "", usage: "where code is kept: file:///folder or s3://name (default: in data)"},
+	{key: "node.code-cache", def: 10 << 10, usage: "MiB of unpacked code kept on this host"},
+	{key: "node.memory", def: 0, usage: "MiB that instances may claim on this host (default: 80% of the machine)"},
+	{key: "node.instances", def: 4000, usage: "instances on this host at once"},
+	{key: "node.pool", def: 4, usage: "warm sandboxes kept for each runtime"},
+	{key: "node.driver", def: "process", usage: "isolation of instances: process"},
+	{key: "node.shared-kernel", def: false, usage: "accept that tenants share this kernel, with driver process and several accounts"},
+	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},
+	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
+	{key: "node.log-level", def: "info", usage: "debug, info, warn or error"},
+	{key: "node.log-format", def: "auto", usage: "text, json, or auto: text on a terminal"},
+	{key: "node.drain", def: 30 * time.Second, usage: "longest wait for calls in flight when stopping"},
+}
