@@ -1,0 +1,96 @@
+package frontend
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"starling"
+	"starling/internal/run"
+)
+
+// AdminDeps is what the operators' server shows.
+type AdminDeps struct {
+	Addr    string                // host:port; an address that tenants cannot reach
+	Metrics func(io.Writer) error // writes the exposition of all parts
+	Ready   func() error          // nil when this node can serve; the error says what is missing
+	Pprof   bool                  // also /debug/pprof
+	Log     *slog.Logger
+}
+
+// Admin is the operators' server: metrics, health, and profiles if asked for. It has no key, so its address is
+// what guards it. Create it with NewAdmin, Open it, Close it.
+type Admin struct {
+	deps     AdminDeps
+	http     *http.Server
+	listener net.Listener
+	group    *run.Group
+}
+
+// NewAdmin returns a server that does nothing yet.
+func NewAdmin(d AdminDeps) *Admin { return &Admin{deps: d} }
+
+// Handler serves what the server serves.
+func (a *Admin) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		if err := a.deps.Metrics(w); err != nil {
+			a.deps.Log.Warn("write metrics", "error", err)
+		}
+	})
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := a.deps.Ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "ok\n")
+	})
+	if a.deps.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+// Addr is the address that was bound, with its port.
+func (a *Admin) Addr() string { return a.listener.Addr().String() }
+
+// Open binds the address and serves.
+func (a *Admin) Open(ctx context.Context) error {
+	l, err := net.Listen("tcp", a.deps.Addr)
+	if err != nil {
+		return starling.Errorf(starling.Unavailable, "open admin server", "cannot listen on %s, is another program there? %w", a.deps.Addr, err)
+	}
+	a.listener = l
+	a.http = &http.Server{Handler: a.Handler(), ReadTimeout: headerTime, WriteTimeout: 5 * time.Minute, IdleTimeout: idleTime, MaxHeaderBytes: headerMax,
+		ErrorLog: slog.NewLogLogger(a.deps.Log.Handler(), slog.LevelDebug)}
+	a.group = run.New(ctx)
+	a.group.Go(func(context.Context) { a.http.Serve(l) })
+	return nil
+}
+
+// Close stops the server; requests in flight get until ctx ends.
+func (a *Admin) Close(ctx context.Context) error {
+	if a.group == nil {
+		return nil
+	}
+	err := a.http.Shutdown(ctx)
+	if err != nil {
+		a.http.Close()
+	}
+	a.group.Stop()
+	if err != nil {
+		return fmt.Errorf("close admin server: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,318 @@
+// Package dispatch brings a call to an instance. It keeps the leases that partitions granted to this
+// frontend, so that a warm call asks nobody; a call that finds no free slot waits for a grant or for a slot
+// that another call leaves, whichever comes first. Every call ends in exactly one answer.
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"starling"
+	"starling/actors"
+	"starling/actors/wire"
+	"starling/cluster/partmap"
+	"starling/internal/run"
+)
+
+// ReasonNotStarted is the reason of an Unavailable error of an Invoker that knows that the call did not
+// start: the host could not be reached at all. Such a call is placed again.
+const ReasonNotStarted = "NotStarted"
+
+// An Invoker hands one call to the host of a lease and returns when the call ended.
+//
+// Its errors say whether the function may have run. Moved (the host does not know the instance or the lease
+// is of a past epoch), Overloaded (the slots of the lease are busy) and Unavailable with ReasonNotStarted
+// mean that it surely did not; after any other error it may have.
+type Invoker interface {
+	Invoke(ctx context.Context, l *starling.Lease, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, error)
+}
+
+// A Topology is the newest partition map this node knows; cluster.View is one.
+type Topology interface {
+	Map() *partmap.Map        // nil before the first one; never changed after it was returned
+	Changed() <-chan struct{} // closed when Map has become another one
+}
+
+// Config says with whom a dispatcher works and what it may hold.
+type Config struct {
+	Node     starling.NodeID // this node; leases on it go to Local
+	Post     actors.Post
+	Topology Topology
+	Local    Invoker // nil when this node is no host
+	Remote   Invoker
+	Log      *slog.Logger
+
+	WaitingMax int           // calls without a lease over all versions; 0 means 100,000
+	QueueAge   time.Duration // longest wait of one call; 0 means starling.QueueAgeMax
+}
+
+// A Dispatcher is the lease cache of one frontend. Create it with New, register it as the frontend's
+// actors.Receiver, Open it before the first Invoke, and Close it after the last one returned. It has one goroutine.
+type Dispatcher struct {
+	cfg     Config
+	base    time.Time // times inside are durations since it, by the monotonic clock
+	shards  [shardCount]shard
+	index   index
+	calls   atomic.Uint64 // drawn call ids
+	waiting atomic.Int64
+	waiters sync.Pool // of *waiter, for their channels
+	closed  atomic.Bool
+	keeper  keeper
+	group   *run.Group
+	metrics *numbers
+}
+
+var _ actors.Receiver = (*Dispatcher)(nil)
+
+// New returns a dispatcher that does nothing yet.
+func New(cfg Config) *Dispatcher {
+	if cfg.WaitingMax == 0 {
+		cfg.WaitingMax = 100_000
+	}
+	if cfg.QueueAge == 0 {
+		cfg.QueueAge = starling.QueueAgeMax
+	}
+	d := &Dispatcher{cfg: cfg, base: time.Now()}
+	for i := range d.shards {
+		d.shards[i].init(i)
+	}
+	d.index.leases = map[leaseKey]*lease{}
+	d.keeper.init(d)
+	d.metrics = newNumbers(d)
+	// A restarted frontend must not be taken for its former life: calls begin at a random place.
+	d.calls.Store(uint64(rand.Uint32()) << 24)
+	return d
+}
+
+// Open starts the goroutine that renews, returns and asks again.
+func (d *Dispatcher) Open(ctx context.Context) {
+	d.group = run.New(ctx)
+	d.group.Go(d.keeper.run)
+}
+
+// Close ends every waiting call with Unavailable, returns every lease and waits for the goroutine.
+func (d *Dispatcher) Close() error {
+	if d.closed.Swap(true) {
+		return nil
+	}
+	if d.group != nil {
+		d.group.Stop()
+	}
+	for i := range d.shards {
+		d.shards[i].failAll(d, starling.Errorf(starling.Unavailable, "invoke function", "this frontend is closing: call another one"))
+	}
+	d.keeper.returnAll()
+	return nil
+}
+
+// now is the monotonic time since the dispatcher was made.
+func (d *Dispatcher) now() time.Duration { return time.Since(d.base) }
+
+// Invoke brings inv to an instance of v and the answer to sink. ctx bounds the wait for a slot; a call that
+// runs is ended by its deadline only. inv.Deadline is the caller's own and may be zero; Invoke sets it to the
+// function's deadline once there is a slot, so that waiting for one does not shorten the run. inv.Version is
+// set here.
+//
+// The error is Overloaded or Unavailable when the call did not run and may be tried again, Failed when the
+// function cannot be started, Timeout when the deadline passed before a slot came, and Unavailable with
+// reason "HostLost" when the host was lost during the call. A call that surely did not start is placed again
+// without the caller noticing; a call that may have run never is.
+func (d *Dispatcher) Invoke(ctx context.Context, v *starling.Version, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, starling.Phases, error) {
+	inv.Version = v.ID
+	d.metrics.calls.Inc()
+	l, began := d.shard(v.ID).take(d, v.ID)
+	if l == nil {
+		return d.invokeCold(ctx, v, inv, sink, began)
+	}
+	d.metrics.hits.Inc()
+	limit := inv.Deadline
+	out, err := d.run(v, l, inv, sink, limit, began)
+	if err == nil {
+		return out, starling.Phases{}, nil
+	}
+	if !didNotStart(err) {
+		return out, starling.Phases{}, d.failed(err)
+	}
+	inv.Deadline = limit
+	return d.invokeCold(ctx, v, inv, sink, began)
+}
+
+// invokeCold waits for a lease, runs the call, and does both again while the call surely did not start.
+func (d *Dispatcher) invokeCold(ctx context.Context, v *starling.Version, inv *starling.Invocation, sink starling.Sink, began time.Duration) (starling.Outcome, starling.Phases, error) {
+	limit := inv.Deadline
+	giveUp := began + d.cfg.QueueAge
+	byCaller := false
+	if !limit.IsZero() {
+		if at := limit.Sub(d.base); at < giveUp {
+			giveUp, byCaller = at, true
+		}
+	}
+	for attempt := 0; ; attempt++ {
+		if err := pause(ctx, attempt, giveUp-d.now()); err != nil {
+			return starling.Outcome{}, starling.Phases{}, d.failed(gone(err))
+		}
+		l, phases, err := d.wait(ctx, v, began, giveUp, byCaller)
+		if err != nil {
+			return starling.Outcome{}, starling.Phases{}, d.failed(err)
+		}
+		out, err := d.run(v, l, inv, sink, limit, d.now())
+		if err == nil {
+			return out, phases, nil
+		}
+		if !didNotStart(err) {
+			return out, phases, d.failed(err)
+		}
+		d.metrics.again.Inc()
+	}
+}
+
+// run makes one attempt with a slot of l and gives the slot back.
+func (d *Dispatcher) run(v *starling.Version, l *lease, inv *starling.Invocation, sink starling.Sink, limit time.Time, start time.Duration) (starling.Outcome, error) {
+	inv.Deadline = d.base.Add(start + v.Timeout())
+	if !limit.IsZero() && limit.Before(inv.Deadline) {
+		inv.Deadline = limit
+	}
+	via := d.cfg.Remote
+	if l.Host == d.cfg.Node && d.cfg.Local != nil {
+		via = d.cfg.Local
+	}
+	// Not the caller's context: a call that runs, runs on when its caller leaves, and its slot is busy until it ends.
+	out, err := via.Invoke(d.group.Context(), &l.Lease, inv, sink)
+	// After an unhandled failure the host destroys the instance; an error says that it is not where we thought.
+	if err == nil {
+		l.pool.shard.put(d, l, out.Status == starling.Unhandled, start)
+		return out, nil
+	}
+	kind := starling.KindOf(err)
+	l.pool.shard.put(d, l, kind != starling.Invalid && kind != starling.TooLarge, start)
+	if kind == starling.Unavailable && !didNotStart(err) {
+		err = starling.Errorf(starling.Unavailable, "invoke function", "the host was lost during the call; the function may have run: %w", err).With("HostLost")
+	}
+	return out, err
+}
+
+// didNotStart reports whether an Invoker's error promises that the function did not run.
+func didNotStart(err error) bool {
+	var e *starling.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	return e.Kind == starling.Moved || e.Kind == starling.Overloaded || e.Kind == starling.Unavailable && e.Reason == ReasonNotStarted
+}
+
+// failed counts an error that leaves Invoke.
+func (d *Dispatcher) failed(err error) error {
+	d.metrics.failure(starling.KindOf(err))
+	return err
+}
+
+// gone is the error of a call whose caller stopped waiting.
+func gone(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return starling.Errorf(starling.Timeout, "invoke function", "the deadline passed before an instance was free: %w", err)
+	}
+	return starling.Errorf(starling.Unavailable, "invoke function", "the caller went away before the call started: %w", err).With("CallerGone")
+}
+
+// pause spaces the attempts of one call: none before the first two, then from 10 ms, doubling up to 250 ms,
+// with jitter, and never beyond what is left.
+func pause(ctx context.Context, attempt int, left time.Duration) error {
+	if attempt < 2 {
+		return nil
+	}
+	p := min(10*time.Millisecond<<min(attempt-2, 5), 250*time.Millisecond)
+	p = max(0, min(p/2+rand.N(p/2), left))
+	t := time.NewTimer(p)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wait gets a slot of v: one that is free by now, one that another call leaves, or a granted one. giveUp is
+// when it ends in an error instead; byCaller says that the caller's deadline set it.
+func (d *Dispatcher) wait(ctx context.Context, v *starling.Version, began, giveUp time.Duration, byCaller bool) (*lease, starling.Phases, error) {
+	if d.waiting.Add(1) > int64(d.cfg.WaitingMax) {
+		d.waiting.Add(-1)
+		return nil, starling.Phases{}, starling.Errorf(starling.Overloaded, "invoke function",
+			"this frontend holds %d waiting calls, its limit: retry after a pause", d.cfg.WaitingMax).With("FrontendFull").RetryAfter(time.Second)
+	}
+	defer d.waiting.Add(-1)
+	s := d.shard(v.ID)
+	w := d.newWaiter()
+	w.key = v.Key() | starling.Key64(rand.Uint32())
+	w.giveUp, w.byCaller = giveUp, byCaller
+	l, a, err := s.enqueue(d, v.ID, w)
+	if l != nil || err != nil {
+		d.freeWaiter(w)
+		return l, starling.Phases{}, err
+	}
+	d.keeper.wake()
+	if a != nil {
+		d.ask(s, a)
+	}
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+		if s.leave(d, w) { // otherwise the answer came at the same moment: use it
+			d.freeWaiter(w)
+			return nil, starling.Phases{}, gone(ctx.Err())
+		}
+		<-w.ready
+	}
+	d.metrics.waits.Update((d.now() - began).Seconds())
+	l, phases, err := w.lease, w.phases, w.err
+	d.freeWaiter(w)
+	return l, phases, err
+}
+
+// ask sends an acquire to whoever owns its key now; with no owner the keeper tries again.
+func (d *Dispatcher) ask(s *shard, a *ask) {
+	p, owned := lookup(d.cfg.Topology.Map(), a.key)
+	m := s.asked(a, p, owned, d.now())
+	if m == nil {
+		return
+	}
+	d.metrics.acquires.Inc()
+	d.cfg.Post.Send(wire.Address{Node: p.Owner, Partition: p.ID}, m)
+}
+
+// lookup finds the partition of k; ok is false when there is no map or nobody owns it.
+func lookup(m *partmap.Map, k starling.Key64) (partmap.Partition, bool) {
+	if m == nil {
+		return partmap.Partition{}, false
+	}
+	lo, hi := 0, len(m.Partitions)
+	for lo < hi {
+		if mid := (lo + hi) / 2; m.Partitions[mid].Range.Lo <= k {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == 0 {
+		return partmap.Partition{}, false
+	}
+	p := m.Partitions[lo-1]
+	return p, p.Owner != 0 && p.Range.Contains(k)
+}
+
+func (d *Dispatcher) newWaiter() *waiter {
+	if w, ok := d.waiters.Get().(*waiter); ok {
+		return w
+	}
+	return &waiter{ready: make(chan struct{}, 1)}
+}
+
+func (d *Dispatcher) freeWaiter(w *waiter) {
+	*w = waiter{ready: w.ready}
+	d.waiters.Put(w)
+}
