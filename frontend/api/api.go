@@ -45,6 +45,7 @@ type Deps struct {
 	Code     CodeStore
 	Logs     LogReader
 	Log      *slog.Logger
+	CA       [32]byte         // SHA-256 of the cluster's CA certificate, for join tokens
 	Now      func() time.Time // stamps what is created; time.Now when nil
 }
 
@@ -72,6 +73,7 @@ func New(d Deps) http.Handler {
 	a.code()
 	a.logs()
 	a.state()
+	a.tokens()
 	a.docs()
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		WriteError(w, d.Log, w.Header().Get(protocol.HeaderRequestID), starling.Errorf(starling.NotFound, "find route", "%s %s is no route of this API: see /docs", r.Method, r.URL.Path).With("NoRoute"))

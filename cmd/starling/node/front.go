@@ -1,0 +1,85 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"io"
+	"log/slog"
+
+	"starling"
+	"starling/actors/host"
+	"starling/cluster"
+	"starling/frontend"
+	"starling/frontend/api"
+	"starling/frontend/auth"
+	"starling/frontend/dispatch"
+	"starling/store/logs"
+)
+
+// openAdmin opens the operators' server first, so that a node that cannot start says so there.
+func (n *Node) openAdmin(ctx context.Context) error {
+	if n.cfg.Admin == "" {
+		return nil
+	}
+	n.admin = frontend.NewAdmin(frontend.AdminDeps{Addr: n.cfg.Admin, Metrics: func(w io.Writer) error { return n.registry.WritePrometheus(w) },
+		Ready: n.Ready, Pprof: true, Log: n.log("admin")})
+	if err := n.admin.Open(ctx); err != nil {
+		return err
+	}
+	n.opened("admin", nil, func() error { return n.admin.Close(context.Background()) })
+	return nil
+}
+
+// openFrontend opens the lease cache and the servers, on a node with that role.
+func (n *Node) openFrontend(ctx context.Context) error {
+	if !n.cfg.Roles.Has(starling.RoleFrontend) {
+		n.hub.Bind(n.parts)
+		return nil
+	}
+	remote := host.NewClient(n.endpoint, n.addr)
+	n.opened("host client", nil, func() error { remote.Close(); return nil })
+	cfg := dispatch.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Remote: remote, Log: n.log("dispatch")}
+	if n.host != nil {
+		cfg.Local = n.host
+	}
+	dispatcher := dispatch.New(cfg)
+	n.parts.Frontend = dispatcher
+	n.hub.Bind(n.parts)
+	dispatcher.Open(ctx)
+	n.opened("dispatch", dispatcher.Metrics(), dispatcher.Close)
+	return n.openServer(ctx, dispatcher)
+}
+
+func (n *Node) openServer(ctx context.Context, d *dispatch.Dispatcher) error {
+	deps := frontend.Deps{Catalog: n.view, Dispatch: d, Addr: n.cfg.HTTP, API: api.Deps{
+		Cluster: n.view, Topology: func() *cluster.Topology { return n.view.Topology() },
+		Alive: func(id starling.NodeID) bool { _, alive := n.view.Node(id); return alive },
+		Auth:  auth.New(n.view), Code: n.code, CA: sha256.Sum256(n.id.CA()), Log: n.log("frontend"),
+		Logs: logReader{&logs.Fanout{Local: n.logs, Self: n.ID(), Hosts: n.hosts, Open: n.endpoint.Open, Log: n.log("logs")}},
+	}}
+	if n.cfg.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(n.cfg.TLSCert, n.cfg.TLSKey)
+		if err != nil {
+			return starling.Errorf(starling.Invalid, "open frontend", "--tls-cert and --tls-key: %w", err)
+		}
+		deps.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	server := frontend.New(deps)
+	if err := server.Open(ctx); err != nil {
+		return err
+	}
+	n.server = server
+	n.opened("frontend", server.Metrics(), n.closeServer)
+	return nil
+}
+
+// closeServer lets calls in flight finish within the drain time.
+func (n *Node) closeServer() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.Drain)
+	defer cancel()
+	if err := n.server.Close(ctx); err != nil {
+		n.log("frontend").Warn("requests were cut off", slog.Any("error", err))
+	}
+	return nil
+}

@@ -1,0 +1,218 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"starling"
+	"starling/actors"
+	"starling/actors/host"
+	"starling/actors/partition"
+	"starling/cluster"
+	"starling/sched"
+	"starling/store/blob"
+	"starling/store/code"
+	"starling/store/logs"
+	"starling/vmpool"
+	"starling/vmpool/process"
+	"starling/vmpool/runtimes"
+)
+
+// openStores opens code and logs, and the post that every actor part needs.
+func (n *Node) openStores(ctx context.Context) error {
+	n.hub = actors.NewHub(actors.HubConfig{Self: n.ID(), Endpoint: n.endpoint, Addr: n.addr, Log: n.log("post")})
+	n.opened("post", n.hub.Metrics(), n.hub.Close)
+	address := n.cfg.Bucket
+	if address == "" {
+		dir, err := filepath.Abs(filepath.Join(n.cfg.Dir, "bucket"))
+		if err != nil {
+			return err
+		}
+		address = "file://" + dir
+	}
+	bucket, err := blob.Open(ctx, address)
+	if err != nil {
+		return err
+	}
+	n.opened("bucket", nil, bucket.Close)
+	cfg := code.DefaultConfig()
+	cfg.Dir, cfg.Bucket, cfg.Peers, cfg.Log = filepath.Join(n.cfg.Dir, "code"), bucket, n.peers, n.log("code")
+	if n.cfg.CodeCacheMiB > 0 {
+		cfg.UnpackedMax = int64(n.cfg.CodeCacheMiB) << 20
+	}
+	n.code = code.New(cfg)
+	n.code.Serve(n.endpoint)
+	if err := n.code.Open(ctx); err != nil {
+		return err
+	}
+	n.opened("code", n.code.Metrics(), n.code.Close)
+	return nil
+}
+
+// peers returns the endpoints of the other living nodes.
+func (n *Node) peers() []string {
+	var addrs []string
+	for _, p := range n.view.Alive() {
+		if p.ID != n.ID() {
+			addrs = append(addrs, p.Addr)
+		}
+	}
+	return addrs
+}
+
+// openHost opens the sandboxes, their pools and the host actor, on a node with that role.
+func (n *Node) openHost(ctx context.Context) error {
+	if !n.cfg.Roles.Has(starling.RoleHost) {
+		return nil
+	}
+	cfg := logs.DefaultConfig()
+	cfg.Dir, cfg.Log = filepath.Join(n.cfg.Dir, "logs"), n.log("logs")
+	n.logs = logs.New(cfg)
+	n.logs.Serve(n.endpoint)
+	if err := n.logs.Open(ctx); err != nil {
+		return err
+	}
+	n.opened("logs", n.logs.Metrics(), n.logs.Close)
+	driver, err := n.driver()
+	if err != nil {
+		return err
+	}
+	n.opened("driver", driver.Metrics(), driver.Close)
+	sizes := map[starling.Runtime]int{}
+	for _, rt := range starling.Runtimes {
+		sizes[rt] = n.cfg.Pool
+	}
+	pool := vmpool.NewPool(vmpool.PoolConfig{Driver: driver, Sizes: sizes, Log: n.log("pool")})
+	if err := pool.Open(ctx); err != nil {
+		return err
+	}
+	n.opened("pool", pool.Metrics(), pool.Close)
+	n.host = host.New(host.Config{Node: n.ID(), Zone: n.cfg.Zone, Region: "local", Pool: pool, Catalog: n.view, Code: n.code, Post: n.hub, Logs: sink{n.logs},
+		Schedulers: n.schedulers, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Log: n.log("host")})
+	n.host.Serve(n.endpoint)
+	if err := n.host.Open(ctx); err != nil {
+		return err
+	}
+	n.opened("host", n.host.Metrics(), n.closeHost)
+	n.parts.Host = n.host
+	return nil
+}
+
+// closeHost lets calls at work finish within the drain time.
+func (n *Node) closeHost() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.Drain)
+	defer cancel()
+	if err := n.host.Drain(ctx); err != nil {
+		n.log("host").Warn("calls were cut off", slog.Any("error", err))
+	}
+	return n.host.Close()
+}
+
+var tagUnfit = regexp.MustCompile(`[^a-z0-9-]+`)
+
+// driver makes the process driver over the shipped runtimes.
+func (n *Node) driver() (*process.Driver, error) {
+	guest, err := n.cfg.guest()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := filepath.Abs(filepath.Join(n.cfg.Dir, "sandboxes"))
+	if err != nil {
+		return nil, err
+	}
+	programs := filepath.Join(dir, "runtimes")
+	if err := runtimes.Write(programs); err != nil {
+		return nil, err
+	}
+	cfg := process.DefaultConfig()
+	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "work"), guest, programs, n.log("driver")
+	cfg.Tag = n.tag()
+	cfg.Command = func(rt starling.Runtime) []string {
+		return runtimes.Command(rt, runtimes.Dir, n.cfg.Python, n.cfg.Node)
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return process.New(cfg), nil
+}
+
+// tag names this node's cgroups: the cluster, the node and the port, so that two nodes of one machine differ.
+func (n *Node) tag() string {
+	tag := tagUnfit.ReplaceAllString(strings.ToLower(fmt.Sprintf("%s-%s-%s", n.id.Cluster(), n.ID(), port(n.cfg.advertise()))), "-")
+	return strings.Trim(tag[max(0, len(tag)-32):], "-")
+}
+
+func (n *Node) schedulers() []starling.NodeID {
+	var ids []starling.NodeID
+	for _, p := range n.view.Alive() {
+		if p.Roles.Has(starling.RoleScheduler) {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
+}
+
+// openPartitions runs the partitions that the map gives this node, on a node with that role.
+func (n *Node) openPartitions(ctx context.Context) error {
+	if !n.cfg.Roles.Has(starling.RoleScheduler) {
+		return nil
+	}
+	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Sched: sched.DefaultConfig(), Registry: &n.registry, Log: n.log("partition")})
+	n.parts.Partitions = keeper
+	if err := keeper.Open(ctx); err != nil {
+		return err
+	}
+	n.opened("partitions", keeper.Metrics(), keeper.Close)
+	return nil
+}
+
+// load is what the heartbeats say.
+func (n *Node) load() cluster.Load {
+	owned := uint32(0)
+	for _, p := range n.view.Map().Partitions {
+		if p.Owner == n.ID() {
+			owned++
+		}
+	}
+	return cluster.Load{Partitions: owned}
+}
+
+// A sink writes what functions print to the log store.
+type sink struct{ store *logs.Store }
+
+// Append turns one record of the host into one entry for each stream.
+func (s sink) Append(rec *vmpool.LogRecord) {
+	for i := 0; i < len(rec.Lines); {
+		stream := rec.Lines[i].Stream
+		text := append([]byte(nil), rec.Lines[i].Text...)
+		for i++; i < len(rec.Lines) && rec.Lines[i].Stream == stream; i++ {
+			text = append(append(text, '\n'), rec.Lines[i].Text...)
+		}
+		s.store.Append(logs.Record{Time: rec.Time, Function: rec.Function, Version: rec.Number, Request: rec.Request, Stream: logStream(stream), Text: text})
+	}
+}
+
+func logStream(s vmpool.Stream) logs.Stream {
+	switch s {
+	case vmpool.Stdout:
+		return logs.Stdout
+	case vmpool.Stderr:
+		return logs.Stderr
+	}
+	return logs.Platform
+}
+
+// hosts lists the living hosts for log questions.
+func (n *Node) hosts() []logs.Host {
+	var out []logs.Host
+	for _, p := range n.view.Alive() {
+		if p.Roles.Has(starling.RoleHost) {
+			out = append(out, logs.Host{ID: p.ID, Addr: p.Addr})
+		}
+	}
+	return out
+}

@@ -1,0 +1,3 @@
+package main
+
+import _ "starling/internal/quiet" // before other packages' initialisation, see there
