@@ -14,7 +14,8 @@ pids=()
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { # show COMMAND...: prints the command as a person would type it, then runs it
 	local text="$*"
-	printf '$ %s\n' "${text//$bin/starling}"
+	text=${text//$bin/starling}
+	printf '$ %s\n' "${text//$PWD\//}" >&2
 	"$@"
 }
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
@@ -195,7 +196,7 @@ for _ in $(seq 50); do # the kernel may take a moment to reap what was killed
 	left_processes=0
 	for p in "${nodes[@]}"; do if [ -d "/proc/$p" ]; then left_processes=$((left_processes + 1)); fi; done
 	for d in /proc/[0-9]*; do
-		if [ "$d" != "/proc/$$" ] && tr '\0' ' ' <"$d/cmdline" 2>/dev/null | grep -qF -- "$work"; then left_processes=$((left_processes + 1)); fi
+		if [ "$d" != "/proc/$$" ] && { tr '\0' ' ' <"$d/cmdline"; } 2>/dev/null | grep -qF -- "$work"; then left_processes=$((left_processes + 1)); fi
 	done
 	if [ "$left_spaces$left_cgroups$left_mounts$left_processes" = 0000 ]; then clean=yes; break; fi
 	sleep 0.2

@@ -59,7 +59,7 @@ func (s *Store) serve(st transport.Stream) {
 		st.Write([]byte{1 + byte(starling.KindOf(err))})
 	}
 	st.CloseWrite()
-	io.Copy(io.Discard, io.LimitReader(r, 1)) // the peer closes its end when it has read the answer
+	io.Copy(io.Discard, io.LimitReader(r, 1)) // the peer ends the stream when it has read the answer; to end it before could cut that off
 }
 
 func (s *Store) serveGet(ctx context.Context, st transport.Stream, k key) error {
@@ -169,9 +169,6 @@ func (s *Store) get(ctx context.Context, addr string, k key) (*os.File, int64, e
 	if _, err := st.Write(appendRequest(nil, operationGet, k)); err != nil {
 		return nil, 0, err
 	}
-	if err := st.CloseWrite(); err != nil {
-		return nil, 0, err
-	}
 	r := bufio.NewReaderSize(st, 64<<10)
 	if err := readStatus(r); err != nil {
 		return nil, 0, err
@@ -220,9 +217,6 @@ func (s *Store) keep(ctx context.Context, addr string, k key, body io.Reader, si
 		return err
 	}
 	if _, err := io.Copy(struct{ io.Writer }{st}, body); err != nil {
-		return err
-	}
-	if err := st.CloseWrite(); err != nil {
 		return err
 	}
 	return readStatus(st)

@@ -15,6 +15,7 @@ import (
 	"starling/frontend/auth"
 	"starling/frontend/dispatch"
 	"starling/store/logs"
+	"starling/transport"
 )
 
 // openAdmin opens the operators' server first, so that a node that cannot start says so there.
@@ -66,6 +67,7 @@ func (n *Node) openServer(ctx context.Context, d *dispatch.Dispatcher) error {
 		deps.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
 	server := frontend.New(deps)
+	n.endpoint.Handle(transport.ChannelClient, server.ServeClient)
 	if err := server.Open(ctx); err != nil {
 		return err
 	}
