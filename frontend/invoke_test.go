@@ -51,11 +51,11 @@ func TestInvokeEchoes(t *testing.T) {
 
 func TestColdStartShowsItsPhases(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
-		w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 			s.Start("application/json", false)
 			s.Write([]byte("{}"))
 			return starling.Outcome{Run: time.Millisecond}, starling.Phases{Queue: 2 * time.Millisecond, Place: time.Millisecond, Start: 30 * time.Millisecond, Init: 100 * time.Millisecond}, nil
-		}
+		})
 		r, err := c.Invoke(context.Background(), client.Call{Function: "echo"})
 		if err != nil || r.Timing["init"] != 100*time.Millisecond || r.Timing["start"] != 30*time.Millisecond || r.Timing["queue"] != 2*time.Millisecond {
 			t.Fatalf("%v, %v", r, err)
@@ -67,9 +67,9 @@ func TestFunctionErrors(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
 		doc := []byte(`{"errorMessage":"bad","errorType":"ValueError"}`)
 		for _, status := range []starling.Status{starling.Handled, starling.Unhandled} {
-			w.call = func(_ context.Context, _ *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+			w.on(func(_ context.Context, _ *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 				return starling.Outcome{Status: status, ErrorType: "ValueError", Error: doc, LogTail: []byte("line\n")}, starling.Phases{}, nil
-			}
+			})
 			r, err := c.Invoke(context.Background(), client.Call{Function: "echo", Tail: true})
 			if err != nil || r.Status != status || r.ErrorType != "ValueError" || !bytes.Equal(r.Payload, doc) || string(r.LogTail) != "line\n" {
 				t.Fatalf("%+v, %v", r, err)
@@ -83,9 +83,9 @@ func TestFunctionErrors(t *testing.T) {
 
 func TestFunctionThatCannotStartFailsLikeOneThatRan(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
-		w.call = func(context.Context, *starling.Version, *starling.Invocation, starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(context.Context, *starling.Version, *starling.Invocation, starling.Sink) (starling.Outcome, starling.Phases, error) {
 			return starling.Outcome{}, starling.Phases{}, starling.Errorf(starling.Failed, "start", "no module main").With(starling.ErrImport)
-		}
+		})
 		r, err := c.Invoke(context.Background(), client.Call{Function: "echo"})
 		if err != nil || r.Status != starling.Unhandled || r.ErrorType != starling.ErrImport || !strings.Contains(string(r.Payload), "no module main") {
 			t.Fatalf("%+v, %v", r, err)
@@ -96,9 +96,9 @@ func TestFunctionThatCannotStartFailsLikeOneThatRan(t *testing.T) {
 func TestRefusalsKeepTheirKind(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
 		for _, k := range []starling.Kind{starling.Invalid, starling.NotFound, starling.Overloaded, starling.Timeout, starling.Unavailable, starling.Internal} {
-			w.call = func(context.Context, *starling.Version, *starling.Invocation, starling.Sink) (starling.Outcome, starling.Phases, error) {
+			w.on(func(context.Context, *starling.Version, *starling.Invocation, starling.Sink) (starling.Outcome, starling.Phases, error) {
 				return starling.Outcome{}, starling.Phases{}, starling.Errorf(k, "invoke", "the disk /dev/secret is full").With("Why").RetryAfter(3 * time.Second)
-			}
+			})
 			_, err := c.Invoke(context.Background(), client.Call{Function: "echo"})
 			if starling.KindOf(err) != k {
 				t.Fatalf("%v came as %v", k, err)
@@ -167,13 +167,13 @@ func TestBadKeysAreDenied(t *testing.T) {
 func TestStreamedAnswersComeAsTheyAreMade(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
 		next := make(chan string)
-		w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 			s.Start("text/event-stream", true)
 			for p := range next {
 				s.Write([]byte(p))
 			}
 			return starling.Outcome{Run: time.Second, LogTail: []byte("tail")}, starling.Phases{}, nil
-		}
+		})
 		r, out := io.Pipe()
 		type end struct {
 			r   *client.Result
@@ -204,7 +204,7 @@ func TestStreamedAnswersComeAsTheyAreMade(t *testing.T) {
 func TestLongStreamsPassWithCredit(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
 		piece := bytes.Repeat([]byte("abcdefgh"), 10_000)
-		w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 			s.Start("x/y", true)
 			for range 200 { // 16 MB
 				if _, err := s.Write(piece); err != nil {
@@ -212,7 +212,7 @@ func TestLongStreamsPassWithCredit(t *testing.T) {
 				}
 			}
 			return starling.Outcome{}, starling.Phases{}, nil
-		}
+		})
 		var got bytes.Buffer
 		if _, err := c.Stream(context.Background(), client.Call{Function: "echo"}, &got); err != nil || !bytes.Equal(got.Bytes(), bytes.Repeat(piece, 200)) {
 			t.Fatalf("%d bytes, %v", got.Len(), err)
@@ -222,21 +222,21 @@ func TestLongStreamsPassWithCredit(t *testing.T) {
 
 func TestFailureAfterTheFirstByteIsTold(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
-		w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 			s.Start("x/y", true)
 			s.Write([]byte("half"))
 			return starling.Outcome{Status: starling.Unhandled, ErrorType: starling.ErrExit}, starling.Phases{}, nil
-		}
+		})
 		var got bytes.Buffer
 		r, err := c.Stream(context.Background(), client.Call{Function: "echo"}, &got)
 		if err != nil || r.Status != starling.Unhandled || r.ErrorType != starling.ErrExit || got.String() != "half" {
 			t.Fatalf("%+v, %v, %q", r, err, got.String())
 		}
-		w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 			s.Start("x/y", true)
 			s.Write([]byte("half"))
 			return starling.Outcome{}, starling.Phases{}, starling.Errorf(starling.Unavailable, "invoke", "host lost").With("HostLost")
-		}
+		})
 		if _, err := c.Stream(context.Background(), client.Call{Function: "echo"}, io.Discard); starling.KindOf(err) != starling.Unavailable {
 			t.Fatalf("a host lost in the middle: %v", err)
 		}
@@ -248,19 +248,19 @@ func TestHostileAnswersStayInTheirBody(t *testing.T) {
 	w := newWorld(t)
 	c := w.client(w.user)
 	for _, kind := range []string{"text/html\r\nSet-Cookie: a=b", "x\x00y", strings.Repeat("a", 300), "", "\x7f"} {
-		w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 			s.Start(kind, false)
 			s.Write([]byte("HTTP/1.1 101 Switching Protocols\r\n\r\n"))
 			return starling.Outcome{}, starling.Phases{}, nil
-		}
+		})
 		r, err := c.Invoke(context.Background(), client.Call{Function: "echo"})
 		if err != nil || r.ContentType != "application/octet-stream" {
 			t.Fatalf("%q: %+v %v", kind, r, err)
 		}
 	}
-	w.call = func(context.Context, *starling.Version, *starling.Invocation, starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(context.Context, *starling.Version, *starling.Invocation, starling.Sink) (starling.Outcome, starling.Phases, error) {
 		return starling.Outcome{Status: starling.Handled, ErrorType: "X\r\nSet-Cookie: a=b", Error: []byte("{}")}, starling.Phases{}, nil
-	}
+	})
 	if r, err := c.Invoke(context.Background(), client.Call{Function: "echo"}); err != nil || r.ErrorType != "Error" {
 		t.Fatalf("%+v %v", r, err)
 	}
@@ -279,11 +279,11 @@ func TestTooMuchIsRefused(t *testing.T) {
 		t.Fatalf("chunked: %v %v", res, err)
 	}
 	res.Body.Close()
-	w.call = func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(_ context.Context, _ *starling.Version, _ *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 		s.Start("x/y", false)
 		s.Write(big)
 		return starling.Outcome{}, starling.Phases{}, nil
-	}
+	})
 	for _, c := range []invoker{w.client(w.user), w.quic(t, w.user)} {
 		r, err := c.Invoke(context.Background(), client.Call{Function: "echo"})
 		if err != nil || r.ErrorType != starling.ErrResponseSize {
@@ -292,7 +292,7 @@ func TestTooMuchIsRefused(t *testing.T) {
 	}
 	eventually(t, func() bool { return w.server.inFlight.Load() == 0 })
 	w.server.deps.MemoryMax = 10
-	w.call = echo
+	w.on(echo)
 	for _, c := range []invoker{w.client(w.user), w.quic(t, w.user)} {
 		if _, err := c.Invoke(context.Background(), client.Call{Function: "echo", Payload: make([]byte, 100)}); starling.ReasonOf(err) != "FrontendMemory" {
 			t.Fatalf("memory: %v", err)
@@ -308,11 +308,11 @@ func TestTooMuchIsRefused(t *testing.T) {
 
 func TestHeadersOfAnAnswer(t *testing.T) {
 	w := newWorld(t)
-	w.call = func(_ context.Context, _ *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(_ context.Context, _ *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 		s.Start("application/json", false)
 		json.NewEncoder(writer{s}).Encode(inv.Trace + "|" + inv.ClientContext)
 		return starling.Outcome{LogTail: []byte("the log")}, starling.Phases{}, nil
-	}
+	})
 	req, _ := http.NewRequest(http.MethodPost, w.http.URL+"/v1/functions/echo/invocations?version=latest", strings.NewReader("{}"))
 	req.Header.Set("Authorization", "Bearer "+w.user)
 	req.Header.Set("traceparent", "00-1-2-01")
@@ -351,10 +351,10 @@ func (w writer) Write(p []byte) (int, error) { return w.s.Write(p) }
 func TestAdminActsForAnAccount(t *testing.T) {
 	w := newWorld(t)
 	var seen starling.AccountID
-	w.call = func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 		seen = v.Function.Account
 		return echo(ctx, v, inv, s)
-	}
+	})
 	if _, err := w.client(w.admin, client.WithAccount("other")).Invoke(context.Background(), client.Call{Function: "echo"}); err != nil || seen != "other" {
 		t.Fatalf("%v, ran in %q", err, seen)
 	}

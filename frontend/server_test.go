@@ -70,7 +70,7 @@ func TestEveryHTTPVersionInvokes(t *testing.T) {
 	h2.SetHTTP2(true)
 	trust := &tls.Config{RootCAs: roots}
 	h3 := &http3.Transport{TLSClientConfig: trust.Clone()}
-	w.call = func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 		if string(inv.Payload) != "stream" {
 			return echo(ctx, v, inv, s)
 		}
@@ -78,7 +78,7 @@ func TestEveryHTTPVersionInvokes(t *testing.T) {
 		s.Write([]byte("one"))
 		s.Write([]byte("two"))
 		return starling.Outcome{Run: time.Millisecond}, starling.Phases{}, nil
-	}
+	})
 	defer h3.Close()
 	for name, c := range map[string]struct {
 		url   string
@@ -129,11 +129,11 @@ func TestCloseFinishesCallsInFlight(t *testing.T) {
 	w := newWorld(t)
 	s := w.open(t, nil)
 	began, release := make(chan struct{}, 2), make(chan struct{})
-	w.call = func(ctx context.Context, v *starling.Version, inv *starling.Invocation, k starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(ctx context.Context, v *starling.Version, inv *starling.Invocation, k starling.Sink) (starling.Outcome, starling.Phases, error) {
 		began <- struct{}{}
 		<-release
 		return echo(ctx, v, inv, k)
-	}
+	})
 	w.server = s
 	q := w.quic(t, w.user)
 	errs := make(chan error, 2)
@@ -201,7 +201,7 @@ func TestSlowReaderHoldsUpNobodyElse(t *testing.T) {
 	w := newWorld(t)
 	q := w.quic(t, w.user)
 	piece := make([]byte, 100_000)
-	w.call = func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 		if string(inv.Payload) != "big" {
 			return echo(ctx, v, inv, s)
 		}
@@ -212,7 +212,7 @@ func TestSlowReaderHoldsUpNobodyElse(t *testing.T) {
 			}
 		}
 		return starling.Outcome{}, starling.Phases{}, nil
-	}
+	})
 	stuck, out := io.Pipe()
 	done := make(chan error)
 	go func() {
@@ -238,7 +238,7 @@ func TestClientComesBackAfterALostConnection(t *testing.T) {
 	if _, err := q.Invoke(bg, client.Call{Function: "echo"}); err != nil {
 		t.Fatal(err)
 	}
-	w.call = func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
+	w.on(func(ctx context.Context, v *starling.Version, inv *starling.Invocation, s starling.Sink) (starling.Outcome, starling.Phases, error) {
 		w.server.clients.mu.Lock()
 		for st := range w.server.clients.open {
 			st.Cancel()
@@ -246,11 +246,11 @@ func TestClientComesBackAfterALostConnection(t *testing.T) {
 		w.server.clients.mu.Unlock()
 		<-ctx.Done() // it ends with the stream
 		return starling.Outcome{}, starling.Phases{}, ctx.Err()
-	}
+	})
 	if _, err := q.Invoke(bg, client.Call{Function: "echo"}); starling.KindOf(err) != starling.Unavailable {
 		t.Fatalf("a call whose connection was lost: %v", err)
 	}
-	w.call = echo
+	w.on(echo)
 	if _, err := q.Invoke(bg, client.Call{Function: "echo"}); err != nil {
 		t.Fatalf("the next call: %v", err)
 	}
@@ -259,11 +259,11 @@ func TestClientComesBackAfterALostConnection(t *testing.T) {
 func TestCancelledCallStopsWaiting(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
 		stopped := make(chan struct{})
-		w.call = func(ctx context.Context, _ *starling.Version, inv *starling.Invocation, _ starling.Sink) (starling.Outcome, starling.Phases, error) {
+		w.on(func(ctx context.Context, _ *starling.Version, inv *starling.Invocation, _ starling.Sink) (starling.Outcome, starling.Phases, error) {
 			<-ctx.Done()
 			close(stopped)
 			return starling.Outcome{}, starling.Phases{}, ctx.Err()
-		}
+		})
 		ctx, cancel := context.WithTimeout(bg, 50*time.Millisecond)
 		defer cancel()
 		if _, err := c.Invoke(ctx, client.Call{Function: "echo"}); starling.KindOf(err) != starling.Timeout {

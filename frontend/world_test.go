@@ -31,7 +31,7 @@ type world struct {
 	code   map[string]int64
 	lines  []protocol.LogRecord
 	more   chan protocol.LogRecord
-	call   func(ctx context.Context, v *starling.Version, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, starling.Phases, error)
+	call   function
 	resets atomic.Int64
 	clock  atomic.Int64
 	server *Server
@@ -131,7 +131,19 @@ func (w *world) Query(ctx context.Context, f starling.FunctionRef, q protocol.Lo
 }
 
 func (w *world) Invoke(ctx context.Context, v *starling.Version, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, starling.Phases, error) {
-	return w.call(ctx, v, inv, sink)
+	w.mu.Lock()
+	f := w.call
+	w.mu.Unlock()
+	return f(ctx, v, inv, sink)
+}
+
+type function = func(ctx context.Context, v *starling.Version, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, starling.Phases, error)
+
+// on makes f what every function does from now on.
+func (w *world) on(f function) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.call = f
 }
 
 // echo answers with the payload.
