@@ -93,6 +93,13 @@ func (i *Instance) Use(now time.Time) (busy int, idle time.Duration) {
 	return 0, now.Sub(i.lastUse)
 }
 
+// Frozen reports whether its processes are paused now.
+func (i *Instance) Frozen() bool {
+	i.hold.Lock()
+	defer i.hold.Unlock()
+	return i.frozen
+}
+
 // specialise attaches the code and waits for its initialisation. On an error the sandbox is closed.
 func (i *Instance) specialise(ctx context.Context, w *warm) error {
 	begun := time.Now()

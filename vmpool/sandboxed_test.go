@@ -1,0 +1,134 @@
+package vmpool_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"starling"
+	"starling/vmpool"
+	"starling/vmpool/process"
+	"starling/vmpool/runtimes"
+)
+
+// sandboxedPool returns an open pool over the real process driver.
+func sandboxedPool(t testing.TB) *vmpool.Pool {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making sandboxes needs root")
+	}
+	dir := t.TempDir()
+	guest := filepath.Join(dir, "starling-guest")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", guest, "starling/cmd/starling-guest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build starling-guest: %v\n%s", err, out)
+	}
+	programs := filepath.Join(dir, "runtimes")
+	if err := runtimes.Write(programs); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelError}))
+	cfg := process.DefaultConfig()
+	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "process"), guest, programs, log
+	cfg.Tag = fmt.Sprintf("pool-%d-%d", os.Getpid(), time.Now().UnixNano()%1_000_000)
+	cfg.Command = func(rt starling.Runtime) []string {
+		return runtimes.Command(rt, runtimes.Dir, "/usr/bin/python3", "/usr/bin/node")
+	}
+	d := process.New(cfg)
+	p := vmpool.NewPool(vmpool.PoolConfig{Driver: d, Log: log,
+		Sizes: map[starling.Runtime]int{starling.Python311: 1, starling.NodeJS20: 1, starling.Provided: 1}})
+	if err := p.Open(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.
+func TestSandboxedInstances(t *testing.T) {
+	p := sandboxedPool(t)
+	goDir := goBootstrap(t, "./runtimeapi/testdata/echo")
+	os.Chmod(goDir, 0o755)
+	python := "import os, time\ndef echo(e, c): print('seen', e); return [e, os.getcwd(), os.environ['GREETING']]\n" +
+		"def hog(e, c): return len(b'x' * (1 << 30))\ndef leave(e, c): os._exit(5)\ndef hang(e, c): time.sleep(60)\n" +
+		"def pil(e, c):\n    import PIL\n    return bool(PIL.__version__)\n"
+	node := "exports.echo = async (e) => { console.log('seen', e); return [e, process.cwd(), process.env.GREETING]; };\n"
+	for _, c := range []struct {
+		name, handler, file, code, payload, want string
+		rt                                       starling.Runtime
+		status                                   starling.Status
+		kind                                     string
+	}{
+		{"python", "main.echo", "main.py", python, "1", `[1, "/var/task", "hej"]`, starling.Python311, 0, ""},
+		{"pillow", "main.pil", "main.py", python, "1", `true`, starling.Python311, 0, ""},
+		{"memory", "main.hog", "main.py", python, "1", "", starling.Python311, starling.Unhandled, starling.ErrOutOfMemory},
+		{"exit", "main.leave", "main.py", python, "1", "", starling.Python311, starling.Unhandled, starling.ErrExit},
+		{"hang", "main.hang", "main.py", python, "1", "", starling.Python311, starling.Unhandled, starling.ErrTimedOut},
+		{"node", "main.echo", "main.js", node, "1", `[1,"/var/task","hej"]`, starling.NodeJS20, 0, ""},
+		{"go", "bootstrap", "", "", `{"text":"x"}`, `{"echo":"x"}`, starling.Provided, 0, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v, dir := version(t, c.rt, c.handler, c.file+"x", "")
+			if c.file != "" {
+				v, dir = version(t, c.rt, c.handler, c.file, c.code)
+			} else {
+				dir = goDir
+			}
+			for up := dir; up != "/" && up != os.TempDir(); up = filepath.Dir(up) {
+				os.Chmod(up, 0o755) // the code store makes folders that a sandbox may read
+			}
+			sink := &logs{}
+			i := start(t, p, v, dir, sink)
+			defer i.Close()
+			for n := range 3 {
+				out, a, id := call(t, i, c.payload, func(inv *starling.Invocation) { inv.Deadline = time.Now().Add(2 * time.Second) })
+				if out.Status != c.status || out.ErrorType != c.kind || a.String() != c.want {
+					t.Fatalf("call %d ended %v %q %s with %q", n, out.Status, out.ErrorType, out.Error, a.String())
+				}
+				if c.handler == "main.echo" {
+					if got := sink.of(id); len(got) != 4 || got[1] != "stdout: seen 1" {
+						t.Fatalf("call %d logged %q", n, got)
+					}
+				}
+				if c.status == starling.Unhandled {
+					return
+				}
+				if out.MemoryMax < 1<<20 || out.MemoryMax > 256<<20 {
+					t.Errorf("call %d reports a peak of %d bytes", n, out.MemoryMax)
+				}
+				frozen(t, i)
+			}
+		})
+	}
+	t.Run("missing bootstrap", func(t *testing.T) {
+		v, dir := version(t, starling.Provided, "bootstrap")
+		_, err := p.Start(context.Background(), vmpool.InstanceConfig{Version: v, Dir: dir})
+		if starling.ReasonOf(err) != starling.ErrEntrypoint || !strings.Contains(err.Error(), "bootstrap") {
+			t.Fatalf("got %v", err)
+		}
+	})
+}
+
+// frozen waits until the keeper froze an idle instance, so that the next call has to thaw it.
+func frozen(t *testing.T, i *vmpool.Instance) {
+	t.Helper()
+	for limit := time.Now().Add(5 * time.Second); !i.Frozen(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("an idle instance is not frozen")
+		}
+	}
+}
