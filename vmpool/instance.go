@@ -51,6 +51,7 @@ type Instance struct {
 	contract Contract
 	logs     capture
 	outlets  [2]*outlet
+	drainer  *drainer // of calls, one at a time
 	born     time.Time
 	took     time.Duration // taking and attaching
 	init     time.Duration // the function's own initialisation
@@ -112,6 +113,7 @@ func (i *Instance) specialise(ctx context.Context, w *warm) error {
 	i.contract = i.newContract(w, env)
 	out, errs := w.sandbox.Output()
 	i.outlets = [2]*outlet{newOutlet(&i.logs, Stdout, out), newOutlet(&i.logs, Stderr, errs)}
+	i.drainer = newDrainer(i.outlets)
 	for _, o := range i.outlets {
 		i.readers.Go(o.run)
 	}
@@ -309,8 +311,7 @@ func (i *Instance) finish(inv *starling.Invocation, out *starling.Outcome, begun
 		says = i.explain(inv, out, begun, now)
 	}
 	if i.logs.single {
-		i.outlets[0].drain()
-		i.outlets[1].drain()
+		i.drainer.drain()
 	}
 	out.MemoryMax = i.memoryMax(now, out.Run)
 	out.LogTail = i.logs.end(ending{id: inv.ID, now: now, run: out.Run, init: out.Init, memoryMiB: i.cfg.Version.Config.MemoryMiB,

@@ -22,6 +22,7 @@ const Grace = 100 * time.Millisecond
 // Ready, Init and Invoke are used in this order; Close may be called at any time.
 type Conn struct {
 	nc    net.Conn
+	lane  *lane
 	setup Setup
 
 	mu     sync.Mutex // held through a whole call: the socket is the runtime's only lane
@@ -35,7 +36,8 @@ const typesMax = 64
 
 // New returns the contract over nc, which belongs to it from now on.
 func New(nc net.Conn, setup Setup) *Conn {
-	return &Conn{nc: nc, setup: setup, in: reader{from: nc}, types: map[string]string{}}
+	l := newLane(nc)
+	return &Conn{nc: nc, lane: l, setup: setup, in: reader{from: l}, types: map[string]string{}}
 }
 
 // Specialise sets what Init will tell the runtime; call it before Init.
@@ -104,11 +106,13 @@ func (c *Conn) phase(ctx context.Context, exchange func() error) error {
 	}
 	deadline, _ := ctx.Deadline() // none is the zero time, which is none to the socket too
 	c.nc.SetDeadline(deadline)
+	c.lane.deadline, c.lane.armed = deadline, deadline
 	stop := context.AfterFunc(ctx, func() { c.nc.SetDeadline(time.Unix(1, 0)) })
 	c.in.open()
 	err := exchange()
 	clean := c.in.close()
 	stop()
+	c.lane.armed = time.Time{}
 	if err == nil && !clean {
 		err = fmt.Errorf("%w: bytes after the end", errProtocol)
 	}
@@ -154,7 +158,7 @@ func (c *Conn) Invoke(inv *starling.Invocation, sink starling.Sink) starling.Out
 	if deadline.IsZero() {
 		deadline = now.Add(starling.CallTimeMax)
 	}
-	c.nc.SetDeadline(deadline.Add(Grace))
+	c.lane.until(deadline.Add(Grace))
 	c.in.open()
 	err := c.send(inv, uint32(max(0, deadline.Sub(now).Milliseconds())))
 	var out starling.Outcome
@@ -185,19 +189,21 @@ func failed(err error) starling.Outcome {
 	return out
 }
 
-// send writes the call: one write when it fits the buffer, which is not in use for reading yet.
+// send writes the call. One that fits the buffer, which is not in use for reading yet, is written and its answer's
+// beginning read in one exchange.
 func (c *Conn) send(inv *starling.Invocation, remaining uint32) error {
 	head, first := appendCall(c.in.buf[:0], inv, remaining)
 	payload := inv.Payload
 	if len(payload) == first && len(head)+first <= bufferSize {
-		_, err := c.nc.Write(append(head, payload...))
+		n, err := c.lane.exchange(append(head, payload...), c.in.buf[:])
+		c.in.w = n
 		return err
 	}
-	if _, err := c.nc.Write(head); err != nil {
+	if _, err := c.lane.Write(head); err != nil {
 		return err
 	}
 	for {
-		if _, err := c.nc.Write(payload[:first]); err != nil {
+		if _, err := c.lane.Write(payload[:first]); err != nil {
 			return err
 		}
 		payload = payload[first:]
@@ -205,7 +211,7 @@ func (c *Conn) send(inv *starling.Invocation, remaining uint32) error {
 			return nil
 		}
 		first = min(len(payload), FrameMax-1)
-		if _, err := c.nc.Write(putHeader(c.in.buf[:0], typeMore, first)); err != nil {
+		if _, err := c.lane.Write(putHeader(c.in.buf[:0], typeMore, first)); err != nil {
 			return err
 		}
 	}
