@@ -21,7 +21,7 @@ functions: build ## the demo and bench functions as zips into bin/functions
 demo: needs functions ## a real cluster of three nodes, three real functions, called; KEEP=1 leaves it running
 	KEEP=$(KEEP) bench/demo.sh
 
-test: needs build ## everything CI checks by default: tests, then the same with -race where goroutines meet
+test: needs functions ## everything CI checks by default: tests, then the same with -race where goroutines meet
 	internal/leaks.sh before
 	go test -timeout 8m $(ARGS) ./...
 	$(MAKE) --no-print-directory race

@@ -23,7 +23,7 @@ func upCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "up", Short: "Run a whole cloud in one process", Args: cobra.NoArgs,
 		Long: `Up makes a cluster of one node, when --data holds none yet, and runs it with all roles. It prints the account and
-its key, saves them as the profile "default" when there is none, and stops cleanly at Ctrl-C.`,
+its key, remembers them as the profile "up", and stops cleanly at Ctrl-C.`,
 		Example: "  sudo starling up\n  sudo starling up --data ./cloud --listen 127.0.0.1:7400 --pool 2",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.up(cmd.Context()) }}
 	addSettingFlags(c.Flags(), nodeSettings)
@@ -217,16 +217,24 @@ func (a *app) up(ctx context.Context) error {
 			return err
 		}
 	}
-	return runNode(ctx, cfg, func(n *node.Node) error {
-		var made node.Made
-		if err := readKeys(keys, &made); err != nil {
-			a.tell("Ready in %v.", time.Since(began).Round(time.Millisecond))
-			return nil
-		}
-		a.tell("Ready in %v: cluster %s, driver process (functions share this machine's kernel).\n\n  account  %s\n  key      %s\n  admin    %s\n\nIn another terminal:\n\n  export STARLING_SERVER=http://%s STARLING_KEY=%s\n  export STARLING_QUIC_ADDR=%s STARLING_PIN=%s\n  starling deploy ./my-function\n\nCtrl-C stops it.",
-			time.Since(began).Round(time.Millisecond), made.Cluster, made.Account, made.Key, made.AdminKey, reachable(cfg.HTTP), made.Key, reachable(cfg.Listen), n.Fingerprint())
+	return runNode(ctx, cfg, func(n *node.Node) error { return a.welcome(cfg, keys, n.Fingerprint(), time.Since(began)) })
+}
+
+// welcome tells how to use a cloud that is up, and remembers it as the profile "up".
+func (a *app) welcome(cfg node.Config, keys, fingerprint string, took time.Duration) error {
+	var made node.Made
+	if err := readKeys(keys, &made); err != nil {
+		a.tell("Ready in %v.", took.Round(time.Millisecond)) // the folder was made by "cluster init": its keys were shown there
 		return nil
-	})
+	}
+	server, quic := "http://"+reachable(cfg.HTTP), reachable(cfg.Listen)
+	path, err := a.saveProfile("up", map[string]string{"server": server, "key": made.Key, "quic-addr": quic, "pin": fingerprint})
+	if err != nil {
+		return err
+	}
+	a.tell("Ready in %v: cluster %s, driver process (functions share this machine's kernel).\n\n  account  %s\n  key      %s\n  admin    %s\n", took.Round(time.Millisecond), made.Cluster, made.Account, made.Key, made.AdminKey)
+	a.tell("In another terminal (profile \"up\" in %s), or with these anywhere:\n\n  export STARLING_SERVER=%s STARLING_KEY=%s\n  export STARLING_QUIC_ADDR=%s STARLING_PIN=%s\n  starling deploy ./my-function\n\nCtrl-C stops it.", path, server, made.Key, quic, fingerprint)
+	return nil
 }
 
 // tell writes a sentence to standard output.

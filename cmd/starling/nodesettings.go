@@ -23,8 +23,6 @@ var nodeSettings = []setting{
 	{key: "node.memory", def: 0, usage: "MiB that instances may claim on this host (default: 80% of the machine)"},
 	{key: "node.instances", def: 4000, usage: "instances on this host at once"},
 	{key: "node.pool", def: 4, usage: "warm sandboxes kept for each runtime"},
-	{key: "node.driver", def: "process", usage: "isolation of instances: process"},
-	{key: "node.shared-kernel", def: false, usage: "accept that tenants share this kernel, with driver process and several accounts"},
 	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},
 	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
 	{key: "node.log-level", def: "info", usage: "debug, info, warn or error"},
