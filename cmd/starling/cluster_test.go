@@ -284,8 +284,8 @@ func (n *testNode) stop() {
 	go func() { cmd.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
-		n.cmd.Process.Kill()
+	case <-time.After(10 * time.Second):
+		n.cmd.Process.Signal(syscall.SIGQUIT) // its log shows where it hangs
 		<-done
 	}
 	n.cmd = nil
