@@ -74,7 +74,7 @@ func (a *Admin) Open(ctx context.Context) error {
 	a.listener = l
 	a.http = &http.Server{Handler: a.Handler(), ReadTimeout: headerTime, WriteTimeout: 5 * time.Minute, IdleTimeout: idleTime, MaxHeaderBytes: headerMax,
 		ErrorLog: slog.NewLogLogger(a.deps.Log.Handler(), slog.LevelDebug)}
-	a.group = run.New(ctx)
+	a.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
 	a.group.Go(func(context.Context) { a.http.Serve(l) })
 	return nil
 }

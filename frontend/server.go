@@ -117,7 +117,7 @@ func (s *Server) Open(ctx context.Context) error {
 		cfg.NextProtos = []string{"h2", "http/1.1"}
 		l = tls.NewListener(l, cfg)
 	}
-	s.group = run.New(ctx)
+	s.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
 	s.group.Go(func(context.Context) { s.ended("http", s.http.Serve(l)) })
 	if s.h3 != nil {
 		s.group.Go(func(context.Context) { s.ended("http3", s.h3.Serve(s.packets)) })

@@ -273,8 +273,8 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 			s.rejectWaiting(v, int(v.waiting), starling.Failed, m.Reason, m.Message, v.hold-s.now)
 		}
 		s.moreRoom()
-	case m.Reason == "Full":
-		h.full = true // nothing came free: the host never had it
+	case m.Reason == "Full" || m.Reason == reasonStopped:
+		h.full = true // nothing came free: the host never had it, or takes no more
 		s.startAgain(v, began)
 	default:
 		s.counts.StartsFailed++
@@ -302,6 +302,9 @@ func (s *Scheduler) holdBack(v *version, failures int, reason, text string) {
 	v.holdReason, v.holdText = reason, text
 }
 
+// reasonStopped is how a host names the end of an instance that somebody asked for.
+const reasonStopped = "stopped"
+
 // exited replaces an instance that went away. One that died young, again and again, holds its version back.
 func (s *Scheduler) exited(from starling.NodeID, m *wire.Exited) {
 	i := s.instances[m.Instance]
@@ -311,10 +314,14 @@ func (s *Scheduler) exited(from starling.NodeID, m *wire.Exited) {
 	v := i.version
 	if i.state == isReady {
 		s.counts.Exits++
-		if s.now-i.readyAt >= s.cfg.DeathYoung || v.ready > 1 {
+		switch {
+		case m.Reason == reasonStopped: // the host closes, say: that tells nothing of the function
+		case s.now-i.readyAt >= s.cfg.DeathYoung || v.ready > 1:
 			v.deaths = 0 // others of it live
-		} else if v.deaths++; v.deaths >= s.cfg.DeathMax {
-			s.holdBack(v, v.deaths-s.cfg.DeathMax+1, m.Reason, "instances of this function keep dying soon after their start")
+		default:
+			if v.deaths++; v.deaths >= s.cfg.DeathMax {
+				s.holdBack(v, v.deaths-s.cfg.DeathMax+1, m.Reason, "instances of this function keep dying soon after their start")
+			}
 		}
 	}
 	s.gone(i)

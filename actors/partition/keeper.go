@@ -110,7 +110,7 @@ func (k *Keeper) Open(ctx context.Context) error {
 		return err
 	}
 	k.system = protoactor.New(k.cfg.Log)
-	k.group = run.New(ctx)
+	k.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
 	k.group.Go(k.watch)
 	k.group.Go(k.clock)
 	for range k.cfg.Lookups {

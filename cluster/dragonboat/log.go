@@ -1,6 +1,7 @@
 package dragonboat
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,7 +25,8 @@ type logSink struct {
 	fatal func(error)
 }
 
-// routeLog sends Dragonboat's warnings and errors to log.
+// routeLog sends Dragonboat's warnings and errors to log, the warnings as something for debugging: they tell every
+// vote and every proposal without a leader, which the manager's own lines tell in fewer words.
 func routeLog(log *slog.Logger, fatal func(error)) {
 	sink.Store(&logSink{log, fatal})
 	factory.Do(func() { logger.SetLoggerFactory(func(pkg string) logger.ILogger { return raftLog{pkg} }) })
@@ -33,7 +35,7 @@ func routeLog(log *slog.Logger, fatal func(error)) {
 // raftLog is a logger for one package of Dragonboat's.
 type raftLog struct{ pkg string }
 
-// SetLevel does nothing: the level is that of the slog handler, and below warnings nothing is passed on.
+// SetLevel does nothing: the level is that of the slog handler.
 func (raftLog) SetLevel(logger.LogLevel) {}
 
 // Debugf is not passed on.
@@ -42,14 +44,16 @@ func (raftLog) Debugf(string, ...any) {}
 // Infof is not passed on: Dragonboat tells every step of every election.
 func (raftLog) Infof(string, ...any) {}
 
-// Warningf passes a warning on.
+// Warningf passes a warning on for debugging. Formatting costs, and a group without a leader warns often.
 func (l raftLog) Warningf(format string, args ...any) {
-	sink.Load().log.Warn(fmt.Sprintf(format, args...), "part", "raft", "package", l.pkg)
+	if log := sink.Load().log; log.Enabled(context.Background(), slog.LevelDebug) {
+		log.Debug(fmt.Sprintf(format, args...), "package", l.pkg)
+	}
 }
 
 // Errorf passes an error on.
 func (l raftLog) Errorf(format string, args ...any) {
-	sink.Load().log.Error(fmt.Sprintf(format, args...), "part", "raft", "package", l.pkg)
+	sink.Load().log.Error(fmt.Sprintf(format, args...), "package", l.pkg)
 }
 
 // Panicf is how Dragonboat stops when its store fails. Under Open it panics, which Open turns into an error; on a

@@ -65,7 +65,7 @@ func (m *Manager) rule(ctx context.Context, r Replica, self uint64) {
 	g := &reign{manager: m, replica: r, self: self, claim: reply.Claim.Index, ended: make(chan struct{}), wake: make(chan struct{}, 1),
 		ledger: newLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{})}
 	m.metrics.reigns.Inc()
-	m.cfg.Log.Info("this manager leads", slog.Uint64("claim", g.claim))
+	m.cfg.Log.Info("this manager leads", slog.Uint64("claim", g.claim), slog.Duration("claimed in", m.cfg.Now().Sub(began)))
 	m.reign.Store(g)
 	ctx, cancel = context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -202,9 +202,23 @@ func (g *reign) propose(ctx context.Context, plan []partmap.Change) error {
 		return err // Moved: there is a newer claim
 	}
 	m.metrics.assigned.Add(len(plan) - len(reply.Refused))
-	m.cfg.Log.Info("partition map changed", slog.Int("changes", len(plan)), slog.Int("refused", len(reply.Refused)),
+	level := slog.LevelInfo
+	if g.evens(plan) {
+		level = slog.LevelDebug // a few at a time, for seconds: not worth a line each
+	}
+	m.cfg.Log.Log(ctx, level, "partitions got new owners", slog.Int("partitions", len(plan)-len(reply.Refused)), slog.Int("refused", len(reply.Refused)),
 		slog.Duration("took", m.cfg.Now().Sub(began)))
 	return nil
+}
+
+// evens reports whether all of a plan moves partitions between living nodes.
+func (g *reign) evens(plan []partmap.Change) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !slices.ContainsFunc(plan, func(c partmap.Change) bool {
+		_, released := g.ledger.released[c.Partition]
+		return c.To != 0 && !released
+	})
 }
 
 // dismiss ends the sessions of nodes that were removed. The caller holds the lock.
@@ -237,7 +251,7 @@ func (g *reign) count(t *cluster.Topology, now time.Time) {
 			continue
 		}
 		g.manager.metrics.deaths.Inc()
-		g.manager.cfg.Log.Warn("node is not heard any more", slog.String("node", id.String()))
+		g.manager.cfg.Log.Warn("node is dead: it was not heard for a whole lease; its partitions go to others", slog.String("node", id.String()))
 	}
 	g.alive = alive
 	g.turn++

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -98,6 +100,14 @@ func startCluster(t *testing.T, n int) *testCluster {
 	}
 	c := &testCluster{}
 	root := t.TempDir()
+	if *keepLog != "" {
+		t.Cleanup(func() {
+			for _, n := range c.nodes {
+				text, _ := os.ReadFile(n.dir + ".log")
+				os.WriteFile(filepath.Join(*keepLog, t.Name()+"-"+n.name+".log"), text, 0o600)
+			}
+		})
+	}
 	for i := range n {
 		node := newTestNode(t, fmt.Sprintf("node%d", i+1), filepath.Join(root, fmt.Sprintf("node%d", i+1)))
 		c.nodes = append(c.nodes, node)
@@ -137,7 +147,7 @@ func (n *testNode) start(t testing.TB) {
 	t.Helper()
 	n.cmd = exec.Command(starlingBinary(t), n.args...)
 	if n.log == nil {
-		f, err := os.Create(n.dir + ".log")
+		f, err := os.OpenFile(n.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -179,6 +189,89 @@ func (n *testNode) kill(t testing.TB) {
 	n.cmd = nil
 }
 
+// A testProcess is one process for sure: its number may be another's later.
+type testProcess struct {
+	pid     int
+	started string // in ticks since boot
+}
+
+// processes returns every process of the machine with its parent.
+func processes(t testing.TB) map[testProcess]int {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[testProcess]int{}
+	for _, path := range stats {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		// The name may hold anything, so count from its closing bracket: state, parent, ..., start time.
+		f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		parent, _ := strconv.Atoi(f[1])
+		if f[0] != "Z" {
+			all[testProcess{pid, f[19]}] = parent
+		}
+	}
+	return all
+}
+
+// family returns the processes below the node: the warden and all that runs in sandboxes.
+func (n *testNode) family(t testing.TB) []testProcess {
+	t.Helper()
+	all := processes(t)
+	var family []testProcess
+	for level := []int{n.cmd.Process.Pid}; len(level) > 0; {
+		var next []int
+		for p, parent := range all {
+			if slices.Contains(level, parent) {
+				family = append(family, p)
+				next = append(next, p.pid)
+			}
+		}
+		level = next
+	}
+	if len(family) == 0 {
+		t.Fatalf("%s has no process below it: there is nothing to see die", n.name)
+	}
+	return family
+}
+
+// noOrphans fails the test when two seconds after since anything is left of the node: a process of its former
+// family or a cgroup.
+func (n *testNode) noOrphans(t testing.TB, family []testProcess, since time.Time) {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(n.quic)
+	for {
+		all := processes(t)
+		left := slices.DeleteFunc(slices.Clone(family), func(p testProcess) bool { _, lives := all[p]; return !lives })
+		groups, err := filepath.Glob("/sys/fs/cgroup/*/starling-*-" + port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) == 0 && len(groups) == 0 {
+			t.Logf("%s: %d processes and their cgroups are gone %v after its death", n.name, len(family), time.Since(since).Round(time.Millisecond))
+			return
+		}
+		if time.Since(since) > 2*time.Second {
+			t.Errorf("%s died %v ago and left processes %v and cgroups %v", n.name, time.Since(since), left, groups)
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// restart ends the node as an operator does and starts it again over the same data.
+func (n *testNode) restart(t testing.TB) {
+	t.Helper()
+	n.stop()
+	n.start(t)
+	n.ready(t, 20*time.Second)
+}
+
 // stop ends the node as an operator does and waits; it may be called twice.
 func (n *testNode) stop() {
 	if n.cmd == nil {
@@ -191,8 +284,8 @@ func (n *testNode) stop() {
 	go func() { cmd.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(30 * time.Second):
-		n.cmd.Process.Kill()
+	case <-time.After(10 * time.Second):
+		n.cmd.Process.Signal(syscall.SIGQUIT) // its log shows where it hangs
 		<-done
 	}
 	n.cmd = nil

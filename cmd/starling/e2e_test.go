@@ -18,7 +18,10 @@ import (
 	"starling/frontend/protocol"
 )
 
-var e2e = flag.Bool("e2e", false, "run the long rounds of the end-to-end tests")
+var (
+	e2e     = flag.Bool("e2e", false, "run the long rounds of the end-to-end tests")
+	keepLog = flag.String("nodelogs", "", "keep the nodes' logs of the end-to-end tests in this folder")
+)
 
 // TestE2ENodesKilledInTurn runs three nodes as processes, keeps calling every function and writing to the
 // catalog, and kills one node after another with SIGKILL. Every call must get an answer from a node that
@@ -41,27 +44,51 @@ func TestE2ENodesKilledInTurn(t *testing.T) {
 	for round := range rounds {
 		victim := c.nodes[round%len(c.nodes)]
 		load.avoid(victim)
+		family := victim.family(t)
 		since := time.Now()
 		victim.kill(t)
 		d := c.everyFunctionAnswers(t, functions, victim, since)
 		back = append(back, d)
+		victim.noOrphans(t, family, since)
 		t.Logf("round %d: %s killed, every function answered again after %v", round+1, victim.name, d.Round(time.Millisecond))
 		victim.start(t)
 		victim.ready(t, 20*time.Second)
 		load.avoid(nil)
 		time.Sleep(time.Second) // the next death comes to a settled cluster
 	}
-	lost, calls, errs := load.stop()
-	acked, missing := writes.stop(t)
-	slices.Sort(back)
-	t.Logf("time until every function answers again, %d rounds: p50 %v p99 %v max %v", rounds, back[len(back)/2].Round(time.Millisecond),
-		back[int(math.Ceil(float64(len(back))*0.99))-1].Round(time.Millisecond), back[len(back)-1].Round(time.Millisecond))
-	t.Logf("calls %d, refused or failed with a typed answer %d %v, without an answer %d; control writes acknowledged %d, missing %d", calls, total(errs), errs, lost, acked, missing)
-	if lost != 0 || missing != 0 {
-		t.Fatalf("%d calls without an answer, %d acknowledged writes missing", lost, missing)
+	t.Logf("time until every function answers again, %d rounds: %s", rounds, percentiles(back))
+	load.answered(t, int64(rounds)*100)
+	writes.kept(t)
+}
+
+// percentiles says how long something took.
+func percentiles(d []time.Duration) string {
+	slices.Sort(d)
+	at := func(q float64) time.Duration { return d[int(math.Ceil(float64(len(d))*q))-1].Round(time.Millisecond) }
+	return fmt.Sprintf("p50 %v p99 %v max %v", at(0.5), at(0.99), at(1))
+}
+
+// answered stops the load and fails the test unless every call had an answer and there were at least least.
+func (l *testLoad) answered(t *testing.T, least int64) (refused int64) {
+	t.Helper()
+	lost, calls, errs := l.stop()
+	t.Logf("calls %d, refused or failed with a typed answer %d %v, without an answer %d", calls, total(errs), errs, lost)
+	if lost != 0 {
+		t.Errorf("%d calls without an answer", lost)
 	}
-	if calls < int64(rounds)*100 {
-		t.Fatalf("only %d calls were made: the load did not run", calls)
+	if calls < least {
+		t.Errorf("only %d calls were made: the load did not run", calls)
+	}
+	return total(errs)
+}
+
+// kept stops the writes and fails the test unless every acknowledged one is there.
+func (w *testWrites) kept(t *testing.T) {
+	t.Helper()
+	acked, missing := w.stop(t)
+	t.Logf("control writes acknowledged %d, missing %d", acked, missing)
+	if missing != 0 || acked == 0 {
+		t.Errorf("%d of %d acknowledged writes missing", missing, acked)
 	}
 }
 
@@ -188,7 +215,7 @@ func (l *testLoad) call(n *testNode, f starling.FunctionName) {
 		return
 	}
 	word := starling.KindOf(err).String()
-	if starling.ReasonOf(err) == "NoAnswer" || ctx.Err() != nil {
+	if r := starling.ReasonOf(err); r == client.ReasonNoAnswer || r == client.ReasonUnreachable || ctx.Err() != nil {
 		l.lost.Add(1)
 		word = "no answer: " + err.Error()
 	}

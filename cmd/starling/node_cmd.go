@@ -148,7 +148,7 @@ func (a *app) logger() (*slog.Logger, error) {
 	case format == "json":
 		return slog.New(slog.NewJSONHandler(a.err, &slog.HandlerOptions{Level: level})), nil
 	case format == "text", format == "auto":
-		return slog.New(tint.NewHandler(a.err, &tint.Options{Level: level, NoColor: !a.tty, TimeFormat: time.DateTime})), nil
+		return slog.New(tint.NewHandler(a.err, &tint.Options{Level: level, NoColor: !a.tty, TimeFormat: "2006-01-02 15:04:05.000"})), nil
 	default:
 		return nil, usagef("--log-format %q: use text, json or auto", format)
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -220,9 +221,16 @@ func (c *HTTP) do(req *http.Request, out any) error {
 	return nil
 }
 
+// Reasons of Unavailable errors that no frontend sent.
+const (
+	ReasonUnreachable = "Unreachable" // nothing was sent: nobody listens at the address
+	ReasonNoAnswer    = "NoAnswer"    // the connection broke after the request may have left: it may have been carried out
+)
+
 // send turns transport failures into typed errors.
 func (c *HTTP) send(req *http.Request) (*http.Response, error) {
 	res, err := c.http.Do(req)
+	var op *net.OpError
 	switch {
 	case err == nil:
 		return res, nil
@@ -231,14 +239,17 @@ func (c *HTTP) send(req *http.Request) (*http.Response, error) {
 	case errors.Is(err, context.Canceled):
 		return nil, err
 	}
-	return nil, starling.Errorf(starling.Unavailable, "call frontend", "cannot reach %s, check the address and that a frontend runs there: %w", req.URL.Host, err)
+	if errors.As(err, &op) && op.Op == "dial" {
+		return nil, starling.Errorf(starling.Unavailable, "call frontend", "cannot reach %s, check the address and that a frontend runs there: %w", req.URL.Host, err).With(ReasonUnreachable)
+	}
+	return nil, starling.Errorf(starling.Unavailable, "call frontend", "the connection to %s broke before it answered; the request may have been carried out: %w", req.URL.Host, err).With(ReasonNoAnswer)
 }
 
 // refusal reads a typed error; anything else becomes one by its status.
 func refusal(res *http.Response) error {
 	b, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if err != nil {
-		return starling.Errorf(starling.Unavailable, "call frontend", "the connection broke: %w", err)
+		return starling.Errorf(starling.Unavailable, "call frontend", "the connection broke: %w", err).With(ReasonNoAnswer)
 	}
 	var e protocol.ErrorBody
 	if json.Unmarshal(b, &e) != nil || e.Kind == "" {

@@ -28,7 +28,7 @@ func (c *HTTP) Invoke(ctx context.Context, call Call) (*Result, error) {
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
-		return nil, starling.Errorf(starling.Unavailable, "invoke function", "the answer broke off; the function may have run: %w", err)
+		return nil, starling.Errorf(starling.Unavailable, "invoke function", "the answer broke off; the function may have run: %w", err).With(ReasonNoAnswer)
 	}
 	return result(res, body), nil
 }
@@ -44,12 +44,12 @@ func (c *HTTP) Stream(ctx context.Context, call Call, w io.Writer) (*Result, err
 	if res.Header.Get(protocol.HeaderFunctionError) != "" {
 		body, err := io.ReadAll(io.LimitReader(res.Body, starling.PayloadMax))
 		if err != nil {
-			return nil, starling.Errorf(starling.Unavailable, "invoke function", "the answer broke off; the function may have run: %w", err)
+			return nil, starling.Errorf(starling.Unavailable, "invoke function", "the answer broke off; the function may have run: %w", err).With(ReasonNoAnswer)
 		}
 		return result(res, body), nil
 	}
 	if _, err := io.Copy(w, res.Body); err != nil {
-		return nil, starling.Errorf(starling.Unavailable, "invoke function", "the answer broke off; the function may have run: %w", err)
+		return nil, starling.Errorf(starling.Unavailable, "invoke function", "the answer broke off; the function may have run: %w", err).With(ReasonNoAnswer)
 	}
 	return result(res, nil), nil
 }

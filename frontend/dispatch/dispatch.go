@@ -35,7 +35,7 @@ type Invoker interface {
 // A Topology is the newest partition map this node knows; cluster.View is one.
 type Topology interface {
 	Map() *partmap.Map        // nil before the first one; never changed after it was returned
-	Changed() <-chan struct{} // closed when Map has become another one
+	Changed() <-chan struct{} // closed when Map, or who is alive, has become another
 }
 
 // Config says with whom a dispatcher works and what it may hold.
@@ -43,7 +43,8 @@ type Config struct {
 	Node     starling.NodeID // this node; leases on it go to Local
 	Post     actors.Post
 	Topology Topology
-	Local    Invoker // nil when this node is no host
+	Alive    func(starling.NodeID) bool // whether a host is not known to be dead or gone; asked when Topology changes. nil: nobody knows
+	Local    Invoker                    // nil when this node is no host
 	Remote   Invoker
 	Log      *slog.Logger
 
@@ -91,7 +92,7 @@ func New(cfg Config) *Dispatcher {
 
 // Open starts the goroutine that renews, returns and asks again.
 func (d *Dispatcher) Open(ctx context.Context) {
-	d.group = run.New(ctx)
+	d.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
 	d.group.Go(d.keeper.run)
 }
 

@@ -335,13 +335,14 @@ func (k *keeper) endLease(l *lease, now time.Duration) {
 	}
 }
 
-// mapChanged asks anew what was asked of a former owner, and ends the leases of past epochs: hosts would
-// refuse their next use anyway.
+// mapChanged asks anew what was asked of a former owner, and ends the leases of past epochs and of hosts that are
+// gone: their next use would fail, or be lost with a host that is just closing.
 func (k *keeper) mapChanged() {
 	now := k.d.now()
 	owners := k.owners()
 	for _, l := range k.d.index.all() {
-		if p, ok := owners[l.Partition]; ok && p.Epoch <= l.Epoch {
+		p, ok := owners[l.Partition]
+		if ok && p.Epoch <= l.Epoch && (k.d.cfg.Alive == nil || k.d.cfg.Alive(l.Host)) {
 			continue
 		}
 		s := k.d.shard(l.Version)

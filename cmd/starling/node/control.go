@@ -38,6 +38,13 @@ func (n *Node) openControl(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// openView begins to be a member. It stands between the host and the partitions: closing in reverse, the node first
+// stops to decide, then says farewell, so that its partitions have new owners at once and nobody sends calls to its
+// host, and only then takes its instances down.
+func (n *Node) openView(context.Context) error {
 	n.view.Open()
 	n.opened("view", n.view.Metrics(), n.closeView)
 	return nil

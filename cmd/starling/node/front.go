@@ -40,7 +40,7 @@ func (n *Node) openFrontend(ctx context.Context) error {
 	}
 	remote := host.NewClient(n.endpoint, n.addr)
 	n.opened("host client", nil, func() error { remote.Close(); return nil })
-	cfg := dispatch.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Remote: remote, Log: n.log("dispatch")}
+	cfg := dispatch.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Alive: n.alive, Remote: remote, Log: n.log("dispatch")}
 	if n.host != nil {
 		cfg.Local = n.host
 	}
@@ -52,10 +52,16 @@ func (n *Node) openFrontend(ctx context.Context) error {
 	return n.openServer(ctx, dispatcher)
 }
 
+// alive reports whether the manager hears a node.
+func (n *Node) alive(id starling.NodeID) bool {
+	_, alive := n.view.Node(id)
+	return alive
+}
+
 func (n *Node) openServer(ctx context.Context, d *dispatch.Dispatcher) error {
 	deps := frontend.Deps{Catalog: n.view, Dispatch: d, Addr: n.cfg.HTTP, API: api.Deps{
 		Cluster: n.view, Topology: func() *cluster.Topology { return n.view.Topology() },
-		Alive: func(id starling.NodeID) bool { _, alive := n.view.Node(id); return alive },
+		Alive: n.alive,
 		Auth:  auth.New(n.view), Code: n.code, CA: sha256.Sum256(n.id.CA()), Log: n.log("frontend"),
 		Logs: logReader{&logs.Fanout{Local: n.logs, Self: n.ID(), Hosts: n.hosts, Open: n.endpoint.Open, Log: n.log("logs")}},
 	}}

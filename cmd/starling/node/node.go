@@ -64,7 +64,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, group: run.New(context.Background())}
 	for _, open := range []func(context.Context) error{n.openAdmin, n.openIdentity, n.openEndpoint, n.openControl, n.openStores,
-		n.openHost, n.openPartitions, n.openFrontend, n.listen} {
+		n.openHost, n.openView, n.openPartitions, n.openFrontend, n.listen} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, n.Close())
 		}

@@ -97,19 +97,20 @@ func (n *Node) openHost(ctx context.Context) error {
 	if err := n.host.Open(ctx); err != nil {
 		return err
 	}
-	n.opened("host", n.host.Metrics(), n.closeHost)
+	n.opened("host", n.host.Metrics(), n.host.Close)
 	n.parts.Host = n.host
 	return nil
 }
 
-// closeHost lets calls at work finish within the drain time.
-func (n *Node) closeHost() error {
+// drainHost lets calls at work finish within the drain time. The host then refuses calls as not started until the
+// node has said farewell.
+func (n *Node) drainHost() error {
 	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.Drain)
 	defer cancel()
 	if err := n.host.Drain(ctx); err != nil {
 		n.log("host").Warn("calls were cut off", slog.Any("error", err))
 	}
-	return n.host.Close()
+	return nil
 }
 
 var tagUnfit = regexp.MustCompile(`[^a-z0-9-]+`)
@@ -159,6 +160,7 @@ func (n *Node) schedulers() []starling.NodeID {
 // openPartitions runs the partitions that the map gives this node, on a node with that role.
 func (n *Node) openPartitions(ctx context.Context) error {
 	if !n.cfg.Roles.Has(starling.RoleScheduler) {
+		n.drained()
 		return nil
 	}
 	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Sched: sched.DefaultConfig(), Registry: &n.registry, Log: n.log("partition")})
@@ -167,7 +169,15 @@ func (n *Node) openPartitions(ctx context.Context) error {
 		return err
 	}
 	n.opened("partitions", keeper.Metrics(), keeper.Close)
+	n.drained()
 	return nil
+}
+
+// drained has the host, if there is one, finish its calls before the partitions close.
+func (n *Node) drained() {
+	if n.host != nil {
+		n.opened("calls", nil, n.drainHost)
+	}
 }
 
 // load is what the heartbeats say.
