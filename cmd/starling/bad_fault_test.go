@@ -24,6 +24,7 @@ type fault struct {
 	word      string // Handled or Unhandled
 	errorType string
 	message   string
+	again     bool // call it twice
 	more      func(t *testing.T, r *reply, e protocol.FunctionError)
 }
 
@@ -38,23 +39,32 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 				f.payload = "{}"
 			}
 			r := w.call(t, name, f.payload)
-			if f.errorType == "" {
-				if r.status != http.StatusOK {
-					t.Errorf("%s; want an answer", r)
-				}
-			} else {
-				e := failed(t, r, f.word, f.errorType, f.message)
-				if f.more != nil {
-					f.more(t, r, e)
-				}
-			}
-			if f.errorType == starling.ErrTimedOut {
-				if over := r.took - w.cold(r) - time.Duration(f.timeoutMS)*time.Millisecond; over < 0 || over > 200*time.Millisecond {
-					t.Errorf("the deadline of %d ms was answered %v after it: %s", f.timeoutMS, over, r.header.Get("Server-Timing"))
-				}
+			w.fault(t, f, r)
+			if f.again {
+				w.fault(t, f, w.call(t, name, f.payload)) // a new instance, or the same: the same answer
 			}
 			w.echoes(t)
 		})
+	}
+}
+
+// fault checks one answer of a function that does something bad.
+func (w *badWorld) fault(t *testing.T, f fault, r *reply) {
+	t.Helper()
+	if f.errorType == "" {
+		if r.status != http.StatusOK {
+			t.Errorf("%s; want an answer", r)
+		}
+		return
+	}
+	e := failed(t, r, f.word, f.errorType, f.message)
+	if f.more != nil {
+		f.more(t, r, e)
+	}
+	if f.errorType == starling.ErrTimedOut {
+		if over := r.took - w.cold(r) - time.Duration(f.timeoutMS)*time.Millisecond; over < 0 || over > 200*time.Millisecond {
+			t.Errorf("the deadline of %d ms was answered %v after it: %s", f.timeoutMS, over, r.header.Get("Server-Timing"))
+		}
 	}
 }
 
@@ -94,25 +104,25 @@ func (w *badWorld) pythonFaults(t *testing.T) {
 		{name: "missing module", code: "", handler: "absent.handler", word: "Unhandled", errorType: starling.ErrImport, message: "absent"},
 		{name: "missing import", code: "import absent_library\n", word: "Unhandled", errorType: starling.ErrImport, message: "absent_library"},
 		{name: "missing handler", code: "x = 1\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler"},
-		{name: "handler that is no function", code: "handler = 5\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler"},
+		{name: "handler that is no function", code: "handler = 5\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler", again: true},
 		{name: "syntax error", code: "def handler(:\n", word: "Unhandled", errorType: starling.ErrSyntax, message: "main.py:1"},
 		{name: "init raises", code: "raise KeyError('no table')\n", word: "Unhandled", errorType: "KeyError", message: "no table"},
 		{name: "init exits", code: "import os\nos._exit(4)\n", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 4"},
 		{name: "init calls sys.exit", code: "import sys\nsys.exit(5)\n", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 5"},
 		{name: "init hangs", code: "import time\ntime.sleep(3600)\n", word: "Unhandled", errorType: starling.ErrInitTimeout, message: "in time"},
-		{name: "handler raises", code: handler("raise ValueError('boom')"), word: "Handled", errorType: "ValueError", message: "boom", more: hasStack("main.py")},
-		{name: "handler exits", code: handler("os._exit(7)"), word: "Unhandled", errorType: starling.ErrExit, message: "exit status 7"},
-		{name: "handler calls sys.exit", code: handler("sys.exit(8)"), word: "Unhandled", errorType: starling.ErrExit, message: "exit status 8"},
-		{name: "handler kills itself", code: handler("os.kill(os.getpid(), 11)"), word: "Unhandled", errorType: starling.ErrExit, message: "signal"},
+		{name: "handler raises", code: handler("raise ValueError('boom')"), word: "Handled", errorType: "ValueError", message: "boom", more: hasStack("main.py"), again: true},
+		{name: "handler exits", code: handler("os._exit(7)"), word: "Unhandled", errorType: starling.ErrExit, message: "exit status 7", again: true},
+		{name: "handler calls sys.exit", code: handler("sys.exit(8)"), word: "Unhandled", errorType: starling.ErrExit, message: "exit status 8", again: true},
+		{name: "handler kills itself", code: handler("import ctypes\nctypes.string_at(0)"), word: "Unhandled", errorType: starling.ErrExit, message: "signal", again: true},
 		{name: "handler sleeps", code: handler("time.sleep(3600)"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
 		{name: "handler spins", code: handler("while True: pass"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
-		{name: "forks without end", code: handler("while True:\n    try: os.fork()\n    except OSError: pass"), timeoutMS: 1500, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds"},
-		{name: "eats memory", code: handler("b = []\nwhile True: b.append(bytearray(8 << 20))"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory"},
+		{name: "forks without end", code: handler("while True:\n    try: os.fork()\n    except OSError: pass"), timeoutMS: 1500, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds", again: true},
+		{name: "eats memory", code: handler("b = []\nwhile True: b.append(bytearray(8 << 20))"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory", again: true},
 		{name: "fills /tmp", code: handler("with open('/tmp/x', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))"), timeoutMS: 20000, word: "Handled", errorType: "OSError", message: "No space left"},
 		{name: "writes elsewhere", code: handler("open('/usr/x', 'w')"), word: "Handled", errorType: "OSError", message: "Read-only"},
-		{name: "floods stdout", code: handler("for i in range(200): print('x' * 100000)\nreturn 1"), timeoutMS: 20000},
-		{name: "answers too much", code: handler("return 'x' * (7 << 20)"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456"},
-		{name: "answers no JSON", code: handler("return object()"), word: "Handled", errorType: starling.ErrMarshal, message: "object"},
+		{name: "floods stdout", code: handler("for i in range(200): print('x' * 100000)\nreturn 1"), timeoutMS: 20000, again: true},
+		{name: "answers too much", code: handler("return 'x' * (7 << 20)"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456", again: true},
+		{name: "answers no JSON", code: handler("return object()"), word: "Handled", errorType: starling.ErrMarshal, message: "object", again: true},
 		{name: "is sent no JSON", code: handler("return event"), payload: "{", word: "Handled", errorType: "Runtime.UnmarshalError", message: "unmarshal"},
 		{name: "closes its channel", code: handler("os.close(3)\nreturn 1"), word: "Unhandled", errorType: starling.ErrExit, message: ""},
 		{name: "writes into its channel", code: handler("os.write(3, b'x' * 100)\ntime.sleep(5)"), word: "Unhandled", errorType: starling.ErrProtocol, message: "protocol"},
@@ -128,20 +138,20 @@ func (w *badWorld) nodeFaults(t *testing.T) {
 		{name: "syntax error", code: "exports.handler = (;", word: "Unhandled", errorType: starling.ErrSyntax, message: "Unexpected token"},
 		{name: "init throws", code: "throw new RangeError('no table');", word: "Unhandled", errorType: "RangeError", message: "no table"},
 		{name: "init exits", code: "process.exit(4);", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 4"},
-		{name: "handler throws", code: handler("throw new TypeError('boom');"), word: "Handled", errorType: "TypeError", message: "boom", more: hasStack("index.js")},
-		{name: "handler throws a string", code: handler("throw 'boom';"), word: "Handled", errorType: "string", message: "boom"},
-		{name: "handler throws nothing", code: handler("throw null;"), word: "Handled", errorType: "Error", message: "null"},
-		{name: "handler exits", code: handler("process.exit(7);"), word: "Unhandled", errorType: starling.ErrExit, message: "exit status 7"},
-		{name: "handler never settles", code: handler("return new Promise(() => {});"), timeoutMS: 1000, word: "Handled", errorType: starling.ErrExit, message: "neither answered"},
+		{name: "handler throws", code: handler("throw new TypeError('boom');"), word: "Handled", errorType: "TypeError", message: "boom", more: hasStack("index.js"), again: true},
+		{name: "handler throws a string", code: handler("throw 'boom';"), word: "Handled", errorType: "string", message: "boom", again: true},
+		{name: "handler throws nothing", code: handler("throw null;"), word: "Handled", errorType: "Error", message: "null", again: true},
+		{name: "handler exits", code: handler("process.exit(7);"), word: "Unhandled", errorType: starling.ErrExit, message: "exit status 7", again: true},
+		{name: "handler never settles", code: handler("return new Promise(() => {});"), timeoutMS: 1000, word: "Handled", errorType: starling.ErrExit, message: "neither answered", again: true},
 		{name: "handler waits", code: handler("return new Promise(() => setTimeout(() => {}, 1e6));"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
 		{name: "handler spins", code: handler("for (;;) {}"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
-		{name: "rejects aside", code: handler("Promise.reject(new Error('aside')); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Runtime.UnhandledPromiseRejection", message: "aside"},
-		{name: "throws aside", code: handler("setTimeout(() => { throw new Error('later'); }, 10); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Error", message: "later"},
-		{name: "eats memory", code: handler("const b = []; for (;;) b.push(Buffer.alloc(8 << 20, 1));"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory"},
+		{name: "rejects aside", code: handler("Promise.reject(new Error('aside')); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Runtime.UnhandledPromiseRejection", message: "aside", again: true},
+		{name: "throws aside", code: handler("setTimeout(() => { throw new Error('later'); }, 10); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Error", message: "later", again: true},
+		{name: "eats memory", code: handler("const b = []; for (;;) b.push(Buffer.alloc(8 << 20, 1));"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory", again: true},
 		{name: "fills /tmp", code: handler("const fs = require('fs'); const f = fs.openSync('/tmp/x', 'w'); for (;;) fs.writeSync(f, Buffer.alloc(1 << 20));"), timeoutMS: 20000, word: "Handled", errorType: "Error", message: "ENOSPC"},
-		{name: "floods stdout", code: handler("for (let i = 0; i < 200; i++) console.log('x'.repeat(100000)); return 1;"), timeoutMS: 20000},
-		{name: "answers too much", code: handler("return 'x'.repeat(7 << 20);"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456"},
-		{name: "answers no JSON", code: handler("const a = {}; a.a = a; return a;"), word: "Handled", errorType: starling.ErrMarshal, message: "circular"},
+		{name: "floods stdout", code: handler("for (let i = 0; i < 200; i++) console.log('x'.repeat(100000)); return 1;"), timeoutMS: 20000, again: true},
+		{name: "answers too much", code: handler("return 'x'.repeat(7 << 20);"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456", again: true},
+		{name: "answers no JSON", code: handler("const a = {}; a.a = a; return a;"), word: "Handled", errorType: starling.ErrMarshal, message: "circular", again: true},
 		{name: "is sent no JSON", code: handler("return event;"), payload: "{", word: "Handled", errorType: "Runtime.UnmarshalError", message: "unmarshal"},
 	})
 	t.Run("node answers twice", func(t *testing.T) {
@@ -189,7 +199,7 @@ func (w *badWorld) bootstrapFaults(t *testing.T) {
 			{"big", "Unhandled", starling.ErrResponseSize, "6291456"},
 			{"late", "Unhandled", starling.ErrTimedOut, "1.00 seconds"},
 			{"silent", "Unhandled", starling.ErrTimedOut, "1.00 seconds"},
-			{"half", "Unhandled", starling.ErrProtocol, "broke off"},
+			{"half", "Unhandled", starling.ErrProtocol, "in the middle"},
 			{"garbage", "Unhandled", starling.ErrExit, "exit status 3"},
 			{"answer", "", "", `{"before":0}`}, // a new instance
 		} {

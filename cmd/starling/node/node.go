@@ -75,6 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 			return nil, errors.Join(err, n.Close())
 		}
 	}
+	n.describe()
 	n.group.Go(n.renew)
 	n.running.Store(true)
 	return n, nil
