@@ -61,6 +61,16 @@ func (c *capture) begin(id starling.RequestID, tail bool) {
 	c.mu.Unlock()
 }
 
+// abandon takes back begin: the call never reached the code, and runs elsewhere.
+func (c *capture) abandon() {
+	c.mu.Lock()
+	c.open, c.start, c.tail = false, false, false
+	if c.single {
+		c.rec.Request = starling.RequestID{}
+	}
+	c.mu.Unlock()
+}
+
 // ending is what the last lines of a call say.
 type ending struct {
 	id        starling.RequestID

@@ -14,7 +14,8 @@ type Contract interface {
 	Init(ctx context.Context) error
 	// Invoke hands one call to the code and writes the answer to sink as it comes. It returns at the latest
 	// shortly after inv.Deadline, then with ErrTimedOut; the instance is not usable after an Unhandled outcome.
-	// At most the instance's slots are in use at once; beyond that Invoke waits for the code to ask for more.
+	// At most the instance's slots are in use at once; beyond that Invoke waits for the code to ask for more. An
+	// outcome of type runtimeapi.NotStarted says that the code never saw the call.
 	Invoke(inv *starling.Invocation, sink starling.Sink) starling.Outcome
 	// Err says why no further call may be made: the code broke its protocol or is gone. It is asked after each
 	// Invoke and is nil while the instance is usable.

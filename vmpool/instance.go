@@ -2,6 +2,7 @@ package vmpool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -297,6 +298,12 @@ func (i *Instance) Invoke(inv *starling.Invocation, sink starling.Sink) (starlin
 	out := i.contract.Invoke(inv, sink)
 	now := time.Now()
 	out.Run = now.Sub(begun)
+	if out.ErrorType == runtimeapi.NotStarted && out.Status == starling.Unhandled {
+		i.logs.abandon()
+		i.doom(lifecycle.Fault, starling.ErrExit)
+		i.stepEnd(now)
+		return starling.Outcome{}, errNotServing
+	}
 	if first {
 		out.Init = i.init
 	}
@@ -318,7 +325,9 @@ func (i *Instance) finish(inv *starling.Invocation, out *starling.Outcome, begun
 		memoryMax: out.MemoryMax, says: says, tail: inv.Tail})
 	if out.Status == starling.Unhandled {
 		i.doom(lifecycle.Fault, out.ErrorType)
-	} else if err := i.contract.Err(); err != nil {
+	} else if err := i.contract.Err(); errors.Is(err, framed.ErrEnds) {
+		i.doom(lifecycle.Fault, starling.ErrExit)
+	} else if err != nil {
 		i.cfg.Log.Warn("instance broke its protocol", "instance", i.cfg.ID, "function", i.cfg.Version.Function, "error", err)
 		i.doom(lifecycle.Fault, starling.ErrProtocol)
 	}
@@ -354,9 +363,10 @@ func (i *Instance) explain(inv *starling.Invocation, out *starling.Outcome, begu
 		out.Error = document(out.ErrorType, fmt.Sprintf("RequestId: %s Error: %s", inv.ID, message))
 		return fmt.Sprintf("%s %s %s", now.UTC().Format("2006-01-02T15:04:05.000Z"), inv.ID, message)
 	case starling.ErrExit:
-		message = "Runtime exited"
 		if i.exitedSoon() {
 			out.ErrorType, message = exitWords(i.sandbox.Exit())
+		} else {
+			out.ErrorType, message = starling.ErrProtocol, "The runtime closed its connection in the middle of a call"
 		}
 	case starling.ErrResponseSize:
 		message = fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes)", starling.PayloadMax)

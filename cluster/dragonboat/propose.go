@@ -7,6 +7,7 @@ import (
 	"time"
 
 	db "github.com/lni/dragonboat/v4"
+	"golang.org/x/sys/unix"
 
 	"starling"
 )
@@ -18,12 +19,31 @@ func (h *Host) Propose(ctx context.Context, cmd []byte) (reply []byte, index uin
 	if len(cmd) > CommandMax {
 		return nil, 0, starling.Errorf(starling.TooLarge, "propose command", "%d bytes are over the limit of %d", len(cmd), CommandMax)
 	}
+	if err := room(h.cfg.Dir); err != nil {
+		return nil, 0, err
+	}
 	err = h.retry(ctx, "propose command", func(ctx context.Context) error {
 		r, err := h.nh.SyncPropose(ctx, h.session, cmd)
 		reply, index = r.Data, r.Value
 		return err
 	})
 	return reply, index, err
+}
+
+// roomMin is what a replica leaves free on its disk: a log that cannot be written ends the process, so commands are
+// refused while the votes and the snapshot that may come still fit.
+const roomMin = 32 << 20
+
+// room refuses commands while the disk is about to be full; when it cannot be asked the log will tell.
+func room(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return nil
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; free < roomMin {
+		return starling.Errorf(starling.Unavailable, "propose command", "the disk of the replicated state has %d MiB left, less than %d: free space on %s", free>>20, roomMin>>20, dir).With("DiskFull")
+	}
+	return nil
 }
 
 // Read answers a query from a state that holds everything acknowledged before the call.

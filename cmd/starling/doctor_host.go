@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	driver "starling/vmpool/process" // top has a type of that name
 )
 
 func checkRuntimes(ctx context.Context, a *app) []finding {
@@ -182,4 +184,21 @@ func checkPorts(ctx context.Context, a *app) []finding {
 		out = append(out, healthy("ports", "free: %s", strings.Join(free, ", ")))
 	}
 	return append(out, busy...)
+}
+
+// checkDriver asks the process driver itself: it tries what a sandbox needs instead of looking whether it should work.
+func checkDriver(ctx context.Context, _ *app) []finding {
+	var out []finding
+	for _, f := range driver.Check(ctx) {
+		name := "process driver: " + f.Name
+		switch {
+		case f.OK:
+			out = append(out, healthy(name, "%s", f.Detail))
+		case f.Optional:
+			out = append(out, noteworthy(name, f.Fix, "%s", f.Detail))
+		default:
+			out = append(out, broken(name, f.Fix, "%s", f.Detail))
+		}
+	}
+	return out
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"starling"
+	"starling/cluster"
 	"starling/frontend/auth"
 	"starling/frontend/protocol"
 )
@@ -31,7 +32,10 @@ func (a *api) code() {
 
 func (a *api) putCode(w http.ResponseWriter, r *http.Request, p auth.Principal) error {
 	if r.ContentLength > starling.CodeZipMax {
-		return starling.Errorf(starling.TooLarge, "upload code", "the zip has %d bytes: use at most %d", r.ContentLength, starling.CodeZipMax)
+		return starling.Errorf(starling.TooLarge, "upload code", "the zip has %d bytes: use at most %d", r.ContentLength, starling.CodeZipMax).With("PackageTooLarge")
+	}
+	if _, err := a.read(r.Context(), cluster.Query{What: cluster.QueryAccount, Account: p.Account}); err != nil {
+		return err // an admin may act for any name; what nobody owns must not be kept
 	}
 	rc := http.NewResponseController(w)
 	rc.SetReadDeadline(time.Now().Add(uploadTime))

@@ -2,6 +2,7 @@ package framed
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"starling"
@@ -10,6 +11,13 @@ import (
 // errResponseSize ends a call whose buffered answer is over the limit.
 var errResponseSize = starling.Errorf(starling.TooLarge, "take answer",
 	"the answer is over %d bytes: stream it or return less", starling.PayloadMax).With(starling.ErrResponseSize)
+
+// endsAfter is the failure byte of a runtime that ends itself after this answer.
+const endsAfter = 2
+
+// ErrEnds is what Err tells of a runtime that said it ends after the failure it just reported: the instance must get
+// no further call, which would be lost with it.
+var ErrEnds = errors.New("the runtime ends after this call")
 
 // answer is what is known of the answer of the call in flight.
 type answer struct {
@@ -120,6 +128,9 @@ func (c *Conn) finish(a *answer, typ byte) (starling.Outcome, error) {
 		return out, err
 	}
 	if wrong != 0 {
+		if wrong == endsAfter {
+			c.broken = ErrEnds
+		}
 		out.Status, out.ErrorType = starling.Handled, c.word(word)
 		out.Error, err = c.in.document()
 		return out, err

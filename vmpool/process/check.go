@@ -18,10 +18,11 @@ import (
 
 // A Finding is what Check learned about one thing the driver needs.
 type Finding struct {
-	Name   string
-	OK     bool
-	Detail string // what is there, or what happened
-	Fix    string // what to do when not OK
+	Name     string
+	OK       bool
+	Optional bool   // sandboxes work without it, with one wall or one runtime less
+	Detail   string // what is there, or what happened
+	Fix      string // what to do when not OK
 }
 
 // Check looks whether this machine and user can make process sandboxes. It changes nothing and takes less than a second
@@ -35,11 +36,11 @@ func Check(ctx context.Context) []Finding {
 			"raise the limits /proc/sys/user/max_*_namespaces, or start the container with the right to make namespaces"),
 		found("cgroups", checkCgroups, "mount the controllers memory, cpu, cpuacct, pids and freezer (v1), or delegate memory, cpu and pids (v2)"),
 		found("seccomp", checkSeccomp, "use a kernel with CONFIG_SECCOMP_FILTER"),
-		found("landlock", checkLandlock, "use Linux 5.13 or later with landlock among the lsm= list; sandboxes work without, with one wall less"),
+		optional("landlock", checkLandlock, "use Linux 5.13 or later with landlock among the lsm= list; sandboxes work without, with one wall less"),
 		found("mount API", checkMounts, "use Linux 5.12 or later"),
-		found("overlay", checkOverlay, "use Linux 6.8 or later with overlayfs; without, functions see the path of their code on the host"),
-		found("python3.11", func() (string, error) { return version(ctx, "/usr/bin/python3", "Python 3.11") }, "install python3 3.11, or do without this runtime"),
-		found("nodejs20", func() (string, error) { return version(ctx, "/usr/bin/node", "v20.") }, "install nodejs 20, or do without this runtime"),
+		optional("overlay", checkOverlay, "use Linux 6.8 or later with overlayfs; without, functions see the path of their code on the host"),
+		optional("python3.11", func() (string, error) { return version(ctx, "/usr/bin/python3", "Python 3.11") }, "install python3 3.11, or do without this runtime"),
+		optional("nodejs20", func() (string, error) { return version(ctx, "/usr/bin/node", "v20.") }, "install nodejs 20, or do without this runtime"),
 	}
 }
 
@@ -52,6 +53,12 @@ func found(name string, look func() (string, error), fix string) Finding {
 		return Finding{Name: name, Detail: detail, Fix: fix}
 	}
 	return Finding{Name: name, OK: true, Detail: detail}
+}
+
+func optional(name string, look func() (string, error), fix string) Finding {
+	f := found(name, look, fix)
+	f.Optional = true
+	return f
 }
 
 func checkRoot() (string, error) {

@@ -44,7 +44,7 @@ type Config struct {
 	// /usr/bin/python3 /var/runtime/x.py. It is never asked for provided.
 	Command func(starling.Runtime) []string
 
-	TmpBytes     int64   // size of /tmp; what is written there counts against the memory of the function as well
+	TmpBytes     int64   // largest /tmp; what is written there is memory of the function, of which it may take half
 	TmpInodes    int     // files in /tmp
 	Files        int     // open descriptors of one process
 	ProcessesMax int     // processes and threads of one sandbox

@@ -45,7 +45,7 @@ func (s *Server) Invoke(inv *starling.Invocation, sink starling.Sink) starling.O
 	s.mu.Lock()
 	if s.closed || s.live[inv.ID] != nil {
 		s.mu.Unlock()
-		return starling.Outcome{Status: starling.Unhandled, ErrorType: starling.ErrExit}
+		return starling.Outcome{Status: starling.Unhandled, ErrorType: NotStarted}
 	}
 	k := s.takeLocked()
 	k.inv, k.sink, k.deadline = inv, sink, inv.Deadline

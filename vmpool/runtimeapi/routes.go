@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"starling"
 )
@@ -158,10 +159,12 @@ func (c *conn) answer(rest []byte) error {
 
 // callResponse passes the body to the sink of the call.
 func (c *conn) callResponse(k *call) error {
-	if !c.req.streaming && c.req.length > starling.PayloadMax {
+	content := c.s.contentType(c.req.contentType)
+	// aws-lambda-go sends everything in chunks and never says the mode; a reader that a function returned is what it sends as no JSON.
+	streaming := c.req.streaming || c.req.length < 0 && len(c.req.contentType) > 0 && !strings.HasPrefix(content, "application/json")
+	if !streaming && c.req.length > starling.PayloadMax {
 		return c.tooLarge(k)
 	}
-	content, streaming := c.s.contentType(c.req.contentType), c.req.streaming
 	if err := c.continues(); err != nil {
 		return c.broke(k, err)
 	}

@@ -20,6 +20,8 @@ const (
 	documentMax    = 1 << 20 // bytes of an error document
 	acceptPause    = 10 * time.Millisecond
 	acceptFailures = 100 // in a row
+	// NotStarted is the error type of a call that the code never saw: it ended before it asked for the call.
+	NotStarted = "Runtime.NotStarted"
 	// Grace is how long after a call's deadline its answer is still taken.
 	Grace = 100 * time.Millisecond
 )
@@ -106,6 +108,9 @@ func (s *Server) Close() error {
 		c.parked = false
 		c.mu.Unlock()
 		c.freed.Signal()
+	}
+	for _, k := range s.waiting {
+		s.endLocked(k, NotStarted)
 	}
 	for id, k := range s.live {
 		delete(s.live, id)

@@ -42,12 +42,12 @@ type Config struct {
 func (c Config) Validate() error {
 	const op = "check node settings"
 	if c.Dir == "" {
-		return starling.Errorf(starling.Invalid, op, "--dir is empty: name a folder for what the node keeps")
+		return starling.Errorf(starling.Invalid, op, "--data is empty: name a folder for what the node keeps")
 	}
 	if c.Roles == 0 {
 		return starling.Errorf(starling.Invalid, op, "--roles is empty: use manager, frontend, scheduler, host or all")
 	}
-	for flag, addr := range map[string]string{"listen": c.Listen, "advertise": c.advertise(), "admin-listen": c.Admin, "http": c.HTTP} {
+	for flag, addr := range map[string]string{"listen": c.Listen, "advertise": c.advertise(), "admin": c.Admin, "http": c.HTTP} {
 		if _, _, err := net.SplitHostPort(addr); err != nil && addr != "" {
 			return starling.Errorf(starling.Invalid, op, "--%s %q: use host:port", flag, addr)
 		}

@@ -69,7 +69,7 @@ func Init(c Config, name string, partitions int) (Made, error) {
 		return made, starling.Errorf(starling.Invalid, op, "--partitions %d: use 1-%d", partitions, starling.PartitionMax)
 	}
 	if Exists(c.Dir) {
-		return made, starling.Errorf(starling.Conflict, op, "%s holds a node already: start it with \"starling node\", or choose another --dir", c.Dir)
+		return made, starling.Errorf(starling.Conflict, op, "%s holds a node already: start it with \"starling node\", or choose another --data", c.Dir)
 	}
 	now := time.Now()
 	ca, err := identity.NewCA(name, now)
@@ -93,7 +93,7 @@ func Init(c Config, name string, partitions int) (Made, error) {
 	fingerprint := ca.Fingerprint()
 	made.Fingerprint = identity.FormatFingerprint(fingerprint)
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return made, starling.Errorf(starling.Invalid, op, "cannot make --dir: %w", err)
+		return made, starling.Errorf(starling.Invalid, op, "cannot make --data: %w", err)
 	}
 	if err := ca.Save(c.identityDir()); err != nil {
 		return made, err
@@ -158,7 +158,7 @@ func (c Config) admit(req *identity.Request, reply cluster.JoinReply) error {
 		return err
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return starling.Errorf(starling.Invalid, "join cluster", "cannot make --dir: %w", err)
+		return starling.Errorf(starling.Invalid, "join cluster", "cannot make --data: %w", err)
 	}
 	if len(reply.Secret) > 0 {
 		ca, err := identity.ParseCA(reply.Secret)
@@ -198,7 +198,7 @@ func (c Config) member() (membership, error) {
 		err = json.Unmarshal(text, &m)
 	}
 	if err != nil {
-		return m, starling.Errorf(starling.Invalid, "open node", "%s cannot be read; restore it, or join again with a new --dir: %w", path, err)
+		return m, starling.Errorf(starling.Invalid, "open node", "%s cannot be read; restore it, or join again with a new --data: %w", path, err)
 	}
 	return m, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -62,6 +63,11 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	dir, err := filepath.Abs(cfg.Dir) // sandboxes mount what lies in it, and take no relative path
+	if err != nil {
+		return nil, starling.Errorf(starling.Invalid, "open node", "--data %s: %w", cfg.Dir, err)
+	}
+	cfg.Dir = dir
 	n := &Node{cfg: cfg, group: run.New(context.Background())}
 	for _, open := range []func(context.Context) error{n.openAdmin, n.openIdentity, n.openEndpoint, n.openControl, n.openStores,
 		n.openHost, n.openView, n.openPartitions, n.openFrontend, n.listen} {
@@ -69,6 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 			return nil, errors.Join(err, n.Close())
 		}
 	}
+	n.describe()
 	n.group.Go(n.renew)
 	n.running.Store(true)
 	return n, nil
@@ -131,7 +138,7 @@ func (n *Node) openIdentity(context.Context) error {
 		return err
 	}
 	if n.id.Roles() != n.cfg.Roles {
-		return starling.Errorf(starling.Invalid, "open node", "--roles %s, but the node joined as %s: use those, or join anew with an empty --dir", n.cfg.Roles, n.id.Roles())
+		return starling.Errorf(starling.Invalid, "open node", "--roles %s, but the node joined as %s: use those, or join anew with an empty --data", n.cfg.Roles, n.id.Roles())
 	}
 	return nil
 }

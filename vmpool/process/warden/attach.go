@@ -22,6 +22,7 @@ const codeFlags = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_A
 type attachment struct {
 	box  *box
 	code string
+	tmp  int64 // bytes of /tmp
 	done chan error
 }
 
@@ -35,7 +36,8 @@ func (w *warden) attach(m *link.Message, _ []int) ([]int, error) {
 	if !filepath.IsAbs(m.Code) {
 		return nil, fmt.Errorf("code folder %q is not absolute", m.Code)
 	}
-	a := attachment{b, m.Code, make(chan error)}
+	// What lies in /tmp is memory of the function: with half of it a full /tmp is an error that code can handle, and not its death.
+	a := attachment{b, m.Code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), make(chan error)}
 	w.turns <- a
 	if err := <-a.done; err != nil {
 		return nil, fmt.Errorf("mount code: %w", err)
@@ -62,26 +64,29 @@ func (w *warden) startAttacher() error {
 			return
 		}
 		for a := range w.turns {
-			a.done <- mountCode(a.box.pidfd, int(home.Fd()), a.code, filepath.Join(w.root, "opt"))
+			a.done <- furnish(a, int(home.Fd()), filepath.Join(w.root, "opt"))
 		}
 	}()
 	return <-started
 }
 
-// mountCode mounts the folder code read-only at /var/task of the mount namespace of the process behind pidfd.
-func mountCode(pidfd, home int, code, empty string) error {
-	tree, err := overlay(code, empty)
+// furnish mounts the code read-only at /var/task of the sandbox's mount namespace and gives /tmp its size.
+func furnish(a attachment, home int, empty string) error {
+	tree, err := overlay(a.code, empty)
 	if err != nil {
-		tree, err = bind(code)
+		tree, err = bind(a.code)
 	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(tree)
-	if err := unix.Setns(pidfd, unix.CLONE_NEWNS); err != nil {
+	if err := unix.Setns(a.box.pidfd, unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter sandbox: %w", err)
 	}
 	err = unix.MoveMount(tree, "", unix.AT_FDCWD, "/var/task", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err == nil {
+		err = unix.Mount("tmp", "/tmp", "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d", a.tmp))
+	}
 	if back := unix.Setns(home, unix.CLONE_NEWNS); back != nil {
 		// A thread lost in a sandbox must do nothing more; the node starts a new warden.
 		fmt.Fprintln(os.Stderr, "starling-guest: leave sandbox:", back)

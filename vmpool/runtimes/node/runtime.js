@@ -114,12 +114,12 @@ function describe(error) {
   return { errorType: typeof error === 'string' ? 'string' : 'Error', errorMessage: String(error), trace: [] };
 }
 
-function fail(call, error, kind) {
+function fail(call, error, kind, ends) {
   if (call.done) return;
   call.done = true;
   const doc = describe(error);
   if (kind) doc.errorType = kind;
-  last(END, call.request, 1, doc.errorType, Buffer.from(JSON.stringify(doc)));
+  last(END, call.request, ends ? 2 : 1, doc.errorType, Buffer.from(JSON.stringify(doc)));
   ended(call);
 }
 
@@ -330,7 +330,7 @@ function crash(kind) {
     if (current) {
       const call = current;
       inside = true; // no further call: the process ends
-      fail(call, error, kind);
+      fail(call, error, kind, true);
     }
     process.reallyExit(1);
   };

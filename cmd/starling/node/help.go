@@ -1,0 +1,115 @@
+package node
+
+// describe gives every number of a node its help text. They stand together because an operator reads them together,
+// and the parts that count do not know the exposition.
+func (n *Node) describe() {
+	for _, group := range []map[string]string{nodeHelp, callHelp, clusterHelp, partitionHelp} {
+		for family, text := range group {
+			n.registry.Describe(family, text)
+		}
+	}
+}
+
+var nodeHelp = map[string]string{
+	"starling_code_evicted_total":              "Unpacked packages removed from this host to make room.",
+	"starling_code_fetched_total":              "Packages fetched because this host did not have them, by where they came from.",
+	"starling_code_hits_total":                 "Starts that found their package unpacked on this host.",
+	"starling_code_served_total":               "Packages given to other nodes.",
+	"starling_code_unpacked_bytes":             "Disk taken by unpacked packages.",
+	"starling_code_unpacked_total":             "Packages unpacked on this host.",
+	"starling_code_uploads_refused_total":      "Uploads refused because the package broke a rule or a limit.",
+	"starling_code_uploads_total":              "Uploads kept.",
+	"starling_log_records_dropped_total":       "Log records lost because the writer could not keep up or the disk refused.",
+	"starling_log_records_total":               "Log records taken from functions and the platform.",
+	"starling_output_cut_total":                "Lines of functions that were cut or dropped by a limit of output.",
+	"starling_instances":                       "Instances of functions that are ready on this host.",
+	"starling_instance_init_seconds":           "Time functions took for their own initialisation.",
+	"starling_instance_start_seconds":          "Time to take a sandbox and attach the code, without the initialisation.",
+	"starling_instance_start_failures_total":   "Instances that did not become ready, for whatever reason.",
+	"starling_pool_clone_failures_total":       "Warm sandboxes that could not be made.",
+	"starling_pool_clone_seconds":              "Time until a new warm sandbox was ready for code.",
+	"starling_pool_ready":                      "Warm sandboxes that wait for code, by runtime.",
+	"starling_pool_taken_total":                "Sandboxes taken for instances: warm from the pool, or made anew because it was empty.",
+	"starling_process_attach_seconds":          "Time the process driver took to mount code and set limits.",
+	"starling_process_clone_failures_total":    "Sandboxes the process driver could not make.",
+	"starling_process_clone_seconds":           "Time the process driver took to make a sandbox.",
+	"starling_process_out_of_memory_total":     "Sandboxes that the kernel ended because they used up their memory.",
+	"starling_process_sandboxes":               "Sandboxes that exist, warm or in use.",
+	"starling_process_warden_restarts_total":   "Times the process that makes sandboxes was started again after it ended.",
+	"starling_post_messages_lost_total":        "Messages to other actors that were dropped, by reason; they cost time, never an answer.",
+	"starling_post_messages_received_total":    "Messages of actors that came from other nodes.",
+	"starling_post_messages_sent_total":        "Messages of actors, to other nodes or within this one.",
+	"starling_transport_connections":           "Connections to and from other nodes and clients.",
+	"starling_transport_dial_failures_total":   "Connections to other nodes that could not be made.",
+	"starling_transport_dial_seconds":          "Time to connect to another node.",
+	"starling_transport_dials_total":           "Connections to other nodes that were tried.",
+	"starling_transport_streams_opened_total":  "Streams opened to other nodes.",
+	"starling_transport_streams_refused_total": "Streams refused because the peer may not open them or a limit was reached.",
+	"starling_transport_streams_served_total":  "Streams of other nodes that were served.",
+}
+
+var callHelp = map[string]string{
+	"starling_dispatch_acquires_total":     "Slots this frontend asked schedulers for.",
+	"starling_dispatch_calls_total":        "Calls this frontend gave to an instance or tried to.",
+	"starling_dispatch_errors_total":       "Calls that got no instance or lost it, by the kind of error.",
+	"starling_dispatch_hits_total":         "Calls that found a slot of a lease this frontend held: no scheduler was asked.",
+	"starling_dispatch_leases":             "Leases this frontend holds.",
+	"starling_dispatch_placed_again_total": "Calls placed again because their instance or its node went away before it began.",
+	"starling_dispatch_wait_seconds":       "Time calls waited for a slot.",
+	"starling_dispatch_waiting":            "Calls that wait for a slot now.",
+	"starling_frontend_in_flight":          "Calls in flight at this frontend.",
+	"starling_frontend_invocations_total":  "Calls answered over HTTP and QUIC, by class of status.",
+	"starling_frontend_invoke_seconds":     "Time from the first byte of a call to the end of its answer.",
+	"starling_frontend_payload_bytes":      "Memory that payloads and answers take now.",
+	"starling_host_call_seconds":           "Time calls took on this host.",
+	"starling_host_calls_in_flight":        "Calls at work on this host.",
+	"starling_host_calls_total":            "Calls that ended on this host, by how.",
+	"starling_host_exits_total":            "Instances of this host that ended.",
+	"starling_host_memory_claimed_bytes":   "Memory promised to the instances of this host.",
+	"starling_host_refusals_total":         "Calls this host refused before they began, by the kind of error.",
+	"starling_host_start_failures_total":   "Instances this host could not start.",
+	"starling_host_starting":               "Instances this host is starting.",
+}
+
+var clusterHelp = map[string]string{
+	"starling_manager_heartbeats_total":        "Heartbeats this manager received as leader.",
+	"starling_manager_leads":                   "1 while this manager leads.",
+	"starling_manager_node_deaths_total":       "Nodes this manager declared dead.",
+	"starling_manager_partition_changes_total": "Changes of the partition map that this manager planned and that were accepted.",
+	"starling_manager_partitions_unowned":      "Partitions without a living owner: calls of their functions wait.",
+	"starling_manager_propose_seconds":         "Time until a proposal was on the disks of a majority.",
+	"starling_manager_reigns_total":            "Times this manager began to lead.",
+	"starling_view_cache_entries":              "Catalog entries this node holds.",
+	"starling_view_cache_misses_total":         "Catalog entries that had to be asked for.",
+	"starling_view_call_seconds":               "Time the leading manager took to answer this node.",
+	"starling_view_lease_seconds":              "Time until this node's lease ends unless it is renewed.",
+	"starling_view_nodes_alive":                "Nodes that live, as this node was told.",
+	"starling_view_searches_failed_total":      "Searches for a leading manager that found none.",
+	"starling_view_sessions_total":             "Sessions with a leading manager that began.",
+	"starling_view_topology_index":             "Index of the newest topology this node was told.",
+}
+
+var partitionHelp = map[string]string{
+	"starling_partitions_owned":                "Partitions this node decides for.",
+	"starling_partition_acquires_per_second":   "Slots asked for, smoothed.",
+	"starling_partition_acquires_total":        "Slots asked for.",
+	"starling_partition_cold_ratio":            "Share of granted calls that waited for a start, 0 to 1.",
+	"starling_partition_events_refused_total":  "Events refused because the mailbox was full.",
+	"starling_partition_evictions_total":       "Idle instances ended to make room for others.",
+	"starling_partition_exits_total":           "Instances that ended.",
+	"starling_partition_failures_total":        "Actors of partitions that ended by a fault of ours and began anew.",
+	"starling_partition_grants_total":          "Leases granted, on instances that were there (warm) or were started for the call (cold).",
+	"starling_partition_instances":             "Instances that are ready or at work.",
+	"starling_partition_leased_slots":          "Slots that frontends hold.",
+	"starling_partition_leases_expired_total":  "Leases that ended because nobody renewed them.",
+	"starling_partition_leases_recalled_total": "Leases asked back for calls that wait.",
+	"starling_partition_lookups_dropped_total": "Version look-ups dropped because too many were under way.",
+	"starling_partition_refusals_total":        "Calls refused, by reason.",
+	"starling_partition_starting_instances":    "Instances being started.",
+	"starling_partition_starts_failed_total":   "Starts that failed.",
+	"starling_partition_starts_total":          "Starts asked of hosts.",
+	"starling_partition_step_seconds":          "Time of one step of the scheduler.",
+	"starling_partition_stops_total":           "Instances told to end.",
+	"starling_partition_strays_total":          "Messages for partitions this node does not own.",
+	"starling_partition_waiting_calls":         "Calls that wait for an instance.",
+}
