@@ -56,6 +56,7 @@ type Pool struct {
 	group   *run.Group
 	slots   chan struct{} // one token for each clone under way
 	urgent  atomic.Int32  // starts that wait for a clone: fillers stand back
+	begun   atomic.Int32  // starts under way: fillers stand back while there is stock
 
 	dropped atomic.Uint64 // lines of output cut by a limit
 
@@ -155,6 +156,8 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 		return nil, errClosing
 	}
 	defer p.starts.Done()
+	p.begun.Add(1)
+	defer p.calm()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.group.Context(), cancel)()
@@ -178,6 +181,7 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 	i.mu.Lock()
 	act := i.life.Step(lifecycle.Ready)
 	i.served = act != lifecycle.Refuse
+	i.readyAt = time.Now()
 	i.watched = i.served
 	i.mu.Unlock()
 	if act == lifecycle.Refuse { // it ended between its last word and ours
@@ -205,6 +209,15 @@ func (c InstanceConfig) withDefaults(log *slog.Logger) InstanceConfig {
 		c.Log = log
 	}
 	return c
+}
+
+// calm ends a start; after the last of several the fillers make good what they took.
+func (p *Pool) calm() {
+	if p.begun.Add(-1) == 0 {
+		for _, s := range p.shelves {
+			s.nudge()
+		}
+	}
 }
 
 // startError leaves typed errors alone; any other is a broken sandbox.
@@ -264,7 +277,7 @@ func (p *Pool) gone(i *Instance) {
 }
 
 // clone makes one sandbox and waits until its interpreter is warm. At most CloneMax run at once.
-func (p *Pool) clone(ctx context.Context, t Template, rt starling.Runtime) (*warm, error) {
+func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, error), rt starling.Runtime) (*warm, error) {
 	select {
 	case p.slots <- struct{}{}:
 		defer func() { <-p.slots }()
@@ -274,7 +287,7 @@ func (p *Pool) clone(ctx context.Context, t Template, rt starling.Runtime) (*war
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.ReadyTime)
 	defer cancel()
-	sb, err := t.Clone(ctx)
+	sb, err := make(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("clone sandbox: %w", err)
 	}

@@ -59,8 +59,11 @@ func (s *shelf) take(ctx context.Context) (*warm, error) {
 		}
 		w := s.stock[n-1]
 		s.stock = s.stock[:n-1]
+		low := 2*len(s.stock) < s.size // otherwise the filler waits for the end of the start anyway
 		s.mu.Unlock()
-		s.nudge()
+		if low {
+			s.nudge()
+		}
 		if w.dead() {
 			w.close(s.pool.cfg.Log)
 			continue
@@ -71,15 +74,15 @@ func (s *shelf) take(ctx context.Context) (*warm, error) {
 	s.pool.meters.cold.Inc()
 	s.pool.urgent.Add(1)
 	defer s.pool.urgent.Add(-1)
-	w, err := s.make(ctx)
+	w, err := s.make(ctx, false)
 	if err != nil {
 		return nil, starling.Errorf(starling.Unavailable, "take sandbox", "no %s sandbox can be made on this host: %w", s.rt, err).With(starling.ErrSandboxFailure)
 	}
 	return w, nil
 }
 
-// make clones one, building the template first when there is none yet.
-func (s *shelf) make(ctx context.Context) (*warm, error) {
+// make clones one, building the template first when there is none yet; behind all others when nobody waits for it.
+func (s *shelf) make(ctx context.Context, behind bool) (*warm, error) {
 	s.mu.Lock()
 	t := s.template
 	s.mu.Unlock()
@@ -89,7 +92,11 @@ func (s *shelf) make(ctx context.Context) (*warm, error) {
 			return nil, err
 		}
 	}
-	w, err := s.pool.clone(ctx, t, s.rt)
+	clone := t.Clone
+	if b, ok := t.(BehindCloner); ok && behind {
+		clone = b.CloneBehind
+	}
+	w, err := s.pool.clone(ctx, clone, s.rt)
 	if err != nil {
 		s.pool.meters.cloneFailed.Inc()
 	}
@@ -127,11 +134,11 @@ func (s *shelf) fill(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
 		s.prune()
-		if !s.wants() || s.pool.urgent.Load() > 0 {
+		if !s.wants() {
 			s.wait(ctx, tick)
 			continue
 		}
-		w, err := s.make(ctx)
+		w, err := s.make(ctx, true)
 		if err == nil {
 			failures = 0
 			s.put(w)
@@ -164,10 +171,15 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
+// wants reports whether to clone now. Refilling waits for starts under way, which need the same cores and kernel
+// locks: always when one of them waits for a clone itself, otherwise only while half of the stock is left.
 func (s *shelf) wants() bool {
+	if s.pool.urgent.Load() > 0 {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.stock) < s.size
+	return len(s.stock) < s.size && (s.pool.begun.Load() == 0 || 2*len(s.stock) < s.size)
 }
 
 // put adds w at the bottom: the oldest is taken last and pruned first.
