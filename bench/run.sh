@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bench/run.sh warm|cold|burst|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
-# the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function.
+# the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function, and
+# NODE_FLAGS="--pool 32" goes to "starling node".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
@@ -34,7 +35,7 @@ s = [socket.socket() for _ in range(3)]
 print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
 made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench -o json)
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
-"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" >"$work/node.log" 2>&1 &
+"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${NODE_FLAGS:-} >"$work/node.log" 2>&1 &
 pid=$!
 for _ in $(seq 300); do
 	curl -fs "http://$admin/readyz" >/dev/null && break

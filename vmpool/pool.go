@@ -19,7 +19,7 @@ import (
 type PoolConfig struct {
 	Driver     Driver
 	Sizes      map[starling.Runtime]int // warm sandboxes kept of each runtime; a runtime not named is not served
-	CloneMax   int                      // sandboxes cloned at once over all runtimes; 0 means 2
+	CloneMax   int                      // sandboxes cloned at once over all runtimes, for starts that wait and to refill each; 0 means 2
 	ReadyTime  time.Duration            // longest start of an interpreter; 0 means 10 s
 	BackoffMin time.Duration            // after the first failed clone; 0 means 100 ms
 	BackoffMax time.Duration            // at most; 0 means 30 s
@@ -54,7 +54,8 @@ type Pool struct {
 	keeper  keeper
 	meters  *meters
 	group   *run.Group
-	slots   chan struct{} // one token for each clone under way
+	slots   chan struct{} // one token for each refill under way
+	rush    chan struct{} // one token for each clone under way that a start waits for
 	urgent  atomic.Int32  // starts that wait for a clone: fillers stand back
 	begun   atomic.Int32  // starts under way: fillers stand back while there is stock
 
@@ -77,7 +78,7 @@ type warm struct {
 // NewPool returns a pool that does nothing yet.
 func NewPool(cfg PoolConfig) *Pool {
 	p := &Pool{cfg: cfg.withDefaults(), shelves: map[starling.Runtime]*shelf{}, live: map[*Instance]struct{}{}}
-	p.slots = make(chan struct{}, p.cfg.CloneMax)
+	p.slots, p.rush = make(chan struct{}, p.cfg.CloneMax), make(chan struct{}, p.cfg.CloneMax)
 	for rt, size := range cfg.Sizes {
 		p.shelves[rt] = newShelf(p, rt, size)
 	}
@@ -276,14 +277,8 @@ func (p *Pool) gone(i *Instance) {
 	}
 }
 
-// clone makes one sandbox and waits until its interpreter is warm. At most CloneMax run at once.
+// clone makes one sandbox and waits until its interpreter is warm.
 func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, error), rt starling.Runtime) (*warm, error) {
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.ReadyTime)
 	defer cancel()
