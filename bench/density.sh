@@ -8,7 +8,7 @@ n=${1:-1000}
 log=$(mktemp "${TMPDIR:-/tmp}/starling-density.XXXXXX")
 trap 'rm -f "$log"' EXIT
 # Every instance claims its limit, not what it uses: 128 MiB each, and room for the one that comes.
-NODE_FLAGS="--memory $(((n + 8) * 128)) --instances $((n + 8)) --pool 8" \
+NODE_FLAGS="--memory $(((n + 8) * 128)) --instances $((n + 8))" POOL=8 \
 	bench/run.sh cold -n "$n" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
 run=$!
 until grep -q '^holding' "$log"; do
