@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bench/run.sh warm|cold|burst|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
-# the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function.
+# the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function, and
+# NODE_FLAGS="--memory 40000" goes to "starling node". POOL=32 keeps so many warm sandboxes of each runtime and waits until they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
@@ -34,12 +35,19 @@ s = [socket.socket() for _ in range(3)]
 print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
 made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench -o json)
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
-"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" >"$work/node.log" 2>&1 &
+"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${NODE_FLAGS:-} ${POOL:+--pool $POOL} >"$work/node.log" 2>&1 &
 pid=$!
 for _ in $(seq 300); do
 	curl -fs "http://$admin/readyz" >/dev/null && break
 	kill -0 "$pid"
 	sleep 0.1
+done
+# The pool of a fresh node fills while its first calls come; POOL measures the calls of a node that has run for a while.
+for _ in $(seq 600); do
+	[ -n "${POOL:-}" ] || break
+	ready=$(curl -fs "http://$admin/metrics" | awk -v n="$POOL" '/^starling_pool_ready[{]/ && $2 >= n' | wc -l)
+	[ "$ready" -lt 3 ] || break
+	sleep 0.2
 done
 export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLING_ADMIN=http://$admin STARLING_QUIC_ADDR=$quic
 STARLING_PIN=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token | sed 's/.*\.//')

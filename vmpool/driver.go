@@ -35,6 +35,19 @@ type Template interface {
 	Close() error
 }
 
+// A BehindCloner is a Template that can also clone at the expense of nobody who waits: the sandbox gets little of a
+// busy machine until it has code.
+type BehindCloner interface {
+	CloneBehind(ctx context.Context) (Sandbox, error)
+}
+
+// A Settler is a Sandbox that has more CPU from Attach on than its function's calls may use, so that the
+// initialisation is quick. Settle ends that. It is called once, after the initialisation, not concurrently with Pause,
+// Resume and Close; a call may be at work.
+type Settler interface {
+	Settle() error
+}
+
 // Code is what a sandbox is specialised with. Everything in it belongs to one version of one account.
 type Code struct {
 	Dir       string            // unpacked package on this host, mounted read-only at /var/task

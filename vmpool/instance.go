@@ -59,6 +59,8 @@ type Instance struct {
 
 	mu       sync.Mutex // guards what follows; a leaf
 	life     lifecycle.Instance
+	settled  bool // its CPU is that of its calls
+	readyAt  time.Time
 	watched  bool // the pool's keeper looks at it
 	served   bool // it was ready once: its end is news
 	first    bool // the next call is the one that waited for the initialisation

@@ -6,12 +6,14 @@ import (
 	"sync"
 	"time"
 
+	"starling"
 	"starling/vmpool/lifecycle"
 )
 
 const (
 	idlePause  = 100 * time.Millisecond // without a call for so long an instance is frozen
 	keeperTick = 50 * time.Millisecond
+	settleTime = 50 * time.Millisecond // after the initialisation; the first call, which waits for it, still has the CPU of a start
 )
 
 // keeper freezes instances that nothing called for a moment and ends those that are too old. It looks only at instances that
@@ -92,6 +94,7 @@ func (k *keeper) sweep(now time.Time) {
 
 // rest freezes the instance when it was idle long enough and reports whether the keeper must look again.
 func (i *Instance) rest(now time.Time) bool {
+	i.settle(now)
 	i.mu.Lock()
 	switch {
 	case i.life.State == lifecycle.Ended:
@@ -110,4 +113,29 @@ func (i *Instance) rest(now time.Time) bool {
 		i.doom(lifecycle.Fault, "Sandbox.Failure")
 	}
 	return false
+}
+
+// settle ends the CPU of a start, once.
+func (i *Instance) settle(now time.Time) {
+	i.mu.Lock()
+	due := !i.settled && now.Sub(i.readyAt) >= settleTime
+	i.settled = i.settled || due
+	i.mu.Unlock()
+	s, ok := i.sandbox.(Settler)
+	if !due || !ok {
+		return
+	}
+	i.hold.Lock()
+	defer i.hold.Unlock()
+	select {
+	case <-i.ending: // the sandbox is closed or about to be
+		return
+	case <-i.sandbox.Done():
+		return
+	default:
+	}
+	if err := s.Settle(); err != nil {
+		i.cfg.Log.Error("settle instance", "instance", i.cfg.ID, "error", err)
+		i.doom(lifecycle.Fault, starling.ErrSandboxFailure)
+	}
 }

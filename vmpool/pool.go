@@ -19,7 +19,7 @@ import (
 type PoolConfig struct {
 	Driver     Driver
 	Sizes      map[starling.Runtime]int // warm sandboxes kept of each runtime; a runtime not named is not served
-	CloneMax   int                      // sandboxes cloned at once over all runtimes; 0 means 2
+	CloneMax   int                      // sandboxes cloned at once over all runtimes, for starts that wait and to refill each; 0 means 2
 	ReadyTime  time.Duration            // longest start of an interpreter; 0 means 10 s
 	BackoffMin time.Duration            // after the first failed clone; 0 means 100 ms
 	BackoffMax time.Duration            // at most; 0 means 30 s
@@ -54,8 +54,10 @@ type Pool struct {
 	keeper  keeper
 	meters  *meters
 	group   *run.Group
-	slots   chan struct{} // one token for each clone under way
+	slots   chan struct{} // one token for each refill under way
+	rush    chan struct{} // one token for each clone under way that a start waits for
 	urgent  atomic.Int32  // starts that wait for a clone: fillers stand back
+	begun   atomic.Int32  // starts under way: fillers stand back while there is stock
 
 	dropped atomic.Uint64 // lines of output cut by a limit
 
@@ -76,7 +78,7 @@ type warm struct {
 // NewPool returns a pool that does nothing yet.
 func NewPool(cfg PoolConfig) *Pool {
 	p := &Pool{cfg: cfg.withDefaults(), shelves: map[starling.Runtime]*shelf{}, live: map[*Instance]struct{}{}}
-	p.slots = make(chan struct{}, p.cfg.CloneMax)
+	p.slots, p.rush = make(chan struct{}, p.cfg.CloneMax), make(chan struct{}, p.cfg.CloneMax)
 	for rt, size := range cfg.Sizes {
 		p.shelves[rt] = newShelf(p, rt, size)
 	}
@@ -155,6 +157,8 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 		return nil, errClosing
 	}
 	defer p.starts.Done()
+	p.begun.Add(1)
+	defer p.calm()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.group.Context(), cancel)()
@@ -178,6 +182,7 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 	i.mu.Lock()
 	act := i.life.Step(lifecycle.Ready)
 	i.served = act != lifecycle.Refuse
+	i.readyAt = time.Now()
 	i.watched = i.served
 	i.mu.Unlock()
 	if act == lifecycle.Refuse { // it ended between its last word and ours
@@ -205,6 +210,15 @@ func (c InstanceConfig) withDefaults(log *slog.Logger) InstanceConfig {
 		c.Log = log
 	}
 	return c
+}
+
+// calm ends a start; after the last of several the fillers make good what they took.
+func (p *Pool) calm() {
+	if p.begun.Add(-1) == 0 {
+		for _, s := range p.shelves {
+			s.nudge()
+		}
+	}
 }
 
 // startError leaves typed errors alone; any other is a broken sandbox.
@@ -263,18 +277,12 @@ func (p *Pool) gone(i *Instance) {
 	}
 }
 
-// clone makes one sandbox and waits until its interpreter is warm. At most CloneMax run at once.
-func (p *Pool) clone(ctx context.Context, t Template, rt starling.Runtime) (*warm, error) {
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+// clone makes one sandbox and waits until its interpreter is warm.
+func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, error), rt starling.Runtime) (*warm, error) {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.ReadyTime)
 	defer cancel()
-	sb, err := t.Clone(ctx)
+	sb, err := make(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("clone sandbox: %w", err)
 	}

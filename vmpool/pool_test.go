@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -121,6 +123,49 @@ func TestAnEmptyPoolClonesAndItsFailuresBackOff(t *testing.T) {
 		}
 		for _, i := range all {
 			i.Close()
+		}
+	})
+}
+
+func TestAStartTakesWhatTheFillerMakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fake.Driver{BootTime: 100 * time.Millisecond, Handlers: map[string]fake.Handler{"main.h": fake.Echo}}
+		p := fakePool(t, d, vmpool.PoolConfig{Sizes: map[starling.Runtime]int{starling.Python311: 1}, CloneMax: 1})
+		defer closePool(t, p, d)
+		time.Sleep(10 * time.Millisecond) // the filler's clone is under way
+		begun := time.Now()
+		var took [2]time.Duration
+		var wg sync.WaitGroup
+		for n := range took {
+			wg.Go(func() {
+				start(t, p, fakeVersion("main.h"), "", nil)
+				took[n] = time.Since(begun)
+			})
+		}
+		wg.Wait()
+		slices.Sort(took[:])
+		if took[0] > 92*time.Millisecond || took[1] > 102*time.Millisecond {
+			t.Errorf("two starts of an empty shelf took %v: one should get the filler's sandbox, one a clone of its own", took)
+		}
+	})
+}
+
+func TestAnInstanceSettlesOnceAfterItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fake.Driver{InitTime: 300 * time.Millisecond, Handlers: map[string]fake.Handler{"main.h": fake.Echo}}
+		p := fakePool(t, d, vmpool.PoolConfig{Sizes: python})
+		defer closePool(t, p, d)
+		start(t, p, fakeVersion("main.h"), "", nil)
+		if n := d.Settled(); n != 0 {
+			t.Errorf("settled %d times during its initialisation", n)
+		}
+		time.Sleep(150 * time.Millisecond)
+		if n := d.Settled(); n != 1 {
+			t.Errorf("settled %d times soon after", n)
+		}
+		time.Sleep(time.Second)
+		if n := d.Settled(); n != 1 {
+			t.Errorf("settled %d times in the end", n)
 		}
 	})
 }

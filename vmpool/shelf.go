@@ -2,6 +2,7 @@ package vmpool
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ type shelf struct {
 	size     int
 	stock    []*warm
 	template Template
+	wishes   []chan *warm // of starts that wait, in order; each has room for one
 	closed   bool
 }
 
@@ -59,8 +61,11 @@ func (s *shelf) take(ctx context.Context) (*warm, error) {
 		}
 		w := s.stock[n-1]
 		s.stock = s.stock[:n-1]
+		low := 2*len(s.stock) < s.size // otherwise the filler waits for the end of the start anyway
 		s.mu.Unlock()
-		s.nudge()
+		if low {
+			s.nudge()
+		}
 		if w.dead() {
 			w.close(s.pool.cfg.Log)
 			continue
@@ -71,15 +76,54 @@ func (s *shelf) take(ctx context.Context) (*warm, error) {
 	s.pool.meters.cold.Inc()
 	s.pool.urgent.Add(1)
 	defer s.pool.urgent.Add(-1)
-	w, err := s.make(ctx)
+	w, err := s.wish(ctx)
 	if err != nil {
 		return nil, starling.Errorf(starling.Unavailable, "take sandbox", "no %s sandbox can be made on this host: %w", s.rt, err).With(starling.ErrSandboxFailure)
 	}
 	return w, nil
 }
 
-// make clones one, building the template first when there is none yet.
-func (s *shelf) make(ctx context.Context) (*warm, error) {
+// wish waits for whatever comes first: a sandbox that the filler was making already, or leave to make one. Leave is
+// not that of the fillers, whose clones are slow on a busy machine.
+func (s *shelf) wish(ctx context.Context) (*warm, error) {
+	given := make(chan *warm, 1)
+	s.mu.Lock()
+	s.wishes = append(s.wishes, given)
+	s.mu.Unlock()
+	select {
+	case w := <-given:
+		return w, nil
+	case s.pool.rush <- struct{}{}:
+		defer func() { <-s.pool.rush }()
+	case <-ctx.Done():
+	}
+	if w := s.unwish(given); w != nil {
+		if ctx.Err() == nil {
+			return w, nil
+		}
+		s.put(w)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return s.make(ctx, false)
+}
+
+// unwish takes a wish back, and returns what it was given just before.
+func (s *shelf) unwish(given chan *warm) *warm {
+	s.mu.Lock()
+	s.wishes = slices.DeleteFunc(s.wishes, func(c chan *warm) bool { return c == given })
+	s.mu.Unlock()
+	select {
+	case w := <-given:
+		return w
+	default:
+		return nil
+	}
+}
+
+// make clones one, building the template first when there is none yet; behind all others when nobody waits for it.
+func (s *shelf) make(ctx context.Context, behind bool) (*warm, error) {
 	s.mu.Lock()
 	t := s.template
 	s.mu.Unlock()
@@ -89,7 +133,11 @@ func (s *shelf) make(ctx context.Context) (*warm, error) {
 			return nil, err
 		}
 	}
-	w, err := s.pool.clone(ctx, t, s.rt)
+	clone := t.Clone
+	if b, ok := t.(BehindCloner); ok && behind {
+		clone = b.CloneBehind
+	}
+	w, err := s.pool.clone(ctx, clone, s.rt)
 	if err != nil {
 		s.pool.meters.cloneFailed.Inc()
 	}
@@ -127,11 +175,11 @@ func (s *shelf) fill(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
 		s.prune()
-		if !s.wants() || s.pool.urgent.Load() > 0 {
+		if !s.wants() {
 			s.wait(ctx, tick)
 			continue
 		}
-		w, err := s.make(ctx)
+		w, err := s.refill(ctx)
 		if err == nil {
 			failures = 0
 			s.put(w)
@@ -145,6 +193,17 @@ func (s *shelf) fill(ctx context.Context) {
 		s.pool.cfg.Log.Warn("fill pool", "runtime", s.rt, "failures", failures, "pause", pause, "error", err)
 		sleep(ctx, pause)
 	}
+}
+
+// refill clones one behind all others, one of at most CloneMax over all shelves.
+func (s *shelf) refill(ctx context.Context) (*warm, error) {
+	select {
+	case s.pool.slots <- struct{}{}:
+		defer func() { <-s.pool.slots }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	return s.make(ctx, true)
 }
 
 func (s *shelf) wait(ctx context.Context, tick *time.Ticker) {
@@ -164,16 +223,27 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
+// wants reports whether to clone now. Refilling waits for starts under way, which need the same cores and kernel
+// locks: always when one of them waits for a clone itself, otherwise only while half of the stock is left.
 func (s *shelf) wants() bool {
+	if s.pool.urgent.Load() > 0 {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.stock) < s.size
+	return len(s.stock) < s.size && (s.pool.begun.Load() == 0 || 2*len(s.stock) < s.size)
 }
 
-// put adds w at the bottom: the oldest is taken last and pruned first.
+// put gives w to the start that waits longest, or adds it to the stock: the oldest is taken last and pruned first.
 func (s *shelf) put(w *warm) {
 	s.mu.Lock()
-	if !s.closed {
+	switch {
+	case s.closed:
+	case len(s.wishes) > 0:
+		s.wishes[0] <- w
+		s.wishes = s.wishes[1:]
+		w = nil
+	default:
 		s.stock = append(s.stock, w)
 		w = nil
 	}

@@ -337,6 +337,42 @@ func TestRefusalsSayWhy(t *testing.T) {
 	})
 }
 
+func TestAFullHostEndsWhatIsIdleLongest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *host.Config) { c.MemoryMiB = 512 })
+		defer r.close(t)
+		r.Receive(1, []wire.Message{startMsg(1, echo), startMsg(2, slow), startMsg(3, echo)})
+		time.Sleep(2 * time.Second)
+		r.post.take()
+		if r.driver.Alive() != 3+3 {
+			t.Fatalf("%d sandboxes: there was room for another instance", r.driver.Alive())
+		}
+		if _, _, err := call(r, lease(1, 1, echo), `1`); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() {
+			_, _, err := call(r, lease(2, 2, slow), `1`)
+			done <- err
+		}()
+		synctest.Wait()
+		r.Receive(1, []wire.Message{startMsg(4, echo)})
+		time.Sleep(100 * time.Millisecond)
+		var ended []starling.InstanceID
+		for _, s := range r.post.take() {
+			if m, ok := s.m.(*wire.Exited); ok {
+				ended = append(ended, m.Instance)
+			}
+		}
+		if err := <-done; err != nil || len(ended) != 1 || ended[0] != instance(3) {
+			t.Errorf("ended %v, the call at work: %v", ended, err)
+		}
+		if rep := r.post.lastReport(); rep != nil && rep.FreeMiB < 128 {
+			t.Errorf("reported %+v", rep)
+		}
+	})
+}
+
 func TestAFenceLeavesOnlyLeasesInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

@@ -14,6 +14,7 @@ type meters struct {
 	ok, handled, unhandled        *metrics.Counter
 	moved, busy                   *metrics.Counter
 	startFailed, exited, timedOut *metrics.Counter
+	madeRoom                      *metrics.Counter
 	run                           *metrics.PrometheusHistogram
 }
 
@@ -29,6 +30,7 @@ func newMeters(h *Host) *meters {
 		busy:        s.NewCounter(`starling_host_refusals_total{kind="overloaded"}`),
 		startFailed: s.NewCounter(`starling_host_start_failures_total`),
 		exited:      s.NewCounter(`starling_host_exits_total`),
+		madeRoom:    s.NewCounter(`starling_host_idle_ended_total`),
 		run:         s.NewPrometheusHistogram(`starling_host_call_seconds`),
 	}
 	s.NewGauge(`starling_host_calls_in_flight`, func() float64 { return float64(h.inflight.Load()) })

@@ -33,6 +33,7 @@ func (h *Host) reportLoop(ctx context.Context) {
 		case <-t.C:
 		}
 		last = time.Now()
+		h.keepRoom(last)
 		r := h.report(meter.busy())
 		for _, n := range h.cfg.Schedulers() {
 			h.cfg.Post.Send(wire.Address{Node: n}, r)

@@ -31,6 +31,7 @@ type benchFlags struct {
 	distinct                       int
 	pack                           string
 	phases                         bool
+	hold                           time.Duration
 }
 
 func benchCommand(a *app) *cobra.Command {
@@ -299,6 +300,7 @@ and deletes them. Every call starts an instance; the phases (place, start, init)
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.benchCold(cmd, &f) }}
 	f.add(c, 64, 10, 10*time.Second)
 	c.Flags().IntVarP(&f.distinct, "functions", "n", 100, "functions to deploy, each called once")
+	c.Flags().DurationVar(&f.hold, "hold", 0, "time the functions stay afterwards, so that what their idle instances cost can be looked at")
 	c.Flags().StringVar(&f.pack, "package", "", "folder or zip to make them of")
 	return c
 }
@@ -341,6 +343,13 @@ func (a *app) benchCold(cmd *cobra.Command, f *benchFlags) error {
 	r, err := bench.Run(ctx, target, load, meter)
 	if err != nil {
 		return err
+	}
+	if f.hold > 0 {
+		fmt.Fprintf(a.err, "holding %d functions for %s\n", len(names), f.hold)
+		select {
+		case <-ctx.Done():
+		case <-time.After(f.hold):
+		}
 	}
 	report.Results = append(report.Results, r)
 	return a.finishBench(report, f)

@@ -94,6 +94,17 @@ func (s *Store) hold(k key) (*pack, error) {
 	return p, nil
 }
 
+// prepare unpacks k without waiting for it, where that is wanted. A failure is not told: the first who needs the
+// package tries again.
+func (s *Store) prepare(k key) {
+	if !s.cfg.Prepare {
+		return
+	}
+	if p, err := s.hold(k); err == nil {
+		s.drop(p)
+	}
+}
+
 func (s *Store) drop(p *pack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -86,6 +86,20 @@ func put(t testing.TB, s *Store, account starling.AccountID, data []byte) starli
 	return hash
 }
 
+func TestAPreparingStoreUnpacksBeforeAnybodyAsks(t *testing.T) {
+	var dir string
+	s := open(t, func(c *Config) { c.Prepare, dir = true, c.Dir })
+	hash := put(t, s, "acme", pack1(t, item{"main.py", "x = 1\n", 0}))
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if found, _ := filepath.Glob(filepath.Join(dir, "unpacked", "acme", string(hash)+"-*", "main.py")); len(found) == 1 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing was unpacked")
+		}
+	}
+}
+
 func TestStoreUnpacksWhatWasUploaded(t *testing.T) {
 	s := open(t, nil)
 	hash := put(t, s, "acme", pack1(t,

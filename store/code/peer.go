@@ -101,6 +101,7 @@ func (s *Store) serveKeep(ctx context.Context, st transport.Stream, r io.Reader,
 	if err := s.cfg.Bucket.Put(ctx, k.object(), io.NewSectionReader(f, 0, n)); err != nil {
 		return err
 	}
+	s.prepare(k)
 	_, err = st.Write([]byte{0})
 	return err
 }

@@ -36,6 +36,7 @@ type Config struct {
 	Limits      Limits          // of one package
 	Replicas    int             // other nodes that get a copy of an upload, when the bucket is this node's own
 	Peers       func() []string // QUIC addresses of the other nodes, the likeliest holder first; nil for none
+	Prepare     bool            // unpack here what is uploaded here or handed over, before anybody calls it
 	Log         *slog.Logger
 }
 
@@ -165,6 +166,7 @@ func (s *Store) Put(ctx context.Context, account starling.AccountID, r io.Reader
 	if err := s.cfg.Bucket.Put(ctx, k.object(), io.NewSectionReader(f, 0, size)); err != nil {
 		return "", 0, err
 	}
+	s.prepare(k)
 	s.replicate(ctx, k, f, size)
 	return sum, size, nil
 }

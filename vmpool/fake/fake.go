@@ -31,14 +31,16 @@ type Driver struct {
 	// Spoil, when set, is asked before each act: "build", "clone", "attach". Its error is the act's.
 	Spoil func(act string) error
 
-	mu    sync.Mutex
-	alive map[*Sandbox]struct{}
-	made  int
+	mu      sync.Mutex
+	alive   map[*Sandbox]struct{}
+	made    int
+	settled int
 }
 
 var (
 	_ vmpool.Driver  = (*Driver)(nil)
 	_ vmpool.Sandbox = (*Sandbox)(nil)
+	_ vmpool.Settler = (*Sandbox)(nil)
 )
 
 // Name is "fake".
@@ -71,6 +73,13 @@ func (d *Driver) Made() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.made
+}
+
+// Settled returns how often a sandbox was given the CPU of its calls.
+func (d *Driver) Settled() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.settled
 }
 
 // Close closes every sandbox that is left.
@@ -227,6 +236,14 @@ func (s *Sandbox) Listener() net.Listener {
 
 // Output is what handlers print.
 func (s *Sandbox) Output() (stdout, stderr io.Reader) { return s.outR, s.errR }
+
+// Settle is counted.
+func (s *Sandbox) Settle() error {
+	s.d.mu.Lock()
+	defer s.d.mu.Unlock()
+	s.d.settled++
+	return nil
+}
 
 // Pause marks the sandbox frozen. It stops no Go func.
 func (s *Sandbox) Pause() error {

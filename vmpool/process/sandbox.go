@@ -34,8 +34,20 @@ type template struct {
 // Close does nothing: what the template is made of belongs to the driver.
 func (t *template) Close() error { return nil }
 
+// behindWeight is the weight of a sandbox that nobody waits for, in CPUs: what a nice value of 10 gives.
+const behindWeight = 0.1
+
+var _ vmpool.BehindCloner = (*template)(nil)
+
 // Clone makes a sandbox and returns when its program has been started.
-func (t *template) Clone(ctx context.Context) (vmpool.Sandbox, error) {
+func (t *template) Clone(ctx context.Context) (vmpool.Sandbox, error) { return t.clone(ctx, 0) }
+
+// CloneBehind is Clone with little weight against everything else on the machine; Attach gives it that of its function.
+func (t *template) CloneBehind(ctx context.Context) (vmpool.Sandbox, error) {
+	return t.clone(ctx, behindWeight)
+}
+
+func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, error) {
 	began := time.Now()
 	d := t.driver
 	l, err := d.current(ctx)
@@ -53,7 +65,7 @@ func (t *template) Clone(ctx context.Context) (vmpool.Sandbox, error) {
 	b.group = d.tree.Group(strconv.FormatUint(b.id, 10))
 	d.boxes[b.id] = b
 	d.mu.Unlock()
-	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv}
+	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv, Weight: weight}
 	if t.argv != nil {
 		m.Env = warmEnv
 	}
@@ -83,10 +95,11 @@ type sandbox struct {
 	listener       net.Listener
 	stdout, stderr *os.File
 
-	attached bool
-	frozen   bool
-	closing  sync.Once
-	closeErr error
+	attached  bool
+	memoryMiB int // of the function, once attached
+	frozen    bool
+	closing   sync.Once
+	closeErr  error
 
 	done chan struct{}
 	exit vmpool.Exit // written before done is closed
@@ -150,10 +163,10 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 		return starling.Errorf(starling.Invalid, op, "sandbox %d has code: it is never given a second", b.id)
 	}
 	began := time.Now()
-	b.attached = true
+	b.attached, b.memoryMiB = true, code.MemoryMiB
 	m := &link.Message{Op: link.Attach, ID: b.id, Code: code.Dir, Processes: b.driver.cfg.ProcessesMax,
 		MemoryBytes: int64(code.MemoryMiB+overheadMiB(b.runtime)) << 20,
-		CPU:         max(b.driver.cfg.CPUMin, float64(code.MemoryMiB)/cpuMemory)}
+		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
 	if _, _, err := b.life.ask(ctx, m); err != nil {
 		return starling.Errorf(starling.Unavailable, op, "%w", err)
 	}
@@ -163,6 +176,25 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 		}
 	}
 	b.driver.m.attach.UpdateDuration(began)
+	return nil
+}
+
+// cpu returns how many CPUs the calls of a function with so much memory may use.
+func (d *Driver) cpu(memoryMiB int) float64 {
+	return max(d.cfg.CPUMin, float64(memoryMiB)/cpuMemory)
+}
+
+var _ vmpool.Settler = (*sandbox)(nil)
+
+// Settle ends the time in which a small function has a whole CPU to initialise itself.
+func (b *sandbox) Settle() error {
+	cpu := b.driver.cpu(b.memoryMiB)
+	if cpu >= 1 {
+		return nil // that is what Attach gave
+	}
+	if err := b.group.LimitCPU(cpu, 0); err != nil {
+		return fmt.Errorf("settle sandbox %d: %w", b.id, err)
+	}
 	return nil
 }
 

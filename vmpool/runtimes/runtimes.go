@@ -12,7 +12,7 @@ import (
 	"starling"
 )
 
-//go:embed python/runtime.py node/runtime.js
+//go:embed python/runtime.py python/rehearsal.py node/runtime.js node/rehearsal.js
 var files embed.FS
 
 // Dir is where a sandbox sees the programs that Write wrote.
@@ -21,7 +21,7 @@ const Dir = "/var/runtime"
 // TaskRoot is where a sandbox sees the code of its function.
 const TaskRoot = "/var/task"
 
-// Files holds the programs, "python/runtime.py" and "node/runtime.js".
+// Files holds the programs, "python/runtime.py" and "node/runtime.js", and what each rehearses with.
 func Files() fs.FS { return files }
 
 // Write puts the programs below dir, readable to everybody and writable to none but the owner. Each file is

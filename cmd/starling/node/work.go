@@ -41,6 +41,7 @@ func (n *Node) openStores(ctx context.Context) error {
 	n.opened("bucket", nil, bucket.Close)
 	cfg := code.DefaultConfig()
 	cfg.Dir, cfg.Bucket, cfg.Peers, cfg.Log = filepath.Join(n.cfg.Dir, "code"), bucket, n.peers, n.log("code")
+	cfg.Prepare = n.cfg.Roles.Has(starling.RoleHost)
 	if n.cfg.CodeCacheMiB > 0 {
 		cfg.UnpackedMax = int64(n.cfg.CodeCacheMiB) << 20
 	}

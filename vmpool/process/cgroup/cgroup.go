@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +18,8 @@ import (
 // Limits bound one sandbox.
 type Limits struct {
 	MemoryBytes int64   // hard limit, swap included
-	CPU         float64 // most CPUs' worth of time, > 0; also its weight against neighbours
+	CPU         float64 // most CPUs' worth of time, > 0
+	Weight      float64 // CPUs' worth of weight against neighbours; 0 means CPU
 	Processes   int     // processes and threads together
 }
 
@@ -115,7 +117,19 @@ func (t *Tree) Open() error {
 			}
 		}
 	}
+	if err := t.weigh(float64(runtime.NumCPU())); err != nil {
+		return fmt.Errorf("set weight: %w", err)
+	}
 	return nil
+}
+
+// weigh gives the parent group the weight of cpus whole CPUs. By default a group weighs as much as one thread beside
+// it: all functions of a machine together would get what one busy thread of the node gets.
+func (t *Tree) weigh(cpus float64) error {
+	if t.version == 2 {
+		return write(t.dirs("")[0], "cpu.weight", strconv.Itoa(weight2(cpus)))
+	}
+	return write(filepath.Join(t.mounts["cpu"], t.parent), "cpu.shares", strconv.Itoa(int(cpus*weightUnit)))
 }
 
 // Lock takes the parent group for this process until the file is closed, so that two nodes never sweep each other. It
@@ -193,6 +207,8 @@ type Group interface {
 	Create(Limits) error
 	// Limit replaces the limits.
 	Limit(Limits) error
+	// LimitCPU replaces the limit and the weight of CPU time only.
+	LimitCPU(cpu, weight float64) error
 	// Place moves the process pid into the group. Its future children are born there.
 	Place(pid int) error
 	// Freeze stops every process until Thaw; it returns when all are stopped.
@@ -301,4 +317,12 @@ func removeAll(dirs []string) error {
 		}
 	}
 	return nil
+}
+
+// weigh returns the weight in CPUs: that of the limit when none is given.
+func weigh(cpu, weight float64) float64 {
+	if weight == 0 {
+		return cpu
+	}
+	return weight
 }

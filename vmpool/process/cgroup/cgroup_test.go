@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,8 +43,11 @@ func TestVersion2WritesItsFiles(t *testing.T) {
 		t.Fatalf("version %d", tree.Version())
 	}
 	parent := filepath.Join(root, "starling-x")
-	put(t, parent, map[string]string{"cgroup.subtree_control": ""})
+	put(t, parent, map[string]string{"cgroup.subtree_control": "", "cpu.weight": ""})
 	must(t, tree.Open())
+	if got, want := content(t, parent, "cpu.weight"), strconv.Itoa(100*runtime.NumCPU()); got != want {
+		t.Errorf("all sandboxes together weigh %s, want %s", got, want)
+	}
 	for _, d := range []string{root, parent} {
 		if got := content(t, d, "cgroup.subtree_control"); got != "+memory +cpu +pids" {
 			t.Errorf("%s enables %q", d, got)

@@ -35,16 +35,18 @@ func (g *v1) Limit(l Limits) error {
 	if err := write(g.memory, "memory.memsw.limit_in_bytes", bytes); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := write(g.cpu, "cpu.cfs_period_us", strconv.FormatInt(period.Microseconds(), 10)); err != nil {
-		return err
-	}
-	if err := write(g.cpu, "cpu.cfs_quota_us", strconv.FormatInt(quota(l.CPU), 10)); err != nil {
-		return err
-	}
-	if err := write(g.cpu, "cpu.shares", strconv.Itoa(max(2, int(l.CPU*weightUnit)))); err != nil {
+	if err := g.LimitCPU(l.CPU, l.Weight); err != nil {
 		return err
 	}
 	return write(g.pids, "pids.max", strconv.Itoa(l.Processes))
+}
+
+// LimitCPU leaves the period alone, which is the kernel's default.
+func (g *v1) LimitCPU(cpu, weight float64) error {
+	if err := write(g.cpu, "cpu.cfs_quota_us", strconv.FormatInt(quota(cpu), 10)); err != nil {
+		return err
+	}
+	return write(g.cpu, "cpu.shares", strconv.Itoa(max(2, int(weigh(cpu, weight)*weightUnit))))
 }
 
 // quota returns the microseconds of CPU in one period; the kernel takes no less than 1000.

@@ -29,14 +29,21 @@ func (g *v2) Limit(l Limits) error {
 	if err := write(g.dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if err := write(g.dir, "cpu.max", fmt.Sprintf("%d %d", quota(l.CPU), period.Microseconds())); err != nil {
-		return err
-	}
-	if err := write(g.dir, "cpu.weight", strconv.Itoa(min(10_000, max(1, int(l.CPU*100))))); err != nil {
+	if err := g.LimitCPU(l.CPU, l.Weight); err != nil {
 		return err
 	}
 	return write(g.dir, "pids.max", strconv.Itoa(l.Processes))
 }
+
+func (g *v2) LimitCPU(cpu, weight float64) error {
+	if err := write(g.dir, "cpu.max", fmt.Sprintf("%d %d", quota(cpu), period.Microseconds())); err != nil {
+		return err
+	}
+	return write(g.dir, "cpu.weight", strconv.Itoa(weight2(weigh(cpu, weight))))
+}
+
+// weight2 returns the weight of so many CPUs; the kernel's default of 100 is one.
+func weight2(cpus float64) int { return min(10_000, max(1, int(cpus*100))) }
 
 func (g *v2) Place(pid int) error { return write(g.dir, "cgroup.procs", strconv.Itoa(pid)) }
 

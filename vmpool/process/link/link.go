@@ -27,7 +27,7 @@ type Op uint8
 // Node to warden; each is answered by a message of the same Op and ID.
 const (
 	Open   Op = 1 // Setup
-	Clone  Op = 2 // Argv; descriptors: stdout, stderr, channel. The answer may carry the listener
+	Clone  Op = 2 // Argv, Weight; descriptors: stdout, stderr, channel. The answer may carry the listener
 	Attach Op = 3 // Code, Limits
 	Kill   Op = 4
 )
@@ -57,6 +57,7 @@ type Message struct {
 	Code        string          `json:"code,omitempty"`
 	MemoryBytes int64           `json:"memory,omitempty"`
 	CPU         float64         `json:"cpu,omitempty"`
+	Weight      float64         `json:"weight,omitempty"` // of a clone against its neighbours; 0 for that of one CPU
 	Processes   int             `json:"processes,omitempty"`
 	Status      unix.WaitStatus `json:"status,omitempty"`
 	OutOfMemory bool            `json:"oom,omitempty"`

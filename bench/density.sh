@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# bench/density.sh [N]: deploys N functions to a fresh node, calls each once and tells what an idle instance costs: its
+# cgroup (kernel memory and page cache included), the proportional and private memory of its processes, and the node's
+# own. FUNCTION=echo-node chooses another function; RATE the first calls a second.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+n=${1:-1000}
+log=$(mktemp "${TMPDIR:-/tmp}/starling-density.XXXXXX")
+trap 'rm -f "$log"' EXIT
+# Every instance claims its limit, not what it uses: 128 MiB each, and room for the one that comes.
+NODE_FLAGS="--memory $(((n + 8) * 128)) --instances $((n + 8))" POOL=8 \
+	bench/run.sh cold -n "$n" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
+run=$!
+until grep -q '^holding' "$log"; do
+	kill -0 $run 2>/dev/null || { cat "$log" >&2; exit 1; }
+	sleep 0.5
+done
+sleep 2 # so that the last ones are frozen too
+/usr/bin/python3 - "$run" <<'EOF'
+import glob, os, sys
+
+def children(pid):
+    found = []
+    for task in glob.glob(f"/proc/{pid}/task/*/children"):
+        for child in open(task).read().split():
+            found += [int(child)] + children(int(child))
+    return found
+
+def memory(pid):
+    out = {}
+    for line in open(f"/proc/{pid}/smaps_rollup"):
+        name, _, rest = line.partition(":")
+        if name in ("Rss", "Pss", "Private_Dirty", "Private_Clean"):
+            out[name] = int(rest.split()[0])
+    return out
+
+def command(pid):
+    return open(f"/proc/{pid}/cmdline").read().split("\0")
+
+family = children(int(sys.argv[1]))
+node = next(p for p in family if command(p)[1:2] == ["node"])
+warden = next(p for p in family if command(p)[1:2] == ["warden"])
+inside = [p for p in children(warden) if os.path.exists(f"/proc/{p}/smaps_rollup")]
+sums, groups = {}, set()
+for pid in inside:
+    for name, kib in memory(pid).items():
+        sums[name] = sums.get(name, 0) + kib
+    groups |= {line.strip().split(":")[2] for line in open(f"/proc/{pid}/cgroup") if ":memory:" in line or line.startswith("0::/starling")}
+root = "/sys/fs/cgroup/memory" if os.path.isdir("/sys/fs/cgroup/memory") else "/sys/fs/cgroup"
+used = 0
+for group in groups:
+    for name in ("memory.usage_in_bytes", "memory.current"):
+        if os.path.exists(f"{root}{group}/{name}"):
+            used += int(open(f"{root}{group}/{name}").read())
+n = len(inside)
+print(f"{n} sandboxes (warm ones of the pool included), each: cgroup {used // n >> 10} KiB, PSS {sums['Pss'] // n} KiB, "
+      f"private {(sums['Private_Dirty'] + sums['Private_Clean']) // n} KiB, RSS {sums['Rss'] // n} KiB")
+for name, pid in (("node", node), ("warden", warden)):
+    m = memory(pid)
+    print(f"{name}: RSS {m['Rss'] >> 10} MiB, private {(m['Private_Dirty'] + m['Private_Clean']) >> 10} MiB, {len(os.listdir(f'/proc/{pid}/fd'))} descriptors")
+EOF
+wait $run
