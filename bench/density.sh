@@ -7,8 +7,9 @@ cd "$(dirname "$0")/.."
 n=${1:-1000}
 log=$(mktemp "${TMPDIR:-/tmp}/starling-density.XXXXXX")
 trap 'rm -f "$log"' EXIT
-# Every instance claims its limit, not what it uses: 128 MiB each, and room for the one that comes.
-NODE_FLAGS="--memory $(((n + 8) * 128)) --instances $((n + 8))" POOL=8 \
+# Every instance claims its limit, not what it uses: 128 MiB each. A host keeps a part free of idle instances.
+most=$((n + n / 32 + 40))
+NODE_FLAGS="--memory $((most * 128)) --instances $most" POOL=8 \
 	bench/run.sh cold -n "$n" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
 run=$!
 until grep -q '^holding' "$log"; do
@@ -41,20 +42,28 @@ family = children(int(sys.argv[1]))
 node = next(p for p in family if command(p)[1:2] == ["node"])
 warden = next(p for p in family if command(p)[1:2] == ["warden"])
 inside = [p for p in children(warden) if os.path.exists(f"/proc/{p}/smaps_rollup")]
-sums, groups = {}, set()
-for pid in inside:
-    for name, kib in memory(pid).items():
-        sums[name] = sums.get(name, 0) + kib
-    groups |= {line.strip().split(":")[2] for line in open(f"/proc/{pid}/cgroup") if ":memory:" in line or line.startswith("0::/starling")}
 root = "/sys/fs/cgroup/memory" if os.path.isdir("/sys/fs/cgroup/memory") else "/sys/fs/cgroup"
-used = 0
-for group in groups:
-    for name in ("memory.usage_in_bytes", "memory.current"):
-        if os.path.exists(f"{root}{group}/{name}"):
-            used += int(open(f"{root}{group}/{name}").read())
-n = len(inside)
-print(f"{n} sandboxes (warm ones of the pool included), each: cgroup {used // n >> 10} KiB, PSS {sums['Pss'] // n} KiB, "
-      f"private {(sums['Private_Dirty'] + sums['Private_Clean']) // n} KiB, RSS {sums['Rss'] // n} KiB")
+
+def charged(pid):
+    """Returns what the cgroup of a process is charged, in KiB."""
+    for line in open(f"/proc/{pid}/cgroup"):
+        if ":memory:" in line or line.startswith("0::/starling"):
+            for name in ("memory.usage_in_bytes", "memory.current"):
+                file = f"{root}{line.strip().split(':')[2]}/{name}"
+                if os.path.exists(file):
+                    return int(open(file).read()) >> 10
+    return 0
+
+programs = {}
+for pid in inside:
+    programs.setdefault(os.path.basename(command(pid)[0]), []).append(pid)
+for program, pids in sorted(programs.items()):
+    n, sums = len(pids), {"cgroup": sum(map(charged, pids))}
+    for pid in pids:
+        for name, kib in memory(pid).items():
+            sums[name] = sums.get(name, 0) + kib
+    print(f"{n} x {program} (warm ones of the pool included), each: cgroup {sums['cgroup'] // n} KiB, PSS {sums['Pss'] // n} KiB, "
+          f"private {(sums['Private_Dirty'] + sums['Private_Clean']) // n} KiB, RSS {sums['Rss'] // n} KiB")
 for name, pid in (("node", node), ("warden", warden)):
     m = memory(pid)
     print(f"{name}: RSS {m['Rss'] >> 10} MiB, private {(m['Private_Dirty'] + m['Private_Clean']) >> 10} MiB, {len(os.listdir(f'/proc/{pid}/fd'))} descriptors")

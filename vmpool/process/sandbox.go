@@ -22,7 +22,7 @@ import (
 )
 
 // warmEnv is the environment in which a shipped runtime starts; the function's own comes with its code.
-var warmEnv = []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "TZ=UTC"}
+var warmEnv = []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "TZ=:UTC"}
 
 // template is one runtime. All of its sandboxes share the warden's root.
 type template struct {

@@ -12,7 +12,7 @@ import (
 	"starling"
 )
 
-//go:embed python/runtime.py python/rehearsal.py node/runtime.js node/rehearsal.js
+//go:embed python/start.py python/runtime.py python/rehearsal.py node/runtime.js node/rehearsal.js
 var files embed.FS
 
 // Dir is where a sandbox sees the programs that Write wrote.
@@ -21,12 +21,15 @@ const Dir = "/var/runtime"
 // TaskRoot is where a sandbox sees the code of its function.
 const TaskRoot = "/var/task"
 
-// Files holds the programs, "python/runtime.py" and "node/runtime.js", and what each rehearses with.
+// Files holds the programs, "python/start.py" (for "python/runtime.py") and "node/runtime.js", and what each rehearses with.
 func Files() fs.FS { return files }
 
 // Write puts the programs below dir, readable to everybody and writable to none but the owner. Each file is
 // replaced whole, so a node that starts beside another one with the same dir does no harm.
 func Write(dir string) error {
+	if err := os.RemoveAll(filepath.Join(dir, "python/__pycache__")); err != nil { // of an earlier runtime
+		return fmt.Errorf("write runtime: %w", err)
+	}
 	return fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -73,7 +76,7 @@ func Command(rt starling.Runtime, dir, python, node string) []string {
 	case starling.Python311:
 		// -I: nothing of the surroundings decides what is imported. -S: no site.py; runtime.py adds the paths.
 		// -B: /var/task is read-only anyway.
-		return []string{python, "-I", "-S", "-B", filepath.Join(dir, "python/runtime.py")}
+		return []string{python, "-I", "-S", "-B", filepath.Join(dir, "python/start.py")}
 	case starling.NodeJS20:
 		return []string{node, "--max-semi-space-size=2", "--v8-pool-size=0", "--no-warnings", filepath.Join(dir, "node/runtime.js")}
 	}

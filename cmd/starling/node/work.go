@@ -78,7 +78,7 @@ func (n *Node) openHost(ctx context.Context) error {
 		return err
 	}
 	n.opened("logs", n.logs.Metrics(), n.logs.Close)
-	driver, err := n.driver()
+	driver, err := n.driver(ctx)
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (n *Node) drainHost() error {
 var tagUnfit = regexp.MustCompile(`[^a-z0-9-]+`)
 
 // driver makes the process driver over the shipped runtimes.
-func (n *Node) driver() (*process.Driver, error) {
+func (n *Node) driver(ctx context.Context) (*process.Driver, error) {
 	guest, err := n.cfg.guest()
 	if err != nil {
 		return nil, err
@@ -129,6 +129,11 @@ func (n *Node) driver() (*process.Driver, error) {
 	programs := filepath.Join(dir, "runtimes")
 	if err := runtimes.Write(programs); err != nil {
 		return nil, err
+	}
+	if n.cfg.Python != "" {
+		if err := runtimes.Compile(ctx, programs, n.cfg.Python); err != nil {
+			n.log("driver").Warn("Python starts slower", slog.Any("error", err))
+		}
 	}
 	cfg := process.DefaultConfig()
 	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "work"), guest, programs, n.log("driver")

@@ -176,6 +176,9 @@ func newArena(t testing.TB, target Target) *arena {
 	a.check(os.WriteFile(a.canary, []byte("host secret"), 0o644))
 	a.target.Secrets = append(slices.Clone(target.Secrets), a.code, a.canary)
 	a.check(a.Attach(context.Background(), vmpool.Code{Dir: a.code, MemoryMiB: target.MemoryMiB}))
+	if s, ok := a.Sandbox.(vmpool.Settler); ok {
+		a.check(s.Settle()) // the bounds are those of calls
+	}
 	a.do(prelude)
 	return a
 }

@@ -383,10 +383,16 @@ async function load() {
 function esmHint(e) { return /Cannot use import statement|Unexpected token 'export'/.test(e.message); }
 function importFile(file) { return import(require('url').pathToFileURL(file).href); }
 
+// adopt makes env the whole environment. It touches what differs only: a TZ that is deleted or set, even to what it was,
+// makes the engine look for its time zone in a thousand files.
+function adopt(env) {
+  for (const k of Object.keys(process.env)) if (!(k in env)) delete process.env[k];
+  for (const k of Object.keys(env)) if (process.env[k] !== env[k]) process.env[k] = env[k];
+}
+
 // take becomes the function that the init frame tells of.
 async function take() {
-  for (const k of Object.keys(process.env)) delete process.env[k];
-  Object.assign(process.env, setup.env);
+  adopt(setup.env);
   const extra = (process.env.NODE_PATH || '').split(':').filter(Boolean);
   process.env.NODE_PATH = ['/opt/nodejs/node_modules', ...extra].join(':');
   require('module')._initPaths();
@@ -415,8 +421,7 @@ async function rehearse() {
   rehearsed = setup = handler = null;
   delete require.cache[path.join(__dirname, 'rehearsal.js')];
   module.children.length = 0;
-  for (const k of Object.keys(process.env)) delete process.env[k];
-  Object.assign(process.env, env);
+  adopt(env);
   process.chdir('/');
 }
 

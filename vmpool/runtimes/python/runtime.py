@@ -376,7 +376,3 @@ def main():
         _serve(handler)
     finally:
         _flush()
-
-
-if __name__ == "__main__":
-    main()
