@@ -82,12 +82,15 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a ans
 	for {
 		l, found := v.leading()
 		if l != (leader{}) {
-			a, err = v.try(ctx, l, kind, question)
+			a, err = v.try(ctx, l, found, kind, question)
 			if err == nil || starling.KindOf(err) != starling.Unavailable {
 				return a, uncertain, err
 			}
 			uncertain = uncertain || starling.ReasonOf(err) != reasonNotLeader
-			last, found = err, nil // the leader is known and cannot answer: pause, do not wait for its end
+			last = err
+			if now, _ := v.leading(); now == l {
+				found = nil // the leader is known and cannot answer: pause, do not wait for its end
+			}
 		}
 		t := time.NewTimer(pause)
 		select {
@@ -105,10 +108,20 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a ans
 	}
 }
 
-func (v *View) try(ctx context.Context, l leader, kind MessageKind, question any) (answered, error) {
+// try asks l once. It gives up when the session with l ends, which is known sooner than that a connection is lost.
+func (v *View) try(ctx context.Context, l leader, over <-chan struct{}, kind MessageKind, question any) (answered, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeMax)
-	defer cancel()
+	done := make(chan struct{})
+	defer func() { cancel(); <-done }()
+	go func() {
+		defer close(done)
+		select {
+		case <-over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	stream, err := v.dial(ctx, l)
 	if err != nil {
 		return answered{}, starling.Errorf(starling.Unavailable, "dial manager", "%w", err).With(reasonNotLeader)

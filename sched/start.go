@@ -22,7 +22,7 @@ func (s *Scheduler) startFor(v *version) {
 	left := v.most - v.of.instances
 	each := int(v.slots)
 	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
-	n := scale.Starts(scale.Load{Waiting: int(v.waiting), Starting: v.starting, Slots: each, Left: (slots + each - 1) / each,
+	n := scale.Starts(scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Ramp: s.ramp(), Slots: each, Left: (slots + each - 1) / each,
 		StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0})
 	if n > left {
 		s.makeWay(v, n-left)
@@ -31,6 +31,14 @@ func (s *Scheduler) startFor(v *version) {
 	for ; n > 0 && s.startOne(v, s.now); n-- {
 	}
 }
+
+// rampMin and rampHost say how many starts of a version may be on their way before it has proven a need of more.
+const (
+	rampMin  = 4
+	rampHost = 2 // for each host
+)
+
+func (s *Scheduler) ramp() int { return max(rampMin, rampHost*len(s.order)) }
 
 // makeWay stops up to n idle instances of other versions of the same function, whose limit they fill. It looks
 // once in a while only: while they are busy, every call that waits would look through all of them.

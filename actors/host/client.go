@@ -14,6 +14,10 @@ import (
 // Unavailable error means that it may have run.
 const ReasonNotStarted = "NotStarted"
 
+// dialPatience is how long a call waits for the connection to its host. A host that lives answers in a few round trips; a
+// dead one would hold the call for the whole time of a handshake, though another host could serve it.
+const dialPatience = 300 * time.Millisecond
+
 // lostAfter is how long after its deadline a call without an end is given up; the host ends it earlier.
 const lostAfter = 2 * time.Second
 
@@ -185,6 +189,12 @@ func (k *sent) post(head, payload []byte) error {
 func (c *Client) wait(ctx context.Context, k *sent, left time.Duration, sink starling.Sink) (starling.Outcome, error) {
 	t := time.NewTimer(left + lostAfter)
 	defer t.Stop()
+	var patience <-chan time.Time
+	if k.link.Peer() == (transport.Peer{}) {
+		p := time.NewTimer(dialPatience)
+		defer p.Stop()
+		patience = p.C
+	}
 	a := taking{sink: sink}
 	for {
 		select {
@@ -192,6 +202,12 @@ func (c *Client) wait(ctx context.Context, k *sent, left time.Duration, sink sta
 		case <-ctx.Done():
 			c.drop(k)
 			return starling.Outcome{}, lost(context.Cause(ctx))
+		case <-patience:
+			patience = nil
+			if k.link.Peer() == (transport.Peer{}) {
+				c.giveUp(k)
+			}
+			continue
 		case <-t.C:
 			c.drop(k)
 			return starling.Outcome{}, starling.Errorf(starling.Timeout, "invoke", "the host did not answer in time; the function may have run")
@@ -207,6 +223,15 @@ func (c *Client) wait(ctx context.Context, k *sent, left time.Duration, sink sta
 	c.drop(k)
 	c.free.Put(k)
 	return out, err
+}
+
+// giveUp ends a link that did not come up in time, with every call on it. What was sent on it is dropped, unless it came
+// up at this very moment: then the calls may have run, and fail tells which.
+func (c *Client) giveUp(k *sent) {
+	c.links.Drop(k.addr)
+	if k.link.Err() != nil {
+		c.fail(k.addr, nil, starling.Errorf(starling.Unavailable, "invoke", "no connection within %v", dialPatience))
+	}
 }
 
 // taking is the caller's side of an answer.

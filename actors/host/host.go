@@ -229,7 +229,7 @@ func (h *Host) fence(from starling.NodeID, m *wire.Fence) {
 	for _, f := range h.fences {
 		if overlap(f.over, m.Range) && (f.epoch > m.Epoch || f.epoch == m.Epoch && f.partition != m.Partition) {
 			h.mu.Unlock()
-			h.cfg.Log.Info("refuse fence of a past epoch", "partition", m.Partition, "epoch", m.Epoch, "seen", f.epoch)
+			h.cfg.Log.Debug("refuse fence of a past epoch", "partition", m.Partition, "epoch", m.Epoch, "seen", f.epoch)
 			return
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"starling"
@@ -129,6 +130,26 @@ func TestALostHostEndsItsCalls(t *testing.T) {
 			t.Fatalf("got %v", err)
 		}
 	}
+}
+
+// mute is an endpoint whose dials never end by themselves, as those to a machine that lost its power.
+type mute struct{ transport.Endpoint }
+
+func (mute) Open(ctx context.Context, addr string, ch transport.Channel) (transport.Stream, error) {
+	<-ctx.Done()
+	return nil, starling.Errorf(starling.Unavailable, "reach "+addr, "no answer")
+}
+
+func TestCallsDoNotWaitForADeadHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := host.NewClient(mute{}, func(starling.NodeID) string { return "host:1" })
+		defer c.Close()
+		began := time.Now()
+		_, err := c.Invoke(t.Context(), lease(1, 1, echo), invocation(echo, "{}"), &sink{})
+		if took := time.Since(began); starling.ReasonOf(err) != host.ReasonNotStarted || took > 500*time.Millisecond {
+			t.Fatalf("after %v: %v", took, err)
+		}
+	})
 }
 
 func TestManyRemoteCallsShareOneStream(t *testing.T) {

@@ -10,6 +10,7 @@ type managerMetrics struct {
 	deaths     *metrics.Counter
 	assigned   *metrics.Counter
 	unowned    *metrics.Gauge
+	voters     *metrics.Gauge // as last seen while this manager led
 	proposals  *metrics.PrometheusHistogram
 }
 
@@ -20,6 +21,7 @@ func (s *managerMetrics) init(m *Manager) {
 	s.deaths = s.set.NewCounter("starling_manager_node_deaths_total")
 	s.assigned = s.set.NewCounter("starling_manager_partition_changes_total")
 	s.unowned = s.set.NewGauge("starling_manager_partitions_unowned", nil)
+	s.voters = s.set.NewGauge("starling_manager_voters", nil)
 	s.proposals = s.set.NewPrometheusHistogram("starling_manager_propose_seconds")
 	s.set.NewGauge("starling_manager_leads", func() float64 {
 		if m.Leads() {

@@ -28,6 +28,7 @@ type reign struct {
 	claim   uint64
 	ended   chan struct{} // closed when the reign is over
 	wake    chan struct{} // asks for a round now
+	joined  chan struct{} // asks for a look at the voting replicas now: a node was heard for the first time
 	mu      sync.Mutex    // a leaf: guards what follows
 	ledger  *ledger
 	nodes   map[starling.NodeID]*session
@@ -62,7 +63,7 @@ func (m *Manager) rule(ctx context.Context, r Replica, self uint64) {
 	if err != nil || reply.Claim == nil {
 		return
 	}
-	g := &reign{manager: m, replica: r, self: self, claim: reply.Claim.Index, ended: make(chan struct{}), wake: make(chan struct{}, 1),
+	g := &reign{manager: m, replica: r, self: self, claim: reply.Claim.Index, ended: make(chan struct{}), wake: make(chan struct{}, 1), joined: make(chan struct{}, 1),
 		ledger: newLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{})}
 	m.metrics.reigns.Inc()
 	m.cfg.Log.Info("this manager leads", slog.Uint64("claim", g.claim), slog.Duration("claimed in", m.cfg.Now().Sub(began)))

@@ -22,6 +22,7 @@ func (g *reign) keepReplicas(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-g.joined:
 		}
 	}
 }
@@ -34,6 +35,7 @@ func (g *reign) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	g.manager.metrics.voters.Set(float64(len(voters)))
 	t := g.manager.cfg.Machine.Topology()
 	now := g.manager.cfg.Now()
 	g.mu.Lock()

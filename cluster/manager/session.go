@@ -50,6 +50,10 @@ func (g *reign) attend(s transport.Stream, peer transport.Peer, h cluster.Hello,
 	g.ledger.hello(n.node, h.Fresh, local, m.cfg.Now())
 	g.mu.Unlock()
 	g.stir()
+	select {
+	case g.joined <- struct{}{}:
+	default:
+	}
 
 	var writer sync.WaitGroup
 	writer.Go(n.write)

@@ -117,6 +117,31 @@ func TestCacheServesWithoutLeader(t *testing.T) {
 }
 
 // A deletion whose answer was lost is not reported as "not found" when it is tried again.
+// A question to a leader that fell silent goes to the next one as soon as the session is given up, not when the
+// question's own patience is at its end.
+func TestQuestionsFollowTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 1, 3)
+		defer w.close()
+		n := w.nodes[4]
+		w.waitFor(2*time.Second, "start", func() bool { return n.view.Ready() })
+		n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
+		status, err := n.view.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.isolate(status.Leader)
+		time.AfterFunc(300*time.Millisecond, func() { w.q.elect(2) })
+		began := time.Now()
+		if _, err := n.view.Read(t.Context(), cluster.Query{What: cluster.QueryAccount, Account: "acme"}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 1500*time.Millisecond {
+			t.Fatalf("the answer took %v", took)
+		}
+	})
+}
+
 func TestRepeatedDeletionSucceeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3, 1, 3)

@@ -128,7 +128,27 @@ func startCluster(t *testing.T, n int) *testCluster {
 		t.Cleanup(node.stop)
 		node.ready(t, 30*time.Second)
 	}
+	c.replicated(t)
 	return c
+}
+
+// replicated waits until every node that may vote does: a cluster of three that has just been made survives no
+// death before.
+func (c *testCluster) replicated(t *testing.T) {
+	t.Helper()
+	want := fmt.Sprintf("starling_manager_voters %d\n", len(c.nodes)-(len(c.nodes)+1)%2)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		res, err := http.Get(c.nodes[0].health + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err == nil && strings.Contains(string(text), want) {
+			return
+		}
+	}
+	t.Fatalf("the first node did not come to lead a group with %q", want)
 }
 
 func (c *testCluster) stop() {

@@ -2,6 +2,12 @@ package main
 
 import (
 	"context"
+	"io"
+	"net/http"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -157,6 +163,83 @@ func TestE2EFrozenNode(t *testing.T) {
 	}
 	t.Logf("time until every function answers while a node stands still, %d rounds: %s", rounds, percentiles(back))
 	load.answered(t, int64(rounds)*100)
+}
+
+// TestE2EBusyMachine gives every core to other programs, four for each, under which no node may be taken for dead and
+// no leader may fall.
+func TestE2EBusyMachine(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: real nodes take half a minute")
+	}
+	long := 4 * time.Second
+	if *e2e {
+		long = 20 * time.Second
+	}
+	c := startCluster(t, 3)
+	defer c.stop()
+	functions := c.deployEchoes(t)
+	c.everyFunctionAnswers(t, functions, nil, time.Now())
+	deaths, reigns := c.sum(t, "starling_manager_node_deaths_total"), c.sum(t, "starling_manager_reigns_total")
+	load := startLoad(c, functions)
+	stop := burn(t, 4*runtime.NumCPU())
+	time.Sleep(long) // the length of the fault
+	stop()
+	if d := c.sum(t, "starling_manager_node_deaths_total") - deaths; d != 0 {
+		t.Errorf("%v nodes were taken for dead while the machine was busy", d)
+	}
+	if d := c.sum(t, "starling_manager_reigns_total") - reigns; d != 0 {
+		t.Errorf("the leader changed %v times while the machine was busy", d)
+	}
+	load.answered(t, 100)
+}
+
+// burn runs n processes that do nothing but compute, until the returned function is called.
+func burn(t *testing.T, n int) (stop func()) {
+	t.Helper()
+	var burners []*exec.Cmd
+	stop = func() {
+		for _, b := range burners {
+			b.Process.Kill()
+			b.Wait()
+		}
+		burners = nil
+	}
+	t.Cleanup(func() { stop() })
+	for range n {
+		b := exec.Command("/bin/sh", "-c", "while :; do :; done")
+		b.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := b.Start(); err != nil {
+			t.Fatal(err)
+		}
+		burners = append(burners, b)
+	}
+	return stop
+}
+
+// sum adds a counter over all nodes.
+func (c *testCluster) sum(t *testing.T, name string) (total float64) {
+	t.Helper()
+	for _, n := range c.nodes {
+		res, err := http.Get(n.health + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+				v, err := strconv.ParseFloat(value, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				total += v
+			}
+		}
+	}
+	return total
 }
 
 // signal sends a signal to the node's process.

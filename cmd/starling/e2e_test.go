@@ -139,8 +139,8 @@ func (c *testCluster) everyFunctionAnswers(t *testing.T, functions []starling.Fu
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
-				for time.Since(since) < 60*time.Second {
-					ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				for time.Since(since) < 20*time.Second {
+					ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 					r, err := n.http.Invoke(ctx, client.Call{Function: f, Payload: []byte(`{"n":1}`)})
 					cancel()
 					if err == nil && r.Err() == nil {
@@ -151,7 +151,7 @@ func (c *testCluster) everyFunctionAnswers(t *testing.T, functions []starling.Fu
 					}
 					time.Sleep(5 * time.Millisecond)
 				}
-				t.Errorf("%s through %s did not answer within a minute of a death", f, n.name)
+				t.Errorf("%s through %s did not answer within 20 s of a death", f, n.name)
 			}()
 		}
 	}

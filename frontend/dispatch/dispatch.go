@@ -191,10 +191,28 @@ func (d *Dispatcher) run(v *starling.Version, l *lease, inv *starling.Invocation
 	}
 	kind := starling.KindOf(err)
 	l.pool.shard.put(d, l, kind != starling.Invalid && kind != starling.TooLarge, start)
+	if kind == starling.Unavailable {
+		d.hostFailed(l.Host)
+	}
 	if kind == starling.Unavailable && !didNotStart(err) {
 		err = starling.Errorf(starling.Unavailable, "invoke function", "the host was lost during the call; the function may have run: %w", err).With("HostLost")
 	}
 	return out, err
+}
+
+// hostFailed ends our leases on a host that could not be reached, so that no other call finds that out for itself.
+func (d *Dispatcher) hostFailed(host starling.NodeID) {
+	now := d.now()
+	for _, l := range d.index.all() {
+		if l.Host != host {
+			continue
+		}
+		s := d.shard(l.Version)
+		s.mu.Lock()
+		d.keeper.endLease(l, now)
+		s.mu.Unlock()
+	}
+	d.keeper.hurry()
 }
 
 // didNotStart reports whether an Invoker's error promises that the function did not run.

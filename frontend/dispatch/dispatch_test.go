@@ -230,6 +230,66 @@ func TestWarmCallsAskNobody(t *testing.T) {
 	})
 }
 
+// A node is told to stop by a signal that ends the context of its opening; calls go on until Close.
+func TestCallsOutliveTheContextOfOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(1)
+		ctx, stop := context.WithCancel(context.Background())
+		w.d = New(Config{Node: self, Post: w, Topology: w, Remote: w, Log: slog.New(slog.DiscardHandler)})
+		w.d.Open(ctx)
+		defer w.d.Close()
+		if _, err := call(w.d, version(5)); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		time.Sleep(50 * time.Millisecond) // virtual: the slot goes back meanwhile
+		if _, err := call(w.d, version(5)); err != nil || w.count(wire.KindRelease) != 1 {
+			t.Fatalf("after the signal: %v, %d releases", err, w.count(wire.KindRelease))
+		}
+	})
+}
+
+// Leases on a host that is gone are not used again, whether the manager says so or a call finds out.
+func TestLeasesOnALostHostEnd(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(10)
+			var gone atomic.Bool
+			w.d = New(Config{Node: self, Post: w, Topology: w, Remote: w, Alive: func(starling.NodeID) bool { return !told || !gone.Load() }, Log: slog.New(slog.DiscardHandler)})
+			w.d.Open(t.Context())
+			defer w.d.Close()
+			if _, err := call(w.d, version(5)); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			gone.Store(true)
+			if told {
+				w.mu.Lock()
+				close(w.changed)
+				w.changed = make(chan struct{})
+				w.mu.Unlock()
+			} else {
+				w.mu.Lock()
+				w.run = func(*starling.Lease, *starling.Invocation, starling.Sink) (starling.Outcome, error) {
+					return starling.Outcome{}, starling.Errorf(starling.Unavailable, "invoke", "lost")
+				}
+				w.mu.Unlock()
+				if _, _, err := w.d.Invoke(t.Context(), version(6), &starling.Invocation{}, nothing{}); starling.ReasonOf(err) != "HostLost" {
+					t.Fatalf("got %v, want HostLost", err)
+				}
+				w.mu.Lock()
+				w.run = nil
+				w.mu.Unlock()
+			}
+			synctest.Wait()
+			before := w.count(wire.KindAcquire)
+			if _, err := call(w.d, version(5)); err != nil || w.count(wire.KindAcquire) != before+1 {
+				t.Fatalf("told %v: %v, %d acquires: the old lease was used", told, err, w.count(wire.KindAcquire)-before)
+			}
+		})
+	}
+}
+
 func TestIdleSlotsAreReturnedAndTheKeeperRests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(10)

@@ -1,13 +1,17 @@
 // Package scale says how many instances of a version to start now. It is pure.
 //
-// The policy is the first one: an instance for every slot the queue lacks. Windows, rates and learned idle times
-// come in here, behind the same question.
+// The policy is the first one: an instance for every slot the queue lacks, but no more on their way than serve
+// already, or than Ramp at the beginning. A queue that a take-over or a burst left is often served by the first few
+// instances while a start for each of its calls would keep the hosts from finishing any; where more are needed, each
+// round of starts doubles what there is. Windows, rates and learned idle times come in here, behind the same question.
 package scale
 
 // A Load is the state of one version.
 type Load struct {
 	Waiting     int  // calls without a slot
 	Starting    int  // instances on their way
+	Ready       int  // instances that serve
+	Ramp        int  // instances on their way that Ready need not justify; 0 for no bound at all
 	Slots       int  // calls one instance serves at once
 	Left        int  // instances that limits still allow
 	StartsLeft  int  // starts that may still be in flight
@@ -18,6 +22,9 @@ type Load struct {
 func Starts(l Load) int {
 	slots := max(l.Slots, 1)
 	n := (l.Waiting+slots-1)/slots - l.Starting
+	if l.Ramp > 0 {
+		n = min(n, max(l.Ramp, l.Ready)-l.Starting)
+	}
 	if l.OnProbation {
 		n = min(n, 1-l.Starting)
 	}

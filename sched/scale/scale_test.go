@@ -15,6 +15,9 @@ func TestStarts(t *testing.T) {
 		{"the limit holds", Load{Waiting: 9, Slots: 1, Left: 2, StartsLeft: 10}, 2},
 		{"storms are bounded", Load{Waiting: 9, Slots: 1, Left: 9, StartsLeft: 4}, 4},
 		{"over the limit already", Load{Waiting: 9, Slots: 1, Left: -1, StartsLeft: 4}, 0},
+		{"a queue is no proof of need", Load{Waiting: 200, Slots: 1, Ramp: 4, Left: 900, StartsLeft: 128}, 4},
+		{"as many again as serve", Load{Waiting: 200, Slots: 1, Ready: 16, Ramp: 4, Left: 900, StartsLeft: 128}, 16},
+		{"those on their way are of the ramp", Load{Waiting: 200, Starting: 4, Slots: 1, Ramp: 4, Left: 900, StartsLeft: 128}, 0},
 		{"one at a time after a failure", Load{Waiting: 9, Slots: 1, Left: 9, StartsLeft: 9, OnProbation: true}, 1},
 		{"and not a second one", Load{Waiting: 9, Starting: 1, Slots: 1, Left: 9, StartsLeft: 9, OnProbation: true}, 0},
 	} {
