@@ -1,16 +1,21 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"starling"
+	"starling/frontend/client"
 	"starling/frontend/protocol"
 )
 
@@ -228,6 +233,45 @@ func (w *badWorld) bootstrapFaults(t *testing.T) {
 
 // callers go away, or send less than they said.
 func (w *badWorld) callers(t *testing.T) {
+	t.Run("caller that sends less than it said", func(t *testing.T) {
+		t.Parallel()
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.node.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "POST /v1/functions/echo/invocations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{\"half\":", w.key)
+		c.(*net.TCPConn).CloseWrite()
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(t, &reply{status: res.StatusCode, header: res.Header, body: text}, 400, starling.Invalid, "")
+	})
+	t.Run("callers of one instance that leave", func(t *testing.T) {
+		t.Parallel()
+		w.deploy(t, "single", starling.Python311, map[string]string{"main.py": "import time\ndef handler(event, context):\n    time.sleep(0.1)\n    return event\n"}, func(c *starling.Config) { c.InstanceMax = 1 })
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(50+20*i)*time.Millisecond)
+				defer cancel()
+				w.node.http.Invoke(ctx, client.Call{Function: "single", Payload: []byte(`1`)}) // most leave before their turn
+			})
+		}
+		wg.Wait()
+		if r := w.call(t, "single", `"mine"`); r.status != 200 || string(r.body) != `"mine"` {
+			t.Errorf("after callers that left: %s", r)
+		}
+		if !within(5*time.Second, func() bool { return w.node.gauge(t, "starling_dispatch_waiting") == 0 }) {
+			t.Error("calls of callers that left still wait")
+		}
+	})
 	t.Run("caller that goes away", func(t *testing.T) {
 		t.Parallel()
 		w.deploy(t, "patient", starling.Python311, map[string]string{"main.py": "import time\nn = 0\ndef handler(event, context):\n    global n\n    n += 1\n    time.sleep(event.get('s', 0))\n    print('finished', event)\n    return n\n"}, nil)

@@ -214,9 +214,11 @@ func (w *badWorld) joins(t *testing.T) {
 	if !ok {
 		t.Fatalf("token %q: %s", token, diag)
 	}
-	first := "A" // of the secret, changed
-	if strings.HasPrefix(secret, first) {
-		first = "B"
+	unknown := []byte(secret) // one character is another
+	if middle := &unknown[len(unknown)/2]; *middle == 'A' {
+		*middle = 'B'
+	} else {
+		*middle = 'A'
 	}
 	_, hostToken, _ := w.run(t, []string{"STARLING_KEY=" + w.root}, "cluster", "token", "--roles", "host")
 	for _, c := range []struct {
@@ -226,7 +228,7 @@ func (w *badWorld) joins(t *testing.T) {
 		say         string
 	}{
 		{"token that is none", "rubbish", "all", exitUsage, "token"},
-		{"unknown token", first + secret[1:] + "." + pin, "all", exitDenied, "token"},
+		{"unknown token", string(unknown) + "." + pin, "all", exitDenied, "token"},
 		{"token of another cluster", secret + "." + strings.Repeat("ab", len(pin)/2), "all", exitDenied, "fingerprint"},
 		{"more roles than the token permits", strings.TrimSpace(hostToken), "all", exitDenied, "roles"},
 	} {
@@ -256,6 +258,7 @@ func (w *badWorld) joins(t *testing.T) {
 			t.Errorf("exit %d\n%s", code, diag)
 		}
 	})
+	w.strangers(t)
 	if res, err := http.Get(w.node.health + "/readyz"); err != nil || res.StatusCode != 200 {
 		t.Errorf("the node is not ready after the strangers: %v", err)
 	}

@@ -250,3 +250,14 @@ type counter struct{ n int }
 
 func (c *counter) Start(string, bool)          {}
 func (c *counter) Write(p []byte) (int, error) { c.n += len(p); return len(p), nil }
+
+func TestARuntimeThatEndsItselfGetsNoFurtherCall(t *testing.T) {
+	c := connect(t, func(k *Call) { k.last(typeEnd, endsAfter, "Error", []byte(`{"errorMessage":"aside"}`)) })
+	out := c.Invoke(invocation("x"), &sink{})
+	if out.Status != starling.Handled || out.ErrorType != "Error" || string(out.Error) != `{"errorMessage":"aside"}` {
+		t.Fatalf("%+v", out)
+	}
+	if err := c.Err(); err != ErrEnds {
+		t.Fatalf("after its last words: %v", err)
+	}
+}
