@@ -272,6 +272,21 @@ func (w *badWorld) callers(t *testing.T) {
 			t.Error("calls of callers that left still wait")
 		}
 	})
+	t.Run("log of a flood", func(t *testing.T) {
+		t.Parallel()
+		w.deploy(t, "flood", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    for i in range(20000): print('line', i, 'x' * 90)\n    return 1\n"}, func(c *starling.Config) { c.TimeoutMS = 20000 })
+		id := "6f1d5a36-4444-4000-8000-000000000001"
+		if r := w.call(t, "flood", "{}", protocol.HeaderRequestID+": "+id); r.status != 200 {
+			t.Fatal(r)
+		}
+		var log string
+		if !within(5*time.Second, func() bool { log = w.lines(t, "flood", id); return strings.Contains(log, "REPORT") }) {
+			t.Fatal("the log of a flood has no end")
+		}
+		if !strings.Contains(log, "is dropped: it is over the limit") || len(log) > 3*starling.LogCallMax {
+			t.Errorf("%d bytes of log", len(log))
+		}
+	})
 	t.Run("caller that goes away", func(t *testing.T) {
 		t.Parallel()
 		w.deploy(t, "patient", starling.Python311, map[string]string{"main.py": "import time\nn = 0\ndef handler(event, context):\n    global n\n    n += 1\n    time.sleep(event.get('s', 0))\n    print('finished', event)\n    return n\n"}, nil)

@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -271,21 +272,25 @@ func TestStreamsOverTLS(t *testing.T) {
 	defer via3.Close()
 	w.node.http = client.NewHTTP(url, w.key, client.WithHTTPClient(&http.Client{Transport: via1}))
 	w.deploy(t, "streams", starling.Python311, map[string]string{"main.py": "import time\ndef handler(event, context):\n    for i in range(3):\n        yield f'part{i}\\n'\n        time.sleep(0.3)\n    if event.get('do') == 'break':\n        raise ValueError('the source ran dry')\n"}, nil)
+	var wg sync.WaitGroup // the transports are closed after all of them
 	for name, via := range map[string]http.RoundTripper{"HTTP/1.1": via1, "HTTP/2.0": via2, "HTTP/3.0": via3} {
-		t.Run(name, func(t *testing.T) {
-			var proto string
-			streamed(t, client.NewHTTP(url, w.key, client.WithHTTPClient(&http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				res, err := via.RoundTrip(r)
-				if err == nil {
-					proto = res.Proto
+		wg.Go(func() {
+			t.Run(name, func(t *testing.T) {
+				var proto string
+				streamed(t, client.NewHTTP(url, w.key, client.WithHTTPClient(&http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+					res, err := via.RoundTrip(r)
+					if err == nil {
+						proto = res.Proto
+					}
+					return res, err
+				})})), "streams")
+				if proto != name {
+					t.Errorf("the answer came over %s", proto)
 				}
-				return res, err
-			})})), "streams")
-			if proto != name {
-				t.Errorf("the answer came over %s", proto)
-			}
+			})
 		})
 	}
+	wg.Wait()
 }
 
 type roundTrip func(*http.Request) (*http.Response, error)

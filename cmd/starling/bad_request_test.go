@@ -215,10 +215,10 @@ func (w *badWorld) joins(t *testing.T) {
 		t.Fatalf("token %q: %s", token, diag)
 	}
 	unknown := []byte(secret) // one character is another
-	if middle := &unknown[len(unknown)/2]; *middle == 'A' {
-		*middle = 'B'
+	if middle := &unknown[len(unknown)/2]; *middle == 'a' {
+		*middle = 'b'
 	} else {
-		*middle = 'A'
+		*middle = 'a'
 	}
 	_, hostToken, _ := w.run(t, []string{"STARLING_KEY=" + w.root}, "cluster", "token", "--roles", "host")
 	for _, c := range []struct {
