@@ -26,6 +26,7 @@ type fault struct {
 	handler   string // the default when empty
 	payload   string // {} when empty
 	timeoutMS int
+	memoryMiB int
 	word      string // Handled or Unhandled
 	errorType string
 	message   string
@@ -39,7 +40,7 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 		t.Run(language+" "+f.name, func(t *testing.T) {
 			t.Parallel()
 			name := fmt.Sprintf("%s-%d", language, i)
-			w.deploy(t, name, rt, map[string]string{file: f.code}, func(c *starling.Config) { c.Handler, c.TimeoutMS = f.handler, f.timeoutMS })
+			w.deploy(t, name, rt, map[string]string{file: f.code}, func(c *starling.Config) { c.Handler, c.TimeoutMS, c.MemoryMiB = f.handler, f.timeoutMS, f.memoryMiB })
 			if f.payload == "" {
 				f.payload = "{}"
 			}
@@ -56,6 +57,7 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 // fault checks one answer of a function that does something bad.
 func (w *badWorld) fault(t *testing.T, f fault, r *reply) {
 	t.Helper()
+	t.Log(r)
 	if f.errorType == "" {
 		if r.status != http.StatusOK {
 			t.Errorf("%s; want an answer", r)
@@ -121,7 +123,7 @@ func (w *badWorld) pythonFaults(t *testing.T) {
 		{name: "handler kills itself", code: handler("import ctypes\nctypes.string_at(0)"), word: "Unhandled", errorType: starling.ErrExit, message: "signal", again: true},
 		{name: "handler sleeps", code: handler("time.sleep(3600)"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
 		{name: "handler spins", code: handler("while True: pass"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
-		{name: "forks without end", code: handler("while True:\n    try: os.fork()\n    except OSError: pass"), timeoutMS: 1500, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds", again: true},
+		{name: "forks without end", code: handler("while True:\n    try: os.fork()\n    except OSError: pass"), timeoutMS: 1500, memoryMiB: 1024, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds", again: true},
 		{name: "eats memory", code: handler("b = []\nwhile True: b.append(bytearray(8 << 20))"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory", again: true},
 		{name: "fills /tmp", code: handler("with open('/tmp/x', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))"), timeoutMS: 20000, word: "Handled", errorType: "OSError", message: "No space left"},
 		{name: "writes elsewhere", code: handler("open('/usr/x', 'w')"), word: "Handled", errorType: "OSError", message: "Read-only"},
@@ -153,6 +155,8 @@ func (w *badWorld) nodeFaults(t *testing.T) {
 		{name: "rejects aside", code: handler("Promise.reject(new Error('aside')); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Runtime.UnhandledPromiseRejection", message: "aside", again: true},
 		{name: "throws aside", code: handler("setTimeout(() => { throw new Error('later'); }, 10); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Error", message: "later", again: true},
 		{name: "eats memory", code: handler("const b = []; for (;;) b.push(Buffer.alloc(8 << 20, 1));"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory", again: true},
+		{name: "eats its heap", code: handler("const b = []; for (;;) b.push(new Array(1000).fill(b.length + 0.5));"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory"},
+		{name: "forks without end", code: handler("const { spawn } = require('child_process'); for (;;) { try { spawn('/bin/sleep', ['100']).on('error', () => {}); } catch {} await null; }"), timeoutMS: 1500, memoryMiB: 1024, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds"},
 		{name: "fills /tmp", code: handler("const fs = require('fs'); const f = fs.openSync('/tmp/x', 'w'); for (;;) fs.writeSync(f, Buffer.alloc(1 << 20));"), timeoutMS: 20000, word: "Handled", errorType: "Error", message: "ENOSPC"},
 		{name: "floods stdout", code: handler("for (let i = 0; i < 200; i++) console.log('x'.repeat(100000)); return 1;"), timeoutMS: 20000, again: true},
 		{name: "answers too much", code: handler("return 'x'.repeat(7 << 20);"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456", again: true},
@@ -261,6 +265,13 @@ func (w *badWorld) callers(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(50+20*i)*time.Millisecond)
 				defer cancel()
+				if i%4 == 0 { // the command line leaves on its own timeout
+					code, _, diag := w.run(t, nil, "invoke", "single", "1", "--timeout", "60ms")
+					if code != exitTimeout && code != exitOK {
+						t.Errorf("exit %d: %s", code, diag)
+					}
+					return
+				}
 				w.node.http.Invoke(ctx, client.Call{Function: "single", Payload: []byte(`1`)}) // most leave before their turn
 			})
 		}

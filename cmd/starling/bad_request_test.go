@@ -197,6 +197,22 @@ func (w *badWorld) commands(t *testing.T) {
 			t.Errorf("exit %d\nstdout: %s\nstderr: %s", code, out, diag)
 		}
 	})
+	t.Run("logs of one call", func(t *testing.T) {
+		id := "6f1d5a36-5555-4000-8000-000000000001"
+		if code, _, diag := w.run(t, nil, "invoke", "prints", "--request-id", id); code != 0 {
+			t.Fatalf("exit %d: %s", code, diag)
+		}
+		var out string
+		if !within(5*time.Second, func() bool {
+			_, out, _ = w.run(t, nil, "logs", "prints", "--request", id, "--bare")
+			return strings.Contains(out, "REPORT")
+		}) {
+			t.Fatalf("no lines of the call: %s", out)
+		}
+		if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 4 || lines[1] != "hello from the function" {
+			t.Errorf("the lines of one call are\n%s", out)
+		}
+	})
 	t.Run("doctor", func(t *testing.T) {
 		code, out, diag := w.run(t, nil, "doctor", "--data", t.TempDir(), "-o", "json", "--listen", freePort(t), "--http", freePort(t), "--admin", freePort(t))
 		if code != 0 || !strings.Contains(out, "process driver") {

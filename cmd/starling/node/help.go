@@ -65,6 +65,7 @@ var callHelp = map[string]string{
 	"starling_host_calls_in_flight":        "Calls at work on this host.",
 	"starling_host_calls_total":            "Calls that ended on this host, by how.",
 	"starling_host_exits_total":            "Instances of this host that ended.",
+	"starling_host_idle_ended_total":       "Instances ended because they were idle longest and their memory was wanted.",
 	"starling_host_memory_claimed_bytes":   "Memory promised to the instances of this host.",
 	"starling_host_refusals_total":         "Calls this host refused before they began, by the kind of error.",
 	"starling_host_start_failures_total":   "Instances this host could not start.",
