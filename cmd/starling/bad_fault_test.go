@@ -30,7 +30,8 @@ type fault struct {
 	word      string // Handled or Unhandled
 	errorType string
 	message   string
-	again     bool // call it twice
+	again     bool   // call it twice
+	logged    string // must be in the function's log
 	more      func(t *testing.T, r *reply, e protocol.FunctionError)
 }
 
@@ -49,6 +50,9 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 			if f.again {
 				w.fault(t, f, w.call(t, name, f.payload)) // a new instance, or the same: the same answer
 			}
+			if f.logged != "" && !within(5*time.Second, func() bool { return strings.Contains(w.lines(t, name, ""), f.logged) }) {
+				t.Errorf("the log does not say %s:\n%s", f.logged, w.lines(t, name, ""))
+			}
 			w.echoes(t)
 		})
 	}
@@ -65,6 +69,9 @@ func (w *badWorld) fault(t *testing.T, f fault, r *reply) {
 		return
 	}
 	e := failed(t, r, f.word, f.errorType, f.message)
+	if strings.HasPrefix(e.Message, "init function") || strings.HasPrefix(e.Message, e.Type+": ") {
+		t.Errorf("the message repeats what stands beside it: %s", r)
+	}
 	if f.more != nil {
 		f.more(t, r, e)
 	}
@@ -113,7 +120,7 @@ func (w *badWorld) pythonFaults(t *testing.T) {
 		{name: "missing handler", code: "x = 1\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler"},
 		{name: "handler that is no function", code: "handler = 5\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler", again: true},
 		{name: "syntax error", code: "def handler(:\n", word: "Unhandled", errorType: starling.ErrSyntax, message: "main.py:1"},
-		{name: "init raises", code: "raise KeyError('no table')\n", word: "Unhandled", errorType: "KeyError", message: "no table"},
+		{name: "init raises", code: "raise KeyError('no table')\n", word: "Unhandled", errorType: "KeyError", message: "no table", logged: "main.py\\\", line 1"},
 		{name: "init exits", code: "import os\nos._exit(4)\n", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 4"},
 		{name: "init calls sys.exit", code: "import sys\nsys.exit(5)\n", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 5"},
 		{name: "init hangs", code: "import time\ntime.sleep(3600)\n", word: "Unhandled", errorType: starling.ErrInitTimeout, message: "in time"},
@@ -143,7 +150,7 @@ func (w *badWorld) nodeFaults(t *testing.T) {
 		{name: "missing import", code: "require('absent-library');", word: "Unhandled", errorType: starling.ErrImport, message: "absent-library"},
 		{name: "missing handler", code: "exports.other = 1;", word: "Unhandled", errorType: starling.ErrHandler, message: "handler"},
 		{name: "syntax error", code: "exports.handler = (;", word: "Unhandled", errorType: starling.ErrSyntax, message: "Unexpected token"},
-		{name: "init throws", code: "throw new RangeError('no table');", word: "Unhandled", errorType: "RangeError", message: "no table"},
+		{name: "init throws", code: "throw new RangeError('no table');", word: "Unhandled", errorType: "RangeError", message: "no table", logged: "index.js:1"},
 		{name: "init exits", code: "process.exit(4);", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 4"},
 		{name: "handler throws", code: handler("throw new TypeError('boom');"), word: "Handled", errorType: "TypeError", message: "boom", more: hasStack("index.js"), again: true},
 		{name: "handler throws a string", code: handler("throw 'boom';"), word: "Handled", errorType: "string", message: "boom", again: true},
