@@ -68,6 +68,10 @@ func (v *View) Certify(ctx context.Context, request []byte) ([]byte, error) {
 	return c.Certificate, err
 }
 
+// ReasonDiskFull is the reason of a proposal refused because the leader's disk is nearly full: it was not made, and
+// asking again does not free space.
+const ReasonDiskFull = "DiskFull"
+
 // retry asks the leader until it answers or ctx ends. uncertain tells that an earlier try may have been acted
 // upon although no answer came.
 func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a answered, uncertain bool, err error) {
@@ -83,7 +87,7 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a ans
 		l, found := v.leading()
 		if l != (leader{}) {
 			a, err = v.try(ctx, l, found, kind, question)
-			if err == nil || starling.KindOf(err) != starling.Unavailable {
+			if err == nil || starling.KindOf(err) != starling.Unavailable || starling.ReasonOf(err) == ReasonDiskFull {
 				return a, uncertain, err
 			}
 			uncertain = uncertain || starling.ReasonOf(err) != reasonNotLeader

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"starling"
@@ -172,7 +173,11 @@ func (h *Host) failed(e *entry, err error) {
 	if kind != starling.Failed && reason != "Full" && !stopped {
 		h.cfg.Log.Warn("start instance", "instance", e.id, "version", e.version, "error", err)
 	}
-	h.cfg.Post.Send(to, &wire.StartFailed{Partition: to.Partition, Host: h.cfg.Node, Instance: e.id, Fault: kind, Reason: reason, Message: err.Error()})
+	message := err.Error()
+	if typed := (*starling.Error)(nil); kind == starling.Failed && errors.As(err, &typed) {
+		message = typed.Message // the function's own words: its caller reads them beside the error type
+	}
+	h.cfg.Post.Send(to, &wire.StartFailed{Partition: to.Partition, Host: h.cfg.Node, Instance: e.id, Fault: kind, Reason: reason, Message: message})
 	h.meters.startFailed.Inc()
 }
 

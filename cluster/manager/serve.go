@@ -116,6 +116,9 @@ func (m *Manager) answerPropose(ctx context.Context, g *reign, peer transport.Pe
 	began := time.Now()
 	reply, _, err := g.replica.Propose(ctx, p.Command)
 	m.metrics.proposals.UpdateDuration(began)
+	if starling.ReasonOf(err) == cluster.ReasonDiskFull {
+		return refuse(err) // nothing was proposed
+	}
 	if err != nil {
 		return refuse(starling.Errorf(starling.Unavailable, "propose command", "the outcome is not known: %w", err))
 	}

@@ -115,14 +115,14 @@ func (a *app) finish(err error) int {
 	if errors.As(err, &typed) && typed.After > 0 {
 		fmt.Fprintf(a.err, "Retry after %s.\n", typed.After.Round(time.Second))
 	}
-	if hint := a.hint(kind, code); hint != "" {
+	if hint := a.hint(kind, code, typed); hint != "" {
 		fmt.Fprintln(a.err, hint)
 	}
 	return code
 }
 
 // hint says what to do where the error's own words cannot know it.
-func (a *app) hint(kind starling.Kind, code int) string {
+func (a *app) hint(kind starling.Kind, code int, typed *starling.Error) string {
 	switch {
 	case code == exitUsage:
 		return "See 'starling --help'."
@@ -130,7 +130,7 @@ func (a *app) hint(kind starling.Kind, code int) string {
 		return "No key is set: run 'starling login', or set STARLING_KEY or --key."
 	case kind == starling.Denied:
 		return fmt.Sprintf("The key came from the %s ('starling config show').", a.set.from("key"))
-	case kind == starling.Unavailable:
+	case kind == starling.Unavailable && typed != nil && typed.Op == "call frontend": // nobody answered; a refusal has no verb of ours
 		return fmt.Sprintf("The server is %s, from the %s; 'starling up' starts one here.", a.set.text("server"), a.set.from("server"))
 	}
 	return ""

@@ -1,16 +1,21 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"starling"
+	"starling/frontend/client"
 	"starling/frontend/protocol"
 )
 
@@ -21,10 +26,12 @@ type fault struct {
 	handler   string // the default when empty
 	payload   string // {} when empty
 	timeoutMS int
+	memoryMiB int
 	word      string // Handled or Unhandled
 	errorType string
 	message   string
-	again     bool // call it twice
+	again     bool   // call it twice
+	logged    string // must be in the function's log
 	more      func(t *testing.T, r *reply, e protocol.FunctionError)
 }
 
@@ -34,7 +41,7 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 		t.Run(language+" "+f.name, func(t *testing.T) {
 			t.Parallel()
 			name := fmt.Sprintf("%s-%d", language, i)
-			w.deploy(t, name, rt, map[string]string{file: f.code}, func(c *starling.Config) { c.Handler, c.TimeoutMS = f.handler, f.timeoutMS })
+			w.deploy(t, name, rt, map[string]string{file: f.code}, func(c *starling.Config) { c.Handler, c.TimeoutMS, c.MemoryMiB = f.handler, f.timeoutMS, f.memoryMiB })
 			if f.payload == "" {
 				f.payload = "{}"
 			}
@@ -42,6 +49,9 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 			w.fault(t, f, r)
 			if f.again {
 				w.fault(t, f, w.call(t, name, f.payload)) // a new instance, or the same: the same answer
+			}
+			if f.logged != "" && !within(5*time.Second, func() bool { return strings.Contains(w.lines(t, name, ""), f.logged) }) {
+				t.Errorf("the log does not say %s:\n%s", f.logged, w.lines(t, name, ""))
 			}
 			w.echoes(t)
 		})
@@ -51,6 +61,7 @@ func (w *badWorld) runFaults(t *testing.T, language string, rt starling.Runtime,
 // fault checks one answer of a function that does something bad.
 func (w *badWorld) fault(t *testing.T, f fault, r *reply) {
 	t.Helper()
+	t.Log(r)
 	if f.errorType == "" {
 		if r.status != http.StatusOK {
 			t.Errorf("%s; want an answer", r)
@@ -58,6 +69,9 @@ func (w *badWorld) fault(t *testing.T, f fault, r *reply) {
 		return
 	}
 	e := failed(t, r, f.word, f.errorType, f.message)
+	if strings.HasPrefix(e.Message, "init function") || strings.HasPrefix(e.Message, e.Type+": ") {
+		t.Errorf("the message repeats what stands beside it: %s", r)
+	}
 	if f.more != nil {
 		f.more(t, r, e)
 	}
@@ -106,7 +120,7 @@ func (w *badWorld) pythonFaults(t *testing.T) {
 		{name: "missing handler", code: "x = 1\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler"},
 		{name: "handler that is no function", code: "handler = 5\n", word: "Unhandled", errorType: starling.ErrHandler, message: "handler", again: true},
 		{name: "syntax error", code: "def handler(:\n", word: "Unhandled", errorType: starling.ErrSyntax, message: "main.py:1"},
-		{name: "init raises", code: "raise KeyError('no table')\n", word: "Unhandled", errorType: "KeyError", message: "no table"},
+		{name: "init raises", code: "raise KeyError('no table')\n", word: "Unhandled", errorType: "KeyError", message: "no table", logged: "main.py\\\", line 1"},
 		{name: "init exits", code: "import os\nos._exit(4)\n", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 4"},
 		{name: "init calls sys.exit", code: "import sys\nsys.exit(5)\n", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 5"},
 		{name: "init hangs", code: "import time\ntime.sleep(3600)\n", word: "Unhandled", errorType: starling.ErrInitTimeout, message: "in time"},
@@ -116,7 +130,7 @@ func (w *badWorld) pythonFaults(t *testing.T) {
 		{name: "handler kills itself", code: handler("import ctypes\nctypes.string_at(0)"), word: "Unhandled", errorType: starling.ErrExit, message: "signal", again: true},
 		{name: "handler sleeps", code: handler("time.sleep(3600)"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
 		{name: "handler spins", code: handler("while True: pass"), timeoutMS: 700, word: "Unhandled", errorType: starling.ErrTimedOut, message: "0.70 seconds"},
-		{name: "forks without end", code: handler("while True:\n    try: os.fork()\n    except OSError: pass"), timeoutMS: 1500, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds", again: true},
+		{name: "forks without end", code: handler("while True:\n    try: os.fork()\n    except OSError: pass"), timeoutMS: 1500, memoryMiB: 1024, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds", again: true},
 		{name: "eats memory", code: handler("b = []\nwhile True: b.append(bytearray(8 << 20))"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory", again: true},
 		{name: "fills /tmp", code: handler("with open('/tmp/x', 'wb') as f:\n    while True: f.write(b'x' * (1 << 20))"), timeoutMS: 20000, word: "Handled", errorType: "OSError", message: "No space left"},
 		{name: "writes elsewhere", code: handler("open('/usr/x', 'w')"), word: "Handled", errorType: "OSError", message: "Read-only"},
@@ -136,7 +150,7 @@ func (w *badWorld) nodeFaults(t *testing.T) {
 		{name: "missing import", code: "require('absent-library');", word: "Unhandled", errorType: starling.ErrImport, message: "absent-library"},
 		{name: "missing handler", code: "exports.other = 1;", word: "Unhandled", errorType: starling.ErrHandler, message: "handler"},
 		{name: "syntax error", code: "exports.handler = (;", word: "Unhandled", errorType: starling.ErrSyntax, message: "Unexpected token"},
-		{name: "init throws", code: "throw new RangeError('no table');", word: "Unhandled", errorType: "RangeError", message: "no table"},
+		{name: "init throws", code: "throw new RangeError('no table');", word: "Unhandled", errorType: "RangeError", message: "no table", logged: "index.js:1"},
 		{name: "init exits", code: "process.exit(4);", word: "Unhandled", errorType: starling.ErrExit, message: "exit status 4"},
 		{name: "handler throws", code: handler("throw new TypeError('boom');"), word: "Handled", errorType: "TypeError", message: "boom", more: hasStack("index.js"), again: true},
 		{name: "handler throws a string", code: handler("throw 'boom';"), word: "Handled", errorType: "string", message: "boom", again: true},
@@ -148,6 +162,8 @@ func (w *badWorld) nodeFaults(t *testing.T) {
 		{name: "rejects aside", code: handler("Promise.reject(new Error('aside')); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Runtime.UnhandledPromiseRejection", message: "aside", again: true},
 		{name: "throws aside", code: handler("setTimeout(() => { throw new Error('later'); }, 10); await new Promise((r) => setTimeout(r, 1000));"), word: "Handled", errorType: "Error", message: "later", again: true},
 		{name: "eats memory", code: handler("const b = []; for (;;) b.push(Buffer.alloc(8 << 20, 1));"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory", again: true},
+		{name: "eats its heap", code: handler("const b = []; for (;;) b.push(new Array(1000).fill(b.length + 0.5));"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrOutOfMemory, message: "memory"},
+		{name: "forks without end", code: handler("const { spawn } = require('child_process'); for (;;) { try { spawn('/bin/sleep', ['100']).on('error', () => {}); } catch {} await null; }"), timeoutMS: 1500, memoryMiB: 1024, word: "Unhandled", errorType: starling.ErrTimedOut, message: "1.50 seconds"},
 		{name: "fills /tmp", code: handler("const fs = require('fs'); const f = fs.openSync('/tmp/x', 'w'); for (;;) fs.writeSync(f, Buffer.alloc(1 << 20));"), timeoutMS: 20000, word: "Handled", errorType: "Error", message: "ENOSPC"},
 		{name: "floods stdout", code: handler("for (let i = 0; i < 200; i++) console.log('x'.repeat(100000)); return 1;"), timeoutMS: 20000, again: true},
 		{name: "answers too much", code: handler("return 'x'.repeat(7 << 20);"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456", again: true},
@@ -228,6 +244,67 @@ func (w *badWorld) bootstrapFaults(t *testing.T) {
 
 // callers go away, or send less than they said.
 func (w *badWorld) callers(t *testing.T) {
+	t.Run("caller that sends less than it said", func(t *testing.T) {
+		t.Parallel()
+		c, err := net.Dial("tcp", strings.TrimPrefix(w.node.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		fmt.Fprintf(c, "POST /v1/functions/echo/invocations HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{\"half\":", w.key)
+		c.(*net.TCPConn).CloseWrite()
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(t, &reply{status: res.StatusCode, header: res.Header, body: text}, 400, starling.Invalid, "")
+	})
+	t.Run("callers of one instance that leave", func(t *testing.T) {
+		t.Parallel()
+		w.deploy(t, "single", starling.Python311, map[string]string{"main.py": "import time\ndef handler(event, context):\n    time.sleep(0.1)\n    return event\n"}, func(c *starling.Config) { c.InstanceMax = 1 })
+		var wg sync.WaitGroup
+		for i := range 20 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(50+20*i)*time.Millisecond)
+				defer cancel()
+				if i%4 == 0 { // the command line leaves on its own timeout
+					code, _, diag := w.run(t, nil, "invoke", "single", "1", "--timeout", "60ms")
+					if code != exitTimeout && code != exitOK {
+						t.Errorf("exit %d: %s", code, diag)
+					}
+					return
+				}
+				w.node.http.Invoke(ctx, client.Call{Function: "single", Payload: []byte(`1`)}) // most leave before their turn
+			})
+		}
+		wg.Wait()
+		if r := w.call(t, "single", `"mine"`); r.status != 200 || string(r.body) != `"mine"` {
+			t.Errorf("after callers that left: %s", r)
+		}
+		if !within(5*time.Second, func() bool { return w.node.gauge(t, "starling_dispatch_waiting") == 0 }) {
+			t.Error("calls of callers that left still wait")
+		}
+	})
+	t.Run("log of a flood", func(t *testing.T) {
+		t.Parallel()
+		w.deploy(t, "flood", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    for i in range(20000): print('line', i, 'x' * 90)\n    return 1\n"}, func(c *starling.Config) { c.TimeoutMS = 20000 })
+		id := "6f1d5a36-4444-4000-8000-000000000001"
+		if r := w.call(t, "flood", "{}", protocol.HeaderRequestID+": "+id); r.status != 200 {
+			t.Fatal(r)
+		}
+		var log string
+		if !within(5*time.Second, func() bool { log = w.lines(t, "flood", id); return strings.Contains(log, "REPORT") }) {
+			t.Fatal("the log of a flood has no end")
+		}
+		if !strings.Contains(log, "is dropped: it is over the limit") || len(log) > 3*starling.LogCallMax {
+			t.Errorf("%d bytes of log", len(log))
+		}
+	})
 	t.Run("caller that goes away", func(t *testing.T) {
 		t.Parallel()
 		w.deploy(t, "patient", starling.Python311, map[string]string{"main.py": "import time\nn = 0\ndef handler(event, context):\n    global n\n    n += 1\n    time.sleep(event.get('s', 0))\n    print('finished', event)\n    return n\n"}, nil)

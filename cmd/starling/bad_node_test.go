@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,8 +28,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"starling"
+	"starling/cluster/identity"
 	"starling/frontend/client"
 	"starling/frontend/protocol"
+	"starling/transport"
+	"starling/transport/quic"
 )
 
 // aloneAt makes a cluster of one node in dir; more are flags of the node.
@@ -135,10 +140,11 @@ func TestCorruptData(t *testing.T) {
 	}{
 		{"member.json is no JSON", overwrite("member.json", "{"), "member.json"},
 		{"member.json is gone", remove("member.json"), "holds no node"},
-		{"the node's key is gone", remove("identity/*key*"), "identity"},
-		{"the node's certificate is no certificate", overwrite("identity/node*.pem", "rubbish"), "identity"},
+		{"the node's identity is gone", remove("identity/node.pem"), "identity"},
+		{"the node's identity is no certificate", overwrite("identity/node.pem", "rubbish"), "identity"},
+		{"the cluster's CA is gone", remove("identity/ca.pem"), "identity"},
 		{"the replica's note is no JSON", overwrite("manager/replica.json", "{"), "replica.json"},
-		{"the replica's log is gone", remove("manager/raft"), "lost"},
+		{"the replica's log is gone", remove("manager/raft"), "has no log"},
 		{"the replica's log is noise", scramble("manager/raft"), "damaged"},
 		{"the data folder is a file", func(t *testing.T, dir string) {
 			if err := os.RemoveAll(dir); err != nil {
@@ -266,21 +272,25 @@ func TestStreamsOverTLS(t *testing.T) {
 	defer via3.Close()
 	w.node.http = client.NewHTTP(url, w.key, client.WithHTTPClient(&http.Client{Transport: via1}))
 	w.deploy(t, "streams", starling.Python311, map[string]string{"main.py": "import time\ndef handler(event, context):\n    for i in range(3):\n        yield f'part{i}\\n'\n        time.sleep(0.3)\n    if event.get('do') == 'break':\n        raise ValueError('the source ran dry')\n"}, nil)
+	var wg sync.WaitGroup // the transports are closed after all of them
 	for name, via := range map[string]http.RoundTripper{"HTTP/1.1": via1, "HTTP/2.0": via2, "HTTP/3.0": via3} {
-		t.Run(name, func(t *testing.T) {
-			var proto string
-			streamed(t, client.NewHTTP(url, w.key, client.WithHTTPClient(&http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				res, err := via.RoundTrip(r)
-				if err == nil {
-					proto = res.Proto
+		wg.Go(func() {
+			t.Run(name, func(t *testing.T) {
+				var proto string
+				streamed(t, client.NewHTTP(url, w.key, client.WithHTTPClient(&http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+					res, err := via.RoundTrip(r)
+					if err == nil {
+						proto = res.Proto
+					}
+					return res, err
+				})})), "streams")
+				if proto != name {
+					t.Errorf("the answer came over %s", proto)
 				}
-				return res, err
-			})})), "streams")
-			if proto != name {
-				t.Errorf("the answer came over %s", proto)
-			}
+			})
 		})
 	}
+	wg.Wait()
 }
 
 type roundTrip func(*http.Request) (*http.Response, error)
@@ -326,5 +336,54 @@ func TestCommandsSayNothingMore(t *testing.T) {
 	out, err := cmd.Output()
 	if err != nil || diag.String() != "" || !strings.HasPrefix(string(out), "starling ") {
 		t.Errorf("%v; standard output %q, standard error %q", err, out, diag.String())
+	}
+}
+
+// strangers speak to a node's port with certificates that give them no right to: of another cluster's CA of the same name,
+// or of the right CA with roles that may not do what they ask.
+func (w *badWorld) strangers(t *testing.T) {
+	other, err := identity.NewCA("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := identity.LoadCA(filepath.Join(w.node.dir, "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		ca      *identity.CA
+		roles   starling.Roles
+		channel transport.Channel
+	}{
+		{"another CA", other, starling.RoleManager | starling.RoleHost, transport.ChannelControl},
+		{"a host at the replicas' channel", own, starling.RoleHost, transport.ChannelRaft},
+		{"a host at the payloads' channel", own, starling.RoleHost, transport.ChannelInvoke},
+		{"a scheduler at the logs' channel", own, starling.RoleScheduler, transport.ChannelLogs},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id, err := c.ca.Issue(identity.Grant{Node: 77, Roles: c.roles}, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			ep := quic.New(quic.Config{Addr: freePort(t), Identity: id, Allow: func(transport.Peer, transport.Channel) bool { return false }, Log: slog.New(slog.DiscardHandler)})
+			if err := ep.Listen(); err != nil {
+				t.Fatal(err)
+			}
+			defer ep.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			s, err := ep.Open(ctx, w.node.quic, c.channel)
+			if err == nil {
+				defer s.Cancel()
+				s.SetReadDeadline(time.Now().Add(5 * time.Second))
+				if _, err = s.Write([]byte("hello")); err == nil {
+					_, err = s.Read(make([]byte, 1))
+				}
+			}
+			if starling.KindOf(err) != starling.Denied {
+				t.Errorf("a stranger was told %s: %v", starling.KindOf(err), err)
+			}
+		})
 	}
 }

@@ -197,6 +197,22 @@ func (w *badWorld) commands(t *testing.T) {
 			t.Errorf("exit %d\nstdout: %s\nstderr: %s", code, out, diag)
 		}
 	})
+	t.Run("logs of one call", func(t *testing.T) {
+		id := "6f1d5a36-5555-4000-8000-000000000001"
+		if code, _, diag := w.run(t, nil, "invoke", "prints", "--request-id", id); code != 0 {
+			t.Fatalf("exit %d: %s", code, diag)
+		}
+		var out string
+		if !within(5*time.Second, func() bool {
+			_, out, _ = w.run(t, nil, "logs", "prints", "--request", id, "--bare")
+			return strings.Contains(out, "REPORT")
+		}) {
+			t.Fatalf("no lines of the call: %s", out)
+		}
+		if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 4 || lines[1] != "hello from the function" {
+			t.Errorf("the lines of one call are\n%s", out)
+		}
+	})
 	t.Run("doctor", func(t *testing.T) {
 		code, out, diag := w.run(t, nil, "doctor", "--data", t.TempDir(), "-o", "json", "--listen", freePort(t), "--http", freePort(t), "--admin", freePort(t))
 		if code != 0 || !strings.Contains(out, "process driver") {
@@ -214,9 +230,11 @@ func (w *badWorld) joins(t *testing.T) {
 	if !ok {
 		t.Fatalf("token %q: %s", token, diag)
 	}
-	first := "A" // of the secret, changed
-	if strings.HasPrefix(secret, first) {
-		first = "B"
+	unknown := []byte(secret) // one character is another
+	if middle := &unknown[len(unknown)/2]; *middle == 'a' {
+		*middle = 'b'
+	} else {
+		*middle = 'a'
 	}
 	_, hostToken, _ := w.run(t, []string{"STARLING_KEY=" + w.root}, "cluster", "token", "--roles", "host")
 	for _, c := range []struct {
@@ -226,7 +244,7 @@ func (w *badWorld) joins(t *testing.T) {
 		say         string
 	}{
 		{"token that is none", "rubbish", "all", exitUsage, "token"},
-		{"unknown token", first + secret[1:] + "." + pin, "all", exitDenied, "token"},
+		{"unknown token", string(unknown) + "." + pin, "all", exitDenied, "token"},
 		{"token of another cluster", secret + "." + strings.Repeat("ab", len(pin)/2), "all", exitDenied, "fingerprint"},
 		{"more roles than the token permits", strings.TrimSpace(hostToken), "all", exitDenied, "roles"},
 	} {
@@ -256,6 +274,7 @@ func (w *badWorld) joins(t *testing.T) {
 			t.Errorf("exit %d\n%s", code, diag)
 		}
 	})
+	w.strangers(t)
 	if res, err := http.Get(w.node.health + "/readyz"); err != nil || res.StatusCode != 200 {
 		t.Errorf("the node is not ready after the strangers: %v", err)
 	}

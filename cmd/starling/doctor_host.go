@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"starling"
 	driver "starling/vmpool/process" // top has a type of that name
 )
 
@@ -192,6 +193,7 @@ func checkDriver(ctx context.Context, _ *app) []finding {
 	for _, f := range driver.Check(ctx) {
 		name := "process driver: " + f.Name
 		switch {
+		case starling.Runtime(f.Name).Validate() == nil: // checkRuntimes looks at the interpreters that are set
 		case f.OK:
 			out = append(out, healthy(name, "%s", f.Detail))
 		case f.Optional:

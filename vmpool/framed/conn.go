@@ -93,7 +93,7 @@ func initFailure(doc []byte) error {
 	if json.Unmarshal(doc, &f) != nil || f.Type == "" {
 		f = Failure{Type: starling.ErrInit, Message: "the function's initialisation failed without a readable reason"}
 	}
-	e := starling.Errorf(starling.Failed, "init function", "%s: %s", f.Type, f.Message)
+	e := starling.Errorf(starling.Failed, "init function", "%s", f.Message)
 	return e.With(f.Type)
 }
 

@@ -59,7 +59,9 @@ func TestACallCarriesEverything(t *testing.T) {
 		})
 		for range 2 {
 			var s sink
-			if out := c.Invoke(invocation(payload), &s); out.Status != starling.Succeeded || s.body.String() != payload || s.content != "text/y" || s.stream || s.starts != 1 {
+			inv := invocation(payload)
+			inv.Deadline = time.Now().Add(20 * time.Second) // megabytes over a pipe take their time on a busy machine
+			if out := c.Invoke(inv, &s); out.Status != starling.Succeeded || s.body.String() != payload || s.content != "text/y" || s.stream || s.starts != 1 {
 				t.Fatalf("%d bytes: %+v, %d bytes as %q", size, out, s.body.Len(), s.content)
 			}
 		}
@@ -250,3 +252,14 @@ type counter struct{ n int }
 
 func (c *counter) Start(string, bool)          {}
 func (c *counter) Write(p []byte) (int, error) { c.n += len(p); return len(p), nil }
+
+func TestARuntimeThatEndsItselfGetsNoFurtherCall(t *testing.T) {
+	c := connect(t, func(k *Call) { k.last(typeEnd, endsAfter, "Error", []byte(`{"errorMessage":"aside"}`)) })
+	out := c.Invoke(invocation("x"), &sink{})
+	if out.Status != starling.Handled || out.ErrorType != "Error" || string(out.Error) != `{"errorMessage":"aside"}` {
+		t.Fatalf("%+v", out)
+	}
+	if err := c.Err(); err != ErrEnds {
+		t.Fatalf("after its last words: %v", err)
+	}
+}

@@ -38,5 +38,5 @@ func initFailure(given string, doc []byte) error {
 	if given == "" {
 		given = starling.ErrInit
 	}
-	return starling.Errorf(starling.Failed, "init function", "%s: %s", given, f.Message).With(given)
+	return starling.Errorf(starling.Failed, "init function", "%s", f.Message).With(given)
 }

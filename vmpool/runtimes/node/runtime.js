@@ -435,6 +435,7 @@ async function main() {
   try {
     await take();
   } catch (e) {
+    fs.writeSync(2, `[ERROR] ${e.kind}: ${e.message}\n${(e.trace || []).join('\n')}\n`);
     const doc = Buffer.from(JSON.stringify({ errorType: e.kind || 'Runtime.InitError', errorMessage: e.message, stackTrace: e.trace || [] }));
     const b = begin(INIT_ERROR, doc.length);
     doc.copy(b, 5);

@@ -158,6 +158,7 @@ class _InitFailure(Exception):
     def __init__(self, kind, message, trace=()):
         super().__init__(message)
         self.document = _document(kind, message, trace)
+        self.text = f"[ERROR] {kind}: {message}\n" + "".join(trace)  # for the log
 
 
 def _attach(setup):
@@ -367,6 +368,7 @@ def main():
     try:
         handler = _load(setup)
     except _InitFailure as e:
+        print(e.text, end="", file=sys.stderr)
         _flush()
         _write(_header.pack(1 + len(e.document), INIT_ERROR) + e.document)
         os._exit(1)
