@@ -16,32 +16,42 @@ if [ "$scenario" = floor ]; then
 fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/starling-bench.XXXXXX")
 export XDG_CONFIG_HOME=$work/config
-pid=
+pids=()
 finish() {
 	local code=$?
-	if [ -n "$pid" ]; then
-		kill -TERM "$pid" 2>/dev/null || true
-		wait "$pid" 2>/dev/null || true
-	fi
+	for p in "${pids[@]}"; do kill -TERM "$p" 2>/dev/null || true; done
+	for p in "${pids[@]}"; do wait "$p" 2>/dev/null || true; done
 	[ $code -eq 0 ] || tail -15 "$work/node.log" >&2
 	rm -rf "$work"
 	exit $code
 }
 trap finish EXIT
-read -r quic http admin < <(/usr/bin/python3 -c '
+read -r quic http admin quic2 admin2 < <(/usr/bin/python3 -c '
 import socket
-s = [socket.socket() for _ in range(3)]
+s = [socket.socket() for _ in range(5)]
 [x.bind(("127.0.0.1", 0)) for x in s]
 print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
-made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench -o json)
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
-"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${NODE_FLAGS:-} ${POOL:+--pool $POOL} >"$work/node.log" 2>&1 &
-pid=$!
-for _ in $(seq 300); do
-	curl -fs "http://$admin/readyz" >/dev/null && break
-	kill -0 "$pid"
-	sleep 0.1
-done
+roles=${SPLIT:+manager,frontend,scheduler} # SPLIT=1: the functions run on a second node, every call crosses to it over QUIC
+made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench ${roles:+--roles $roles} -o json)
+"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${roles:+--roles $roles} ${NODE_FLAGS:-} ${POOL:+--pool $POOL} >"$work/node.log" 2>&1 &
+pids+=($!)
+await() { # await ADMIN PID: until the node is ready
+	for _ in $(seq 300); do
+		curl -fs "http://$1/readyz" >/dev/null && return
+		kill -0 "$2"
+		sleep 0.1
+	done
+}
+await "$admin" "${pids[0]}"
+metered=http://$admin
+if [ -n "${SPLIT:-}" ]; then
+	token=$(STARLING_SERVER=http://$http STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token)
+	"$bin" node --data "$work/node2" --name host --roles host --listen "$quic2" --admin "$admin2" --join "$quic" --token "$token" >>"$work/node.log" 2>&1 &
+	pids+=($!)
+	await "$admin2" "${pids[1]}"
+	metered=$metered,http://$admin2
+fi
 # The pool of a fresh node fills while its first calls come; POOL measures the calls of a node that has run for a while.
 for _ in $(seq 600); do
 	[ -n "${POOL:-}" ] || break
@@ -49,7 +59,7 @@ for _ in $(seq 600); do
 	[ "$ready" -lt 3 ] || break
 	sleep 0.2
 done
-export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLING_ADMIN=http://$admin STARLING_QUIC_ADDR=$quic
+export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLING_ADMIN=$metered STARLING_QUIC_ADDR=$quic
 STARLING_PIN=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token | sed 's/.*\.//')
 export STARLING_PIN
 if [ "$scenario" = cold ]; then
