@@ -37,7 +37,7 @@ type InstanceConfig struct {
 const (
 	initTimeout  = 10 * time.Second
 	lifeMax      = 2 * time.Hour
-	exitPatience = 250 * time.Millisecond // between the end of a channel and the word of how the process ended
+	exitPatience = time.Second            // between the end of a channel and the word of how the process ended, on a busy machine
 	wordPatience = 50 * time.Millisecond  // between the end of the processes and that of their connections
 	memoryFresh  = time.Second            // how old the memory peak of a REPORT may be
 	memoryLong   = 100 * time.Millisecond // a call of this length reads it anew

@@ -286,9 +286,6 @@ func (w *badWorld) callers(t *testing.T) {
 		if r := w.call(t, "single", `"mine"`); r.status != 200 || string(r.body) != `"mine"` {
 			t.Errorf("after callers that left: %s", r)
 		}
-		if !within(5*time.Second, func() bool { return w.node.gauge(t, "starling_dispatch_waiting") == 0 }) {
-			t.Error("calls of callers that left still wait")
-		}
 	})
 	t.Run("log of a flood", func(t *testing.T) {
 		t.Parallel()
@@ -327,9 +324,6 @@ func (w *badWorld) callers(t *testing.T) {
 		}
 		if r := w.call(t, "patient", "{}"); string(r.body) != "3" {
 			t.Errorf("the instance was lost with its caller: %s", r)
-		}
-		if n := w.node.gauge(t, "starling_frontend_payload_bytes"); n > 64<<20 {
-			t.Errorf("the frontend holds %v bytes of payloads", n)
 		}
 	})
 }

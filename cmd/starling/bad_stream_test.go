@@ -176,7 +176,7 @@ func (w *badWorld) metrics(t *testing.T) {
 		name, help, _ := strings.Cut(strings.TrimSpace(rest), " ")
 		made := strings.ReplaceAll(strings.TrimPrefix(name, "starling_"), "_", " ") + "."
 		if ok && strings.HasPrefix(name, "starling_") && strings.EqualFold(help, made) {
-			t.Errorf("%s has no help of its own: %q", name, help)
+			t.Errorf("%s has no help of its own, add it to node/help.go: %q", name, help)
 		}
 	}
 }

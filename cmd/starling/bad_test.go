@@ -263,6 +263,11 @@ func (w *badWorld) nothingLeft(t *testing.T) {
 	if !settled {
 		t.Errorf("%d sandboxes have a cgroup, but the pool and the instances are %d", groups, want)
 	}
+	for _, name := range []string{"starling_dispatch_waiting", "starling_frontend_in_flight", "starling_frontend_payload_bytes", "starling_host_calls_in_flight"} {
+		if n := w.node.gauge(t, name); n != 0 {
+			t.Errorf("%s is %v after all calls", name, n)
+		}
+	}
 	w.node.stop()
 	if left := w.node.cgroups(t); len(left) > 0 {
 		t.Errorf("left after the node stopped: %v", left)
