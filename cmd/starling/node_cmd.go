@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -129,6 +130,7 @@ func (a *app) nodeConfig() (node.Config, error) {
 	if err != nil {
 		return node.Config{}, err
 	}
+	a.share(roles)
 	s := a.set
 	return node.Config{
 		Dir: s.text("node.data"), Name: s.text("node.name"), Listen: s.text("node.listen"), Advertise: s.text("node.advertise"), HTTP: s.text("node.http"),
@@ -151,6 +153,18 @@ func (a *app) logger() (*slog.Logger, error) {
 		return slog.New(tint.NewHandler(a.err, &tint.Options{Level: level, NoColor: !a.tty, TimeFormat: "2006-01-02 15:04:05.000"})), nil
 	default:
 		return nil, usagef("--log-format %q: use text, json or auto", format)
+	}
+}
+
+// share leaves cores to the functions of a host: a node that may use all of them wakes threads on cores where
+// functions run, and each such wake-up costs both (docs/decisions/0007-half-the-cores.md).
+func (a *app) share(roles starling.Roles) {
+	procs := a.set.number("node.procs")
+	if procs == 0 && roles.Has(starling.RoleHost) && a.getenv("GOMAXPROCS") == "" {
+		procs = max(1, runtime.GOMAXPROCS(0)/2)
+	}
+	if procs > 0 {
+		runtime.GOMAXPROCS(procs)
 	}
 }
 

@@ -22,6 +22,7 @@ var nodeSettings = []setting{
 	{key: "node.code-cache", def: 10 << 10, usage: "MiB of unpacked code kept on this host"},
 	{key: "node.memory", def: 0, usage: "MiB that instances may claim on this host (default: 80% of the machine)"},
 	{key: "node.instances", def: 4000, usage: "instances on this host at once"},
+	{key: "node.procs", def: 0, usage: "cores the node itself uses at once (default: GOMAXPROCS, or on a host half of the machine's)"},
 	{key: "node.pool", def: 4, usage: "warm sandboxes kept for each runtime"},
 	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},
 	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
