@@ -34,7 +34,7 @@ print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
 roles=${SPLIT:+manager,frontend,scheduler} # SPLIT=1: the functions run on a second node, every call crosses to it over QUIC
 made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench ${roles:+--roles $roles} -o json)
-"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${roles:+--roles $roles} ${NODE_FLAGS:-} ${POOL:+--pool $POOL} >"$work/node.log" 2>&1 &
+"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${roles:+--roles $roles} --memory 400000 ${NODE_FLAGS:-} ${POOL:+--pool $POOL} >"$work/node.log" 2>&1 &
 pids+=($!)
 await() { # await ADMIN PID: until the node is ready
 	for _ in $(seq 300); do
@@ -47,7 +47,7 @@ await "$admin" "${pids[0]}"
 metered=http://$admin
 if [ -n "${SPLIT:-}" ]; then
 	token=$(STARLING_SERVER=http://$http STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token)
-	"$bin" node --data "$work/node2" --name host --roles host --listen "$quic2" --admin "$admin2" --join "$quic" --token "$token" >>"$work/node.log" 2>&1 &
+	"$bin" node --data "$work/node2" --name host --roles host --memory 400000 --listen "$quic2" --admin "$admin2" --join "$quic" --token "$token" >>"$work/node.log" 2>&1 &
 	pids+=($!)
 	await "$admin2" "${pids[1]}"
 	metered=$metered,http://$admin2
@@ -65,6 +65,6 @@ export STARLING_PIN
 if [ "$scenario" = cold ]; then
 	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --commit "$commit" --out "$out" "$@"
 else
-	"$bin" deploy "bin/functions/$function.zip"
+	"$bin" deploy "bin/functions/$function.zip" --memory "${MEMORY:-1769}" # a whole CPU: the platform is measured, not the function's share
 	"$bin" bench "$scenario" --function "$function" --meter-admin --commit "$commit" --out "$out" "$@"
 fi
