@@ -170,7 +170,7 @@ type host struct {
 func (s *Scheduler) addHost(node starling.NodeID) *host {
 	h := s.hosts[node]
 	if h == nil {
-		h = &host{node: node, all: instanceList{which: byHost}}
+		h = &host{node: node, all: instanceList{which: byHost}, asked: s.now - s.cfg.FenceAgain} // not asked yet: the first report asks
 		s.hosts[node] = h
 		at := 0
 		for at < len(s.order) && s.order[at].node < node {

@@ -77,6 +77,9 @@ func (s *Scheduler) fenced(from starling.NodeID, m *wire.Fenced) {
 	}
 	s.openGate(h)
 	s.mayBecomeActive()
+	if first && h.reported && !h.draining {
+		s.moreRoom() // its report came before it could be used
+	}
 }
 
 // reported compares one line of a host's list with our books.

@@ -130,13 +130,14 @@ type Scheduler struct {
 	unknown   []*version // whose lookup is not answered
 	empty     []*version // may be forgotten, oldest first
 
-	idle     heap[*instance] // ready instances, see instance.before
-	starting instanceList    // by next look
-	gates    int             // hosts that activation still waits for
-	cursor   int             // of the audit, into order
-	starved  int             // MiB that no host had room for since the last news of room; 0 when none
-	cands    []place.Candidate
-	counts   Counts
+	idle      heap[*instance] // ready instances, see instance.before
+	starting  instanceList    // by next look
+	gates     int             // hosts that activation still waits for
+	cursor    int             // of the audit, into order
+	starved   int             // MiB that no host had room for since the last news of room; 0 when none
+	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
+	cands     []place.Candidate
+	counts    Counts
 }
 
 // New returns a scheduler that owns nothing; give it Activate first. rng breaks ties in placement and spreads
@@ -233,8 +234,14 @@ func (s *Scheduler) tick() {
 	s.lookupAgain()
 	s.fenceAgain()
 	s.forget()
+	if s.starved != 0 && s.now-s.starvedAt >= starvedAgain {
+		s.starved = 0
+	}
 	s.pumpHungry()
 }
+
+// starvedAgain is how long the scheduler believes that no host has room without asking again.
+const starvedAgain = 500 * time.Millisecond
 
 // NextTick returns when the next Tick is due, or the zero time when nothing is. Between now and then only the
 // arrival of an event changes anything.

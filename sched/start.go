@@ -104,6 +104,9 @@ func (s *Scheduler) choose(v *version) *host {
 	}
 	k := place.Choose(s.cands, place.Want{MemoryMiB: need, StartingMax: s.cfg.HostMax}, s.cfg.Weights, s.rng)
 	if k < 0 {
+		if s.starved == 0 {
+			s.starvedAt = s.now
+		}
 		if s.starved == 0 || need < s.starved {
 			s.starved = need
 		}
