@@ -31,7 +31,7 @@ var floor = map[string]int{
 
 // vocabulary lists packages that are words and pure codecs: any floor from 1 up may import them.
 var vocabulary = map[string]string{
-	"actors/wire":     "the messages, pure; sched does not need them, the transport does not know them",
+	"actors/wire":     "the messages, pure; the events and effects of sched are them, the transport does not know them",
 	"cluster/partmap": "the map of key ranges, pure; sched tells frontends about it",
 }
 
