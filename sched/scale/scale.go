@@ -11,6 +11,7 @@ type Load struct {
 	Waiting     int  // calls without a slot
 	Starting    int  // instances on their way
 	Ready       int  // instances that serve
+	Busy        int  // slots of them at work or leased
 	Ramp        int  // instances on their way that Ready need not justify; 0 for no bound at all
 	Slots       int  // calls one instance serves at once
 	Left        int  // instances that limits still allow
