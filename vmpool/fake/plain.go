@@ -12,10 +12,9 @@ import (
 	"sync"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"starling"
 	"starling/vmpool"
+	"starling/vmpool/framed"
 	"starling/vmpool/runtimes"
 )
 
@@ -68,24 +67,14 @@ func (t *plainTemplate) Clone(context.Context) (vmpool.Sandbox, error) {
 		s.ln, err = net.Listen("tcp", "127.0.0.1:0")
 		return s, err
 	}
-	var inside *os.File
-	if s.channel, inside, err = socketPair(); err != nil {
+	var theirs [2]int
+	if s.channel, theirs, err = framed.Pipes(); err != nil {
 		return nil, err
 	}
-	defer inside.Close()
-	return s, s.run(t.argv, []string{"PATH=/usr/bin:/bin"}, "/", inside)
-}
-
-// socketPair returns a connection and its other end, which blocks, as the runtimes expect.
-func socketPair() (net.Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	f := os.NewFile(uintptr(fds[0]), "channel")
-	defer f.Close()
-	nc, err := net.FileConn(f)
-	return nc, os.NewFile(uintptr(fds[1]), "inside"), err
+	calls, answers := os.NewFile(uintptr(theirs[0]), "calls"), os.NewFile(uintptr(theirs[1]), "answers")
+	defer calls.Close()
+	defer answers.Close()
+	return s, s.run(t.argv, []string{"PATH=/usr/bin:/bin"}, "/", calls, answers)
 }
 
 // process is one plain process.
@@ -103,13 +92,11 @@ type process struct {
 	once sync.Once
 }
 
-func (s *process) run(argv, env []string, dir string, inside *os.File) error {
+func (s *process) run(argv, env []string, dir string, inside ...*os.File) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = env, dir, s.outW, s.errW
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if inside != nil {
-		cmd.ExtraFiles = []*os.File{inside}
-	}
+	cmd.ExtraFiles = inside
 	if err := cmd.Start(); err != nil {
 		return err
 	}

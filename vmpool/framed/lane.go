@@ -11,26 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A lane is the socket of one runtime with a deadline that costs no timer a call, and an exchange that costs no read
+// A lane is the connection of one runtime with a deadline that costs no timer a call, and an exchange that costs no read
 // in vain. It is used by one goroutine at a time.
 type lane struct {
 	nc       net.Conn
-	raw      syscall.RawConn // nil for a connection that is no descriptor
+	r, w     syscall.RawConn // nil for a connection that is no pair of pipes
 	deadline time.Time       // of the call in flight
-	armed    time.Time       // what the socket's read deadline is; the zero time when unknown
+	armed    time.Time       // what the read deadline is; the zero time when unknown
 
-	step    func(fd uintptr) bool // exchangeFD, once, so that a call allocates no closure
-	out, in []byte
-	got     int
-	err     error
-	blocked bool // the socket's buffer is full: out is what was not written
+	step, put func(fd uintptr) bool // exchangeFD and putFD, once, so that a call allocates no closure
+	out, in   []byte
+	got       int
+	err       error
+	blocked   bool // the pipe is full: out is what was not written
 }
 
 func newLane(nc net.Conn) *lane {
 	l := &lane{nc: nc}
-	if c, ok := nc.(syscall.Conn); ok {
-		if raw, err := c.SyscallConn(); err == nil {
-			l.raw, l.step = raw, l.exchangeFD
+	if p, ok := nc.(*pipes); ok {
+		if r, w, err := p.raw(); err == nil {
+			l.r, l.w, l.step, l.put = r, w, l.exchangeFD, l.putFD
 		}
 	}
 	return l
@@ -69,7 +69,7 @@ func (l *lane) Read(p []byte) (int, error) {
 	}
 }
 
-// Write writes until the deadline; whole payloads that do not fit the socket's buffer go this way.
+// Write writes until the deadline; whole payloads that do not fit the pipe go this way.
 func (l *lane) Write(p []byte) (int, error) {
 	l.nc.SetWriteDeadline(l.deadline)
 	return l.nc.Write(p)
@@ -78,16 +78,16 @@ func (l *lane) Write(p []byte) (int, error) {
 // exchange writes out and reads the beginning of the answer into in, which may be the same memory. The write
 // happens inside the poller's wait, after it began to watch: so the wait needs no first read, and misses nothing.
 func (l *lane) exchange(out, in []byte) (int, error) {
-	if l.raw == nil {
+	if l.r == nil {
 		if _, err := l.Write(out); err != nil {
 			return 0, err
 		}
 		return l.Read(in)
 	}
 	l.out, l.in, l.got, l.err, l.blocked = out, in, 0, nil, false
-	err := l.raw.Read(l.step)
+	err := l.r.Read(l.step)
 	for err != nil && l.early(err) {
-		err = l.raw.Read(l.step)
+		err = l.r.Read(l.step)
 	}
 	if err != nil {
 		return 0, err
@@ -104,21 +104,10 @@ func (l *lane) exchange(out, in []byte) (int, error) {
 // exchangeFD writes when something is to be written and reads otherwise; true ends the wait.
 func (l *lane) exchangeFD(fd uintptr) bool {
 	if len(l.out) > 0 {
-		n, err := unix.Write(int(fd), l.out)
-		for err == unix.EINTR {
-			n, err = unix.Write(int(fd), l.out)
+		if err := l.w.Write(l.put); err != nil && l.err == nil {
+			l.err = err
 		}
-		if err == nil && n == len(l.out) {
-			l.out = nil
-			return false
-		}
-		if err != nil && err != unix.EAGAIN {
-			l.err = os.NewSyscallError("write", err)
-			return true
-		}
-		l.out = l.out[max(n, 0):]
-		l.blocked = true
-		return true
+		return l.blocked || l.err != nil
 	}
 	n, err := unix.Read(int(fd), l.in)
 	for err == unix.EINTR {
@@ -133,6 +122,23 @@ func (l *lane) exchangeFD(fd uintptr) bool {
 		l.err = io.EOF
 	default:
 		l.got = n
+	}
+	return true
+}
+
+// putFD writes once.
+func (l *lane) putFD(fd uintptr) bool {
+	n, err := unix.Write(int(fd), l.out)
+	for err == unix.EINTR {
+		n, err = unix.Write(int(fd), l.out)
+	}
+	switch {
+	case err == nil && n == len(l.out):
+		l.out = nil
+	case err == nil || err == unix.EAGAIN:
+		l.out, l.blocked = l.out[max(n, 0):], true
+	default:
+		l.err = os.NewSyscallError("write", err)
 	}
 	return true
 }

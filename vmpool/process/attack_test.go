@@ -63,7 +63,7 @@ func TestFirstProcessWaitsForItsCgroup(t *testing.T) {
 	defer r.Close()
 	cmd := exec.Command(guest, "init")
 	cmd.Stdout, cmd.Stderr = w, w
-	cmd.ExtraFiles = []*os.File{w, theirs} // descriptors 3 and 4
+	cmd.ExtraFiles = []*os.File{w, w, theirs} // descriptors 3, 4 and 5
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	must(t, cmd.Start())
 	w.Close()

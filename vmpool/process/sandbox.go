@@ -17,6 +17,7 @@ import (
 
 	"starling"
 	"starling/vmpool"
+	"starling/vmpool/framed"
 	"starling/vmpool/process/cgroup"
 	"starling/vmpool/process/link"
 )
@@ -107,7 +108,8 @@ type sandbox struct {
 
 var _ vmpool.Sandbox = (*sandbox)(nil)
 
-// plumb makes the pipes and the channel and returns the sandbox's ends: stdout, stderr, channel.
+// plumb makes the pipes and the channel and returns the sandbox's ends: stdout, stderr, and what follows
+// from descriptor 3 on.
 func (b *sandbox) plumb() (fds []int, err error) {
 	defer func() {
 		if err != nil {
@@ -124,23 +126,19 @@ func (b *sandbox) plumb() (fds []int, err error) {
 		*f = os.NewFile(uintptr(p[0]), "output")
 		fds = append(fds, p[1])
 	}
-	kind := unix.SOCK_STREAM
-	if b.runtime == starling.Provided {
-		kind = unix.SOCK_SEQPACKET // messages of package link
+	if b.runtime != starling.Provided {
+		var theirs [2]int
+		if b.channel, theirs, err = framed.Pipes(); err != nil {
+			return fds, err
+		}
+		return append(fds, theirs[:]...), nil
 	}
-	s, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fds, err
 	}
-	fds = append(fds, s[1])
-	f := os.NewFile(uintptr(s[0]), "channel")
-	if b.runtime == starling.Provided {
-		b.waiting, err = link.New(f)
-		return fds, err
-	}
-	b.channel, err = net.FileConn(f)
-	f.Close()
-	return fds, err
+	b.waiting, err = link.New(os.NewFile(uintptr(s[0]), "channel"))
+	return append(fds, s[1]), err
 }
 
 // take turns the descriptor of the Runtime API's socket into a listener.

@@ -20,7 +20,7 @@ import (
 )
 
 // Runtime is the program that must run in the sandboxes: it executes Python source that comes as JSON lines over
-// descriptor 3 and answers with the variable out.
+// descriptor 3 and answers on descriptor 4 with the variable out.
 const Runtime = `
 import json, os
 buf, space = b"", {"__name__": "attack"}
@@ -39,7 +39,7 @@ while True:
     except BaseException as e:
         answer = {"err": type(e).__name__ + ": " + str(e)}
     answer = json.dumps(answer).encode() + b"\n"
-    while answer: answer = answer[os.write(3, answer):]
+    while answer: answer = answer[os.write(4, answer):]
 `
 
 // A Box is a sandbox in which Runtime runs.

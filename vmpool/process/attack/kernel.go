@@ -75,7 +75,7 @@ out = [t("setuid", lambda: os.setuid(0)), t("setresuid", lambda: os.setresuid(0,
 out += many(capset=(126, h, struct.pack("6I", 1 << 21, 1 << 21, 0, 0, 0, 0)), ambient=(157, 47, 2, 21, 0, 0), keepcaps=(157, 8, 1, 0, 0, 0), securebits=(157, 28, 0, 0, 0, 0), nice=(141, 0, 0, -20), fifo=(144, 0, 1, struct.pack("i", 1)))`),
 	simple("B15", "terminal injection", `import fcntl
 out = []
-for fd in (0, 1, 2, 3):
+for fd in (0, 1, 2, 3, 4):
     for n, r in dict(TIOCSTI=0x5412, TIOCLINUX=0x541C, TIOCSCTTY=0x540E, TIOCSETD=0x5423, TIOCCONS=0x541D).items():
         out.append(t("%s on %d" % (n, fd), lambda: fcntl.ioctl(fd, r, b"x" * 8)))
     out.append(t("tty %d" % fd, lambda: os.ttyname(fd)))`),
@@ -160,12 +160,15 @@ func attackDescriptors(a *arena) result {
 		for _, e := range entries {
 			to, _ := os.Readlink(dir + "/" + e.Name())
 			n, _ := strconv.Atoi(e.Name())
-			ok := n == 0 && to == os.DevNull || (n == 1 || n == 2) && strings.HasPrefix(to, "pipe:") || n == 3 && strings.HasPrefix(to, "socket:")
+			link, err := os.Lstat(dir + "/" + e.Name())
+			a.check(err)
+			pipe, way := strings.HasPrefix(to, "pipe:"), link.Mode().Perm()
+			ok := n == 0 && to == os.DevNull || (n == 1 || n == 2 || n == 4) && pipe && way == 0o300 || n == 3 && pipe && way == 0o500
 			if !ok {
-				return fail(len(entries), "descriptor %d is %s", n, to)
+				return fail(len(entries), "descriptor %d is %s, %s", n, to, way)
 			}
 		}
-		return result{refused, len(entries), fmt.Sprintf("%d descriptors: null, two pipes, the channel", len(entries))}
+		return result{refused, len(entries), fmt.Sprintf("%d descriptors: null, and four pipes of one way each", len(entries))}
 	}
 	return fail(0, "the host sees no process of the sandbox")
 }
@@ -189,6 +192,7 @@ def work(i):
     rnd = random.Random(seed + i)
     signal.alarm(2)
     os.dup2(os.open("/dev/null", os.O_RDWR), 3)
+    os.dup2(3, 4)
     buf = ctypes.addressof(ctypes.create_string_buffer(bytes(rnd.getrandbits(8) for _ in range(4096)), 4096))
     pool = [0, 1, 2, 3, 4, 5, -1, -100, 4096, 1 << 31, (1 << 64) - 1, buf, buf + 64, buf + 2048]
     f, n = libc.syscall, 0

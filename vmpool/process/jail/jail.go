@@ -22,8 +22,9 @@ import (
 
 // Descriptors that the warden hands to the first process, besides the standard three.
 const (
-	ChannelFD = 3 // to the node: framed calls, or Run for provided; kept by shipped runtimes
-	ControlFD = 4 // to the warden; closed when the program starts
+	ChannelFD = 3 // from the node: framed calls, or Run for provided; kept by shipped runtimes
+	AnswersFD = 4 // to the node: framed answers; kept by shipped runtimes
+	ControlFD = 5 // to the warden; closed when the program starts
 )
 
 // User is the only user of a sandbox, as the code inside sees it.
@@ -78,7 +79,7 @@ func run(j *link.Jail, control *link.Conn) error {
 	if err := control.Send(&link.Message{Op: link.Ready}); err != nil {
 		return fmt.Errorf("tell the warden: %w", err)
 	}
-	return execute(j.Argv[0], j.Argv, j.Env, ChannelFD)
+	return execute(j.Argv[0], j.Argv, j.Env, AnswersFD)
 }
 
 // loopback raises the interface lo of the sandbox's own network namespace.

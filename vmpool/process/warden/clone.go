@@ -78,8 +78,8 @@ func (w *warden) admit(id uint64) (*box, error) {
 
 // start makes the group and the process, and puts the one into the other. The process does nothing until released.
 func (w *warden) start(b *box, weight float64, fds []int) (*link.Conn, error) {
-	if len(fds) != 3 {
-		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and the channel", len(fds))
+	if len(fds) < 3 || len(fds) > 4 {
+		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and one channel or two pipes", len(fds))
 	}
 	err := b.group.Create(cgroup.Limits{MemoryBytes: w.setup.MemoryBytes, CPU: 1, Weight: weight, Processes: w.setup.Processes})
 	if err != nil {
@@ -90,7 +90,8 @@ func (w *warden) start(b *box, weight float64, fds []int) (*link.Conn, error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	f := fork{b, []uintptr{0, uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2]), theirs.Fd()}, make(chan error)}
+	last := fds[len(fds)-1] // the channel once more where there is one descriptor only
+	f := fork{b, []uintptr{0, uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2]), uintptr(last), theirs.Fd()}, make(chan error)}
 	w.forks <- f
 	if err := <-f.done; err != nil {
 		control.Close()

@@ -1,17 +1,17 @@
 'use strict';
-// The Node.js runtime of Starling: serves calls of one function over file descriptor 3.
+// The Node.js runtime of Starling: reads calls of one function from file descriptor 3 and answers on 4.
 //
 // It starts before any code is known (the pool keeps it warm), says ready, learns handler and environment
 // from the init frame, loads the code, and then answers one call at a time. Frames are those of vmpool/framed.
 //
-// Descriptor 3 is read and written synchronously: between calls nothing of the function runs, as under a
+// Both are used synchronously: between calls nothing of the function runs, as under a
 // frozen instance, and a call costs one read and one write without a turn of the event loop. While a handler waits
 // for its promises the event loop runs as usual.
 
 const fs = require('fs');
 const path = require('path');
 
-const FD = 3;
+const CALLS = 3, ANSWERS = 4;
 const PART = 512 << 10;
 const INIT = 1, CALL = 2, MORE = 3;
 const READY = 15, INIT_OK = 16, INIT_ERROR = 17, HEAD = 18, CHUNK = 19, END = 20, ANSWER = 21;
@@ -32,7 +32,7 @@ function read(need) {
     buffer = larger;
   }
   while (filled < need) {
-    const n = fs.readSync(FD, buffer, filled, buffer.length - filled, null);
+    const n = fs.readSync(CALLS, buffer, filled, buffer.length - filled, null);
     if (n === 0) process.reallyExit(0); // the host closed the channel: the instance is over
     filled += n;
   }
@@ -46,7 +46,7 @@ function drop(used) {
 function write(b) {
   if (rehearsed) return;
   let at = 0;
-  while (at < b.length) at += fs.writeSync(FD, b, at, b.length - at);
+  while (at < b.length) at += fs.writeSync(ANSWERS, b, at, b.length - at);
 }
 
 function frame() {

@@ -1,13 +1,13 @@
-"""The Python runtime of Starling: serves calls of one function over file descriptor 3.
+"""The Python runtime of Starling: reads calls of one function from file descriptor 3 and answers on 4.
 
 It starts before any code is known (the pool keeps it warm), says ready, learns handler and environment
 from the init frame, loads the code, and then answers one call at a time with one read and one write.
 The frames are those of vmpool/framed. Only modules that cost little memory are imported here: os reads
-and writes the descriptor itself, so that neither socket nor selectors is loaded.
+and writes the descriptors itself, so that neither socket nor selectors is loaded.
 
-Descriptor 3 is close-on-exec and is closed in children made by os.fork. A child that the function made
-with other means, and that kept the descriptor, can only forge answers of this one instance: the host binds
-what it reads to the instance that the socket belongs to.
+Both are close-on-exec and closed in children made by os.fork. A child that the function made
+with other means, and that kept them, can only forge answers of this one instance: the host binds
+what it reads to the instance that the pipe belongs to.
 """
 
 import gc
@@ -20,7 +20,7 @@ from binascii import a2b_base64
 from importlib import import_module
 from struct import Struct
 
-FD = 3
+CALLS, ANSWERS = 3, 4
 FRAME_MAX = 1 << 20
 PART = 512 << 10
 INIT, CALL, MORE = 1, 2, 3
@@ -44,7 +44,7 @@ def _read(need):
         _buffer += bytes(need - len(_buffer))
     view = memoryview(_buffer)
     while _filled < need:
-        n = os.readv(FD, [view[_filled:]])
+        n = os.readv(CALLS, [view[_filled:]])
         if n == 0:
             os._exit(0)  # the host closed the channel: the instance is over
         _filled += n
@@ -60,12 +60,12 @@ def _drop(used):
 
 
 def _write(data):
-    n = os.write(FD, data)
+    n = os.write(ANSWERS, data)
     if n == len(data):
         return
     view = memoryview(data)
     while n < len(data):
-        n += os.write(FD, view[n:])
+        n += os.write(ANSWERS, view[n:])
 
 
 def _frame():
@@ -349,9 +349,10 @@ def _rehearse():
 
 def main():
     global _buffer
-    os.set_blocking(FD, True)
-    os.set_inheritable(FD, False)
-    os.register_at_fork(after_in_child=lambda: os.close(FD))
+    for fd in (CALLS, ANSWERS):
+        os.set_blocking(fd, True)
+        os.set_inheritable(fd, False)
+    os.register_at_fork(after_in_child=lambda: os.closerange(CALLS, ANSWERS + 1))
     sys.stdout.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
     sys.stderr.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
     _buffer = bytearray(16 << 10)
