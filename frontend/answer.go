@@ -10,6 +10,7 @@ import (
 
 	"starling"
 	"starling/frontend/api"
+	"starling/frontend/lean"
 	"starling/frontend/protocol"
 )
 
@@ -47,6 +48,10 @@ func (b *buffers) putAnswer(a *answer) {
 type answer struct {
 	s           *Server
 	w           http.ResponseWriter
+	lean        *lean.Conn // the same as w where the connection is a lean one
+	from        body
+	ask         lean.Request
+	began       time.Time
 	inv         starling.Invocation
 	version     starling.VersionNumber
 	payload     []byte
@@ -118,8 +123,8 @@ func (a *answer) Write(p []byte) (int, error) {
 
 // finish writes what is left of the answer and returns its status.
 func (a *answer) finish(out starling.Outcome, phases starling.Phases, err error) int {
-	h := a.w.Header()
 	if a.streaming {
+		h := a.w.Header()
 		if err != nil {
 			a.s.log.Info("streamed answer broke off", "request", a.inv.ID.String(), "error", err)
 			panic(http.ErrAbortHandler) // the reader must not take what it has for the whole answer
@@ -141,14 +146,46 @@ func (a *answer) finish(out starling.Outcome, phases starling.Phases, err error)
 			body = out.Error
 			a.contentType = "application/json"
 		}
-		a.functionError(h, &out)
 	}
+	if a.lean != nil {
+		a.finishLean(status, body, &out, phases)
+		return status
+	}
+	h := a.w.Header()
+	a.functionError(h, &out)
 	a.tail(h, &out)
 	a.setContentType(h)
 	a.setFixed(h, phases, out.Run, len(body))
 	a.w.WriteHeader(status)
 	a.w.Write(body)
 	return status
+}
+
+// finishLean is finish of a plain answer on a lean connection: its lines are written as they go out.
+func (a *answer) finishLean(status int, body []byte, out *starling.Outcome, phases starling.Phases) {
+	b := append(a.head[:0], protocol.HeaderServerTiming+": "...)
+	b = appendTiming(b, phases, out.Run)
+	b = append(b, "\r\nX-Content-Type-Options: nosniff\r\n"+protocol.HeaderRequestID+": "...)
+	b = a.inv.ID.Append(b)
+	b = append(b, "\r\n"+protocol.HeaderVersion+": "...)
+	b = append(b, a.version.String()...)
+	b = append(b, "\r\n"...)
+	if word := statusWord(out.Status); word != "" {
+		b = append(b, protocol.HeaderFunctionError+": "+word+"\r\n"+protocol.HeaderErrorType+": "...)
+		b = append(b, cleanWord(out.ErrorType)...)
+		b = append(b, "\r\n"...)
+	}
+	if a.inv.Tail {
+		b = append(b, protocol.HeaderLogResult+": "...)
+		b = base64.StdEncoding.AppendEncode(b, lastOf(out.LogTail))
+		b = append(b, "\r\n"...)
+	}
+	a.head = b
+	content := a.contentType
+	if !cleanValue(content) {
+		content = plainType[0]
+	}
+	a.lean.Answer(&lean.Answer{Status: status, ContentType: content, Fields: b, Body: body})
 }
 
 // setFixed sets the headers of every plain answer with two allocations: one text and one array hold them all.
@@ -202,11 +239,12 @@ func statusWord(s starling.Status) string {
 
 func (a *answer) tail(h http.Header, out *starling.Outcome) {
 	if a.inv.Tail {
-		t := out.LogTail
-		t = t[max(0, len(t)-starling.LogTailMax):]
-		h[protocol.HeaderLogResult] = []string{base64.StdEncoding.EncodeToString(t)}
+		h[protocol.HeaderLogResult] = []string{base64.StdEncoding.EncodeToString(lastOf(out.LogTail))}
 	}
 }
+
+// lastOf returns as much of the end of a log as an answer carries.
+func lastOf(log []byte) []byte { return log[max(0, len(log)-starling.LogTailMax):] }
 
 // cleanValue reports whether s can be a Content-Type: the function chose it, so it is checked like a stranger's.
 func cleanValue(s string) bool {

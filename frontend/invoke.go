@@ -12,6 +12,7 @@ import (
 	"starling"
 	"starling/frontend/api"
 	"starling/frontend/auth"
+	"starling/frontend/lean"
 	"starling/frontend/protocol"
 )
 
@@ -23,9 +24,9 @@ const (
 )
 
 // requestID takes the caller's name for a request if it is a UUID and draws one otherwise.
-func requestID(r *http.Request) starling.RequestID {
-	if v := r.Header[protocol.HeaderRequestID]; len(v) == 1 {
-		if id, ok := starling.ParseRequestID(v[0]); ok {
+func requestID(name string) starling.RequestID {
+	if name != "" {
+		if id, ok := starling.ParseRequestID(name); ok {
 			return id
 		}
 	}
@@ -48,19 +49,38 @@ func header(h http.Header, canonical string) string {
 	return ""
 }
 
-// invoke is the data path over HTTP: it must not allocate what it can do without.
+// invoke serves an invocation that came to net/http.
 func (s *Server) invoke(w http.ResponseWriter, r *http.Request, name starling.FunctionName) {
-	began := time.Now()
 	a := s.buffers.answer(s, w)
 	defer s.buffers.putAnswer(a)
-	inv := &a.inv
-	inv.ID = requestID(r)
-	status, err := s.invokeHTTP(a, r, name)
+	a.from = httpBody{w, r}
+	a.ask = lean.Request{
+		Function: string(name), Query: r.URL.RawQuery, Length: int(max(r.ContentLength, -1)),
+		Authorization: header(r.Header, "Authorization"), Account: header(r.Header, protocol.HeaderAccount), RequestID: header(r.Header, protocol.HeaderRequestID),
+		ContentType: header(r.Header, "Content-Type"), Trace: header(r.Header, "Traceparent"),
+		ClientContext: header(r.Header, protocol.HeaderClientContext), Tail: header(r.Header, protocol.HeaderLogTail),
+	}
+	s.serveCall(r.Context(), a)
+}
+
+// invokeLean serves an invocation on a lean connection: it must not allocate what it can do without.
+func (s *Server) invokeLean(c *lean.Conn, r *lean.Request) {
+	a := s.buffers.answer(s, c)
+	defer s.buffers.putAnswer(a)
+	a.from, a.lean, a.ask = c, c, *r
+	s.serveCall(c.Context(), a)
+}
+
+// serveCall is the data path over HTTP.
+func (s *Server) serveCall(ctx context.Context, a *answer) {
+	a.began = time.Now()
+	a.inv.ID = requestID(a.ask.RequestID)
+	status, err := s.carryOut(ctx, a)
 	if err != nil {
 		status = counted(err)
 		s.refuse(a, err)
 	}
-	s.numbers.answered(status, time.Since(began))
+	s.numbers.answered(status, time.Since(a.began))
 }
 
 // counted is the status under which an error is counted: a caller that left is no failure of ours.
@@ -71,25 +91,24 @@ func counted(err error) int {
 	return api.Status(err)
 }
 
-// invokeHTTP runs one call and writes its answer; an error is one that is not written yet.
-func (s *Server) invokeHTTP(a *answer, r *http.Request, name starling.FunctionName) (int, error) {
-	ctx := r.Context()
-	p, err := s.auth.Authenticate(ctx, header(r.Header, "Authorization"))
+// carryOut runs one call and writes its answer; an error is one that is not written yet.
+func (s *Server) carryOut(ctx context.Context, a *answer) (int, error) {
+	p, err := s.auth.Authenticate(ctx, a.ask.Authorization)
 	if err != nil {
 		return 0, err
 	}
-	if other := header(r.Header, protocol.HeaderAccount); other != "" {
-		if p, err = p.For(other); err != nil {
+	if a.ask.Account != "" {
+		if p, err = p.For(a.ask.Account); err != nil {
 			return 0, err
 		}
 	}
 	number := starling.Latest
-	if r.URL.RawQuery != "" {
-		if number, err = versionOf(r.URL.RawQuery); err != nil {
+	if a.ask.Query != "" {
+		if number, err = versionOf(a.ask.Query); err != nil {
 			return 0, err
 		}
 	}
-	v, err := s.resolve(ctx, p, name, number)
+	v, err := s.resolve(ctx, p, starling.FunctionName(a.ask.Function), number)
 	if err != nil {
 		return 0, err
 	}
@@ -97,15 +116,15 @@ func (s *Server) invokeHTTP(a *answer, r *http.Request, name starling.FunctionNa
 		return 0, err
 	}
 	defer s.inFlight.Add(-1)
-	if err := s.readBody(a, r); err != nil {
+	if err := s.readBody(a); err != nil {
 		return 0, err
 	}
 	inv := &a.inv
 	inv.Payload = a.payload
-	inv.ContentType = header(r.Header, "Content-Type")
-	inv.Trace = header(r.Header, "Traceparent")
-	inv.ClientContext = header(r.Header, protocol.HeaderClientContext)
-	inv.Tail = header(r.Header, protocol.HeaderLogTail) == "1"
+	inv.ContentType = a.ask.ContentType
+	inv.Trace = a.ask.Trace
+	inv.ClientContext = a.ask.ClientContext
+	inv.Tail = a.ask.Tail == "1"
 	if len(inv.ContentType) > contentTypeMax || len(inv.Trace) > traceMax || len(inv.ClientContext) > clientContextMax {
 		return 0, starling.Errorf(starling.Invalid, "invoke function", "a header is too long: Content-Type has at most %d bytes, traceparent %d, X-Starling-Client-Context %d",
 			contentTypeMax, traceMax, clientContextMax)
@@ -156,9 +175,42 @@ func tooLarge() error {
 	return starling.Errorf(starling.TooLarge, "invoke function", "the payload is larger than %d bytes: pass a reference to it instead", starling.PayloadMax)
 }
 
-// readBody reads the payload into a's buffer. The deadline keeps a caller that sends nothing from staying.
-func (s *Server) readBody(a *answer, r *http.Request) error {
-	n := r.ContentLength
+// A body is where a payload comes from.
+type body interface {
+	Body(p []byte) error // reads all of it into p, which is as long
+}
+
+// httpBody is the body of a request to net/http. The deadline keeps a caller that sends nothing from staying.
+type httpBody struct {
+	w http.ResponseWriter
+	r *http.Request
+}
+
+func (b httpBody) Body(p []byte) error {
+	defer b.until()()
+	if _, err := io.ReadFull(b.r.Body, p); err != nil {
+		return err
+	}
+	var more [1]byte // reads the end of the body, so that net/http watches for a caller that leaves
+	b.r.Body.Read(more[:])
+	return nil
+}
+
+// all reads a body of unknown length, at most one byte more than a payload may have.
+func (b httpBody) all(p []byte) ([]byte, error) {
+	defer b.until()()
+	return readAll(p, b.r.Body)
+}
+
+func (b httpBody) until() (end func()) {
+	rc := http.NewResponseController(b.w)
+	rc.SetReadDeadline(time.Now().Add(bodyTime))
+	return func() { rc.SetReadDeadline(time.Time{}) }
+}
+
+// readBody reads the payload into a's buffer.
+func (s *Server) readBody(a *answer) error {
+	n := int64(a.ask.Length)
 	if n == 0 {
 		return nil
 	}
@@ -173,19 +225,12 @@ func (s *Server) readBody(a *answer, r *http.Request) error {
 		return err
 	}
 	a.reserved += room
-	rc := http.NewResponseController(a.w)
-	rc.SetReadDeadline(time.Now().Add(bodyTime))
-	defer rc.SetReadDeadline(time.Time{})
 	var err error
-	if n > 0 {
-		a.payload = a.room(int(n))
-		_, err = io.ReadFull(r.Body, a.payload)
-		if err == nil {
-			var more [1]byte // reads the end of the body, so that net/http watches for a caller that leaves
-			r.Body.Read(more[:])
-		}
+	if h, ok := a.from.(httpBody); ok && n < 0 {
+		a.payload, err = h.all(a.payload[:0])
 	} else {
-		a.payload, err = readAll(a.payload[:0], r.Body)
+		a.payload = a.room(int(n))
+		err = a.from.Body(a.payload)
 	}
 	switch {
 	case err != nil:

@@ -22,6 +22,7 @@ import (
 	"starling/cluster"
 	"starling/frontend/api"
 	"starling/frontend/auth"
+	"starling/frontend/lean"
 	"starling/frontend/protocol"
 	"starling/internal/run"
 	"starling/transport"
@@ -67,6 +68,7 @@ type Server struct {
 	auth     *auth.Authenticator
 	api      http.Handler
 	http     *http.Server
+	lean     *lean.Server // nil with TLS
 	h3       *http3.Server
 	listener net.Listener
 	packets  net.PacketConn
@@ -118,6 +120,13 @@ func (s *Server) Open(ctx context.Context) error {
 		l = tls.NewListener(l, cfg)
 	}
 	s.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
+	if s.deps.TLS == nil {
+		plain := l
+		s.lean = lean.New(lean.Config{Handle: s.invokeLean, Log: s.log, BodyMax: starling.PayloadMax,
+			Idle: idleTime, HeadTime: headerTime, BodyTime: bodyTime, Stall: streamTime})
+		l = s.lean.Rest(plain)
+		s.group.Go(func(context.Context) { s.ended("lean", s.lean.Serve(plain)) })
+	}
 	s.group.Go(func(context.Context) { s.ended("http", s.http.Serve(l)) })
 	if s.h3 != nil {
 		s.group.Go(func(context.Context) { s.ended("http3", s.h3.Serve(s.packets)) })
@@ -168,9 +177,13 @@ func (s *Server) Close(ctx context.Context) error {
 		return nil
 	}
 	s.clients.goodbye()
-	err := s.http.Shutdown(ctx)
-	if err != nil {
+	var err error
+	if s.lean != nil {
+		err = s.lean.Shutdown(ctx)
+	}
+	if e := s.http.Shutdown(ctx); e != nil {
 		s.http.Close()
+		err = e
 	}
 	if s.h3 != nil {
 		if e := s.h3.Shutdown(ctx); e != nil && err == nil {
@@ -211,7 +224,7 @@ const controlTime = 15 * time.Second
 
 // control serves everything but invocations. Streams (uploads, logs) live as long as they need.
 func (s *Server) control(w http.ResponseWriter, r *http.Request) {
-	w.Header()[protocol.HeaderRequestID] = []string{requestID(r).String()}
+	w.Header()[protocol.HeaderRequestID] = []string{requestID(header(r.Header, protocol.HeaderRequestID)).String()}
 	stream := r.URL.Path == "/v1/code" || strings.HasSuffix(r.URL.Path, "/logs")
 	if !stream {
 		ctx, cancel := context.WithTimeout(r.Context(), controlTime)
