@@ -180,16 +180,16 @@ def wrongid(event, context):
     m._send(b"0" * 16, b"text/plain", b"forged"); return "x"
 def huge(event, context):
     import __main__ as m
-    os.write(3, b"\xff\xff\xff\xff\x15"); return 1
+    os.write(4, b"\xff\xff\xff\xff\x15"); return 1
 def mute(event, context):
-    os.close(3); time.sleep(60)
+    os.close(4); time.sleep(60)
 def random(event, context):
     import random; return random.random()
 def fork(event, context):
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(3, b"forged")
+            os.write(4, b"forged")
         except OSError:
             os._exit(7)
         os._exit(8)

@@ -138,8 +138,8 @@ func (w *badWorld) pythonFaults(t *testing.T) {
 		{name: "answers too much", code: handler("return 'x' * (7 << 20)"), timeoutMS: 20000, word: "Unhandled", errorType: starling.ErrResponseSize, message: "6291456", again: true},
 		{name: "answers no JSON", code: handler("return object()"), word: "Handled", errorType: starling.ErrMarshal, message: "object", again: true},
 		{name: "is sent no JSON", code: handler("return event"), payload: "{", word: "Handled", errorType: "Runtime.UnmarshalError", message: "unmarshal"},
-		{name: "closes its channel", code: handler("os.close(3)\nreturn 1"), word: "Unhandled", errorType: starling.ErrExit, message: ""},
-		{name: "writes into its channel", code: handler("os.write(3, b'x' * 100)\ntime.sleep(5)"), word: "Unhandled", errorType: starling.ErrProtocol, message: "protocol"},
+		{name: "closes its channel", code: handler("os.close(4)\nreturn 1"), word: "Unhandled", errorType: starling.ErrExit, message: ""},
+		{name: "writes into its channel", code: handler("os.write(4, b'x' * 100)\ntime.sleep(5)"), word: "Unhandled", errorType: starling.ErrProtocol, message: "protocol"},
 	})
 }
 

@@ -107,7 +107,7 @@ func (s *Server) endLocked(k *call, errorType string) {
 	k.over, k.fault = true, true
 	k.out = starling.Outcome{Status: starling.Unhandled, ErrorType: errorType}
 	if k.reader != nil {
-		k.reader.nc.SetReadDeadline(time.Unix(1, 0))
+		k.reader.sock.nc.SetReadDeadline(time.Unix(1, 0))
 	}
 	if k.users == 0 {
 		k.done <- struct{}{}
@@ -147,16 +147,16 @@ func (s *Server) releaseLocked(k *call, err error) {
 func (s *Server) deliver(c *conn, k *call) error {
 	buf := largeBuffers.Get().(*[bufferLarge]byte)
 	head := s.appendNext(buf[:0], k)
-	c.nc.SetWriteDeadline(k.deadline.Add(Grace))
+	until := k.deadline.Add(Grace)
 	var err error
 	if len(head)+len(k.inv.Payload) <= bufferLarge {
-		_, err = c.nc.Write(append(head, k.inv.Payload...))
-	} else if _, err = c.nc.Write(head); err == nil {
-		_, err = c.nc.Write(k.inv.Payload)
+		err = c.sock.write(append(head, k.inv.Payload...), until)
+	} else if err = c.sock.write(head, until); err == nil {
+		err = c.sock.write(k.inv.Payload, until)
 	}
 	largeBuffers.Put(buf)
 	if err != nil {
-		c.nc.Close()
+		c.sock.nc.SetReadDeadline(time.Unix(1, 0)) // its goroutine ends it: we may be inside that one's wait
 	}
 	c.mu.Lock()
 	c.parked = false

@@ -22,8 +22,8 @@ var largeBuffers = sync.Pool{New: func() any { return new([bufferLarge]byte) }}
 // the caller's sink, and writes the short replies. While parked it has asked for a call and another
 // goroutine may write that call to it.
 type conn struct {
-	s  *Server
-	nc net.Conn
+	s    *Server
+	sock socket
 
 	mu     sync.Mutex // guards parked; a leaf
 	freed  *sync.Cond // parked became false
@@ -38,13 +38,17 @@ type conn struct {
 	chunked bool  // more chunks may follow
 	crlf    bool  // the end of a chunk is due
 
+	accept, park func() error // accepted and parked, once, so that a call allocates no closure
+
 	trailerType string
 	trailerBody []byte
 }
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{s: s, nc: nc, buf: make([]byte, bufferSmall)}
+	c := &conn{s: s, buf: make([]byte, bufferSmall)}
+	c.sock.init(nc)
 	c.freed = sync.NewCond(&c.mu)
+	c.accept, c.park = c.accepted, c.parkNow
 	return c
 }
 
@@ -63,7 +67,7 @@ func (c *conn) more() error {
 			return errBad
 		}
 	}
-	n, err := c.nc.Read(c.buf[c.w:])
+	n, err := c.sock.read(c.buf[c.w:])
 	c.w += n
 	if n > 0 {
 		return nil
@@ -243,10 +247,15 @@ func (c *conn) continues() error {
 	return c.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 }
 
-func (c *conn) write(b []byte) error {
-	c.nc.SetWriteDeadline(time.Now().Add(writeTime))
-	_, err := c.nc.Write(b)
-	return err
+func (c *conn) write(b []byte) error { return c.sock.write(b, time.Now().Add(writeTime)) }
+
+// then does f before the next bytes are waited for, and at once when some are here already.
+func (c *conn) then(f func() error) error {
+	if c.r != c.w || c.req.close {
+		return f()
+	}
+	c.sock.before = f
+	return nil
 }
 
 // document reads a whole small body.

@@ -61,7 +61,7 @@ func (c *conn) serve() {
 		}
 		if closes {
 			// The client closes after the call is written: read on until it does.
-			io.Copy(io.Discard, io.LimitReader(c.nc, drainMax))
+			io.Copy(io.Discard, io.LimitReader(c.sock.nc, drainMax))
 			return
 		}
 	}
@@ -102,10 +102,7 @@ func (c *conn) handle() error {
 		if !get || c.req.length != 0 {
 			return c.refuse(replyMethod)
 		}
-		if !c.s.park(c) {
-			return c.refuse(replyForbid)
-		}
-		return nil
+		return c.then(c.park)
 	case post && bytes.HasPrefix(path, pathCalls):
 		return c.answer(path[len(pathCalls):])
 	case post && bytes.Equal(path, pathInit):
@@ -114,7 +111,7 @@ func (c *conn) handle() error {
 		return c.register()
 	case get && bytes.Equal(path, pathEvents):
 		// No event is ever sent: the code learns of its end by its end. The connection stays until then.
-		io.Copy(io.Discard, c.nc)
+		io.Copy(io.Discard, c.sock.nc)
 		return errHangup
 	}
 	return c.refuse(replyNotFound)
@@ -214,7 +211,17 @@ func (c *conn) ended(k *call, out starling.Outcome) error {
 		c.write(replyGone)
 		return errHangup
 	}
-	return c.write(replyAccepted)
+	return c.then(c.accept)
+}
+
+func (c *conn) accepted() error { return c.write(replyAccepted) }
+
+// parkNow waits for a call.
+func (c *conn) parkNow() error {
+	if !c.s.park(c) {
+		return c.write(replyForbid)
+	}
+	return nil
 }
 
 func (c *conn) tooLarge(k *call) error {

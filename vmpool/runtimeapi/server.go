@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -102,13 +103,7 @@ func (s *Server) Close() error {
 	}
 	s.closed = true
 	s.broken = net.ErrClosed
-	for c := range s.conns {
-		c.nc.Close()
-		c.mu.Lock()
-		c.parked = false
-		c.mu.Unlock()
-		c.freed.Signal()
-	}
+	conns := slices.Collect(maps.Keys(s.conns))
 	for _, k := range s.waiting {
 		s.endLocked(k, NotStarted)
 	}
@@ -118,6 +113,13 @@ func (s *Server) Close() error {
 	}
 	s.waiting, s.idle = nil, nil
 	s.mu.Unlock()
+	for _, c := range conns {
+		c.sock.nc.Close() // waits for what happens inside the wait of c, which may need s.mu
+		c.mu.Lock()
+		c.parked = false
+		c.mu.Unlock()
+		c.freed.Signal()
+	}
 	err := s.ln.Close()
 	s.isReady(starling.Errorf(starling.Failed, "init function", "the bootstrap exited before it asked for a call").With(starling.ErrExit))
 	s.wg.Wait()
@@ -156,7 +158,7 @@ func (s *Server) accept() {
 
 // leave forgets a connection that ended.
 func (s *Server) leave(c *conn) {
-	c.nc.Close()
+	c.sock.nc.Close()
 	s.mu.Lock()
 	delete(s.conns, c)
 	if i := slices.Index(s.idle, c); i >= 0 {
