@@ -74,7 +74,7 @@ type Instance struct {
 
 	ending  chan struct{}  // closed when it must end
 	readers sync.WaitGroup // the two readers of its output
-	wg      sync.WaitGroup // watch
+	wg      sync.WaitGroup // watch, and the first reading of its memory
 	retired atomic.Bool
 }
 
@@ -393,10 +393,10 @@ func (i *Instance) memoryMax(now time.Time, run time.Duration) int64 {
 	if run < memoryLong && now.Sub(i.memoryAt) < memoryFresh {
 		return i.memory
 	}
-	i.memoryAt = now
 	i.mu.Unlock()
 	stats, err := i.sandbox.Stats()
 	i.mu.Lock()
+	i.memoryAt = now // not before it is read: another call would report what is not known yet
 	if err == nil {
 		i.memory = max(i.memory, stats.MemoryMax)
 	}

@@ -190,7 +190,7 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 		i.wg.Wait()
 		return nil, starling.Errorf(starling.Failed, "start instance", "the process ended right after its initialisation").With(starling.ErrExit)
 	}
-	i.memoryMax(time.Now(), memoryLong)
+	i.wg.Go(func() { i.memoryMax(time.Now(), memoryLong) }) // while the first call is at work, which would have to read it otherwise
 	p.keeper.watch(i)
 	p.meters.start.UpdateDuration(begun)
 	p.meters.init.Update(i.init.Seconds())
