@@ -64,7 +64,7 @@ func TestVersion2WritesItsFiles(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	put(t, dir, map[string]string{"memory.swap.max": "unchanged", "pids.max": "unchanged", "cpu.weight": "unchanged"})
+	put(t, dir, map[string]string{"memory.max": "", "cpu.max": "", "memory.swap.max": "unchanged", "pids.max": "unchanged", "cpu.weight": "unchanged"})
 	must(t, g.Limit(Limits{MemoryBytes: 1 << 26, CPU: .25, Weight: .5, Processes: 64}))
 	must(t, g.Freeze())
 	must(t, g.Place(42))
