@@ -24,6 +24,7 @@ type cache[K comparable, V any] struct {
 	hash   func(K) uint64 // keys of equal hash share a shard
 	max    int            // entries of one shard; one at random makes room
 	now    func() time.Time
+	drops  atomic.Uint64 // raised before each drop
 	shards [shardCount]shard[K, V]
 }
 
@@ -128,20 +129,35 @@ func (c *cache[K, V]) miss(ctx context.Context, s *shard[K, V], k K, read func(c
 func (c *cache[K, V]) remember(s *shard[K, V], k K, f *flight[V]) {
 	switch {
 	case f.err == nil:
-		s.edit(func(entries map[K]V) {
-			for victim := range entries {
-				if len(entries) < c.max {
-					break
-				}
-				delete(entries, victim)
-			}
-			entries[k] = f.value
-		})
+		c.keep(s, k, f.value)
 	case starling.KindOf(f.err) == starling.NotFound:
 		if len(s.missing) >= missingMax {
 			clear(s.missing)
 		}
 		s.missing[k] = absence{err: f.err, until: c.now().Add(missingAge)}
+	}
+}
+
+// keep adds an entry. The caller holds the shard's lock.
+func (c *cache[K, V]) keep(s *shard[K, V], k K, v V) {
+	s.edit(func(entries map[K]V) {
+		for victim := range entries {
+			if len(entries) < c.max {
+				break
+			}
+			delete(entries, victim)
+		}
+		entries[k] = v
+	})
+}
+
+// put keeps a value that another read brought along, unless anything was dropped since drops was what it is given as.
+func (c *cache[K, V]) put(k K, v V, drops uint64) {
+	s := c.shard(k)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.drops.Load() == drops {
+		c.keep(s, k, v)
 	}
 }
 
@@ -157,6 +173,7 @@ func (c *cache[K, V]) drop(k K) { c.dropLike(k, nil) }
 
 // dropLike is drop for k and for every key of its shard that is like it.
 func (c *cache[K, V]) dropLike(k K, like func(K) bool) {
+	c.drops.Add(1)
 	s := c.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,6 +190,7 @@ func (c *cache[K, V]) dropLike(k K, like func(K) bool) {
 
 // dropAll forgets everything.
 func (c *cache[K, V]) dropAll() {
+	c.drops.Add(1)
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()

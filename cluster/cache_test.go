@@ -186,3 +186,18 @@ func BenchmarkKeyHit(b *testing.B) {
 		}
 	})
 }
+
+// A value that another read brought along is kept, but not when something was dropped since that read began.
+func TestCacheKeepsWhatAnotherReadBrought(t *testing.T) {
+	c := newTestCache(1024)
+	began := c.drops.Load()
+	c.put(7, 49, began)
+	if v, err := c.get(t.Context(), 7, nil); v != 49 || err != nil {
+		t.Fatalf("got %d, %v", v, err)
+	}
+	c.drop(7)
+	c.put(7, 49, began)
+	if c.size() != 0 {
+		t.Fatal("kept what a drop may have been about")
+	}
+}

@@ -63,8 +63,12 @@ func (c *catalog) readVersion(ctx context.Context, id starling.VersionID) (*star
 }
 
 func (c *catalog) readNumber(ctx context.Context, k numberKey) (*starling.Version, error) {
+	began := c.versions.drops.Load()
 	r, err := c.read(ctx, Query{What: QueryResolve, Account: k.function.Account, Function: k.function.Name, Number: k.number})
-	return r.Version, orEmpty(err, r.Version)
+	if err = orEmpty(err, r.Version); err == nil {
+		c.versions.put(r.Version.ID, r.Version, began) // partition and host of a first call need not ask again
+	}
+	return r.Version, err
 }
 
 func (c *catalog) readKey(ctx context.Context, hash [32]byte) (starling.Key, error) {

@@ -73,6 +73,7 @@ type Instance struct {
 	frozen bool       // guarded by hold
 
 	ending  chan struct{}  // closed when it must end
+	weigh   chan struct{}  // capacity 1: watch is to read the memory peak
 	readers sync.WaitGroup // the two readers of its output
 	wg      sync.WaitGroup // watch
 	retired atomic.Bool
@@ -181,11 +182,17 @@ func exitWords(e Exit) (kind, message string) {
 // watch ends the instance when its processes are gone or it was told to end. It closes the sandbox, which nobody
 // else does, flushes the last output and tells the owner.
 func (i *Instance) watch() {
-	select {
-	case <-i.sandbox.Done():
-		i.lastWords()
-		i.doom(lifecycle.Fault, exitReason(i.sandbox.Exit()))
-	case <-i.ending:
+	for {
+		select {
+		case <-i.weigh: // while the first call is at work, which would have to read it otherwise
+			i.memoryMax(time.Now(), memoryLong)
+			continue
+		case <-i.sandbox.Done():
+			i.lastWords()
+			i.doom(lifecycle.Fault, exitReason(i.sandbox.Exit()))
+		case <-i.ending:
+		}
+		break
 	}
 	i.contract.Close() // a call in flight ends now
 	for _, o := range i.outlets {
@@ -297,6 +304,9 @@ func (i *Instance) Invoke(inv *starling.Invocation, sink starling.Sink) (starlin
 		inv.Deadline = begun.Add(i.cfg.Version.Timeout())
 	}
 	i.logs.begin(inv.ID, inv.Tail)
+	if first {
+		i.weigh <- struct{}{}
+	}
 	out := i.contract.Invoke(inv, sink)
 	now := time.Now()
 	out.Run = now.Sub(begun)
@@ -393,10 +403,10 @@ func (i *Instance) memoryMax(now time.Time, run time.Duration) int64 {
 	if run < memoryLong && now.Sub(i.memoryAt) < memoryFresh {
 		return i.memory
 	}
-	i.memoryAt = now
 	i.mu.Unlock()
 	stats, err := i.sandbox.Stats()
 	i.mu.Lock()
+	i.memoryAt = now // not before it is read: another call would report what is not known yet
 	if err == nil {
 		i.memory = max(i.memory, stats.MemoryMax)
 	}

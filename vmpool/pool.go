@@ -167,7 +167,7 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 	if err != nil {
 		return nil, err
 	}
-	i := &Instance{cfg: cfg, pool: p, sandbox: w.sandbox, born: w.born, lastUse: begun, ending: make(chan struct{}), first: true}
+	i := &Instance{cfg: cfg, pool: p, sandbox: w.sandbox, born: w.born, lastUse: begun, ending: make(chan struct{}), weigh: make(chan struct{}, 1), first: true}
 	i.life = lifecycle.Instance{Slots: cfg.Version.Config.Concurrency}
 	i.life.Step(lifecycle.Take)
 	i.logs = capture{sink: cfg.Logs, single: i.life.Slots == 1, version: versionWord(cfg.Version.Number), dropped: &p.dropped}
@@ -190,7 +190,6 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 		i.wg.Wait()
 		return nil, starling.Errorf(starling.Failed, "start instance", "the process ended right after its initialisation").With(starling.ErrExit)
 	}
-	i.memoryMax(time.Now(), memoryLong)
 	p.keeper.watch(i)
 	p.meters.start.UpdateDuration(begun)
 	p.meters.init.Update(i.init.Seconds())

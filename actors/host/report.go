@@ -15,6 +15,9 @@ import (
 const (
 	reportEvery = 500 * time.Millisecond
 	reportSoon  = 20 * time.Millisecond // changes of so long travel in one report
+	// A change is reported so much later at the earliest. Every partition reads every report, and a change is the end of a
+	// start whose first call is just going out: the call needs the cores more than the partitions need the news.
+	reportPause = 5 * time.Millisecond
 )
 
 // reportLoop tells every scheduler node the host's room.
@@ -22,15 +25,19 @@ func (h *Host) reportLoop(ctx context.Context) {
 	var meter cpuMeter
 	t := time.NewTimer(0)
 	defer t.Stop()
-	last := time.Time{}
+	last, due := time.Time{}, false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-h.nudge:
-			t.Reset(max(reportSoon-time.Since(last), 0))
+			if !due { // a later change does not put it off again
+				due = true
+				t.Reset(max(reportSoon-time.Since(last), reportPause))
+			}
 			continue
 		case <-t.C:
+			due = false
 		}
 		last = time.Now()
 		h.keepRoom(last)

@@ -91,9 +91,8 @@ type sandbox struct {
 	id      uint64
 	group   cgroup.Group
 
-	channel        net.Conn   // framed, shipped runtimes
-	waiting        *link.Conn // to the waiting first process of provided; nil once the bootstrap runs
-	listener       net.Listener
+	channel        net.Conn     // framed, shipped runtimes
+	listener       net.Listener // of the Runtime API, provided
 	stdout, stderr *os.File
 
 	attached  bool
@@ -108,8 +107,8 @@ type sandbox struct {
 
 var _ vmpool.Sandbox = (*sandbox)(nil)
 
-// plumb makes the pipes and the channel and returns the sandbox's ends: stdout, stderr, and what follows
-// from descriptor 3 on.
+// plumb makes the pipes of what is printed and, for a shipped runtime, of calls and answers, and returns the sandbox's ends:
+// stdout, stderr, calls, answers.
 func (b *sandbox) plumb() (fds []int, err error) {
 	defer func() {
 		if err != nil {
@@ -126,19 +125,14 @@ func (b *sandbox) plumb() (fds []int, err error) {
 		*f = os.NewFile(uintptr(p[0]), "output")
 		fds = append(fds, p[1])
 	}
-	if b.runtime != starling.Provided {
-		var theirs [2]int
-		if b.channel, theirs, err = framed.Pipes(); err != nil {
-			return fds, err
-		}
-		return append(fds, theirs[:]...), nil
+	if b.runtime == starling.Provided {
+		return fds, nil
 	}
-	s, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
+	var theirs [2]int
+	if b.channel, theirs, err = framed.Pipes(); err != nil {
 		return fds, err
 	}
-	b.waiting, err = link.New(os.NewFile(uintptr(s[0]), "channel"))
-	return append(fds, s[1]), err
+	return append(fds, theirs[:]...), nil
 }
 
 // take turns the descriptor of the Runtime API's socket into a listener.
@@ -165,13 +159,18 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	m := &link.Message{Op: link.Attach, ID: b.id, Code: code.Dir, Processes: b.driver.cfg.ProcessesMax,
 		MemoryBytes: int64(code.MemoryMiB+overheadMiB(b.runtime)) << 20,
 		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
-	if _, _, err := b.life.ask(ctx, m); err != nil {
+	if b.runtime == starling.Provided {
+		m.Env = environment(code.Env)
+		if n := jsonSize(m.Env); n > environmentMax {
+			return starling.Errorf(starling.TooLarge, op, "the environment needs %d bytes: make it smaller", n)
+		}
+	}
+	entrypoint, err := b.life.attach(ctx, m)
+	if err != nil {
 		return starling.Errorf(starling.Unavailable, op, "%w", err)
 	}
-	if b.waiting != nil {
-		if err := b.startBootstrap(ctx, code); err != nil {
-			return err
-		}
+	if entrypoint != "" {
+		return starling.Errorf(starling.Failed, "start bootstrap", "%s", entrypoint).With(starling.ErrEntrypoint)
 	}
 	b.driver.m.attach.UpdateDuration(began)
 	return nil
@@ -196,32 +195,8 @@ func (b *sandbox) Settle() error {
 	return nil
 }
 
-// startBootstrap sends the environment. The first process answers only if it cannot become the bootstrap.
-func (b *sandbox) startBootstrap(ctx context.Context, code vmpool.Code) error {
-	const op = "start bootstrap"
-	env := environment(code.Env)
-	if n := jsonSize(env); n > link.MessageMax-1024 {
-		return starling.Errorf(starling.TooLarge, op, "the environment needs %d bytes: make it smaller", n)
-	}
-	stop := context.AfterFunc(ctx, func() { b.waiting.Close() })
-	defer stop()
-	if err := b.waiting.Send(&link.Message{Op: link.Run, Env: env}); err != nil {
-		return starling.Errorf(starling.Unavailable, op, "%w", err)
-	}
-	m, fds, err := b.waiting.Receive()
-	closeFDs(fds)
-	switch {
-	case errors.Is(err, io.EOF):
-		b.waiting.Close()
-		b.waiting = nil
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil:
-		return starling.Errorf(starling.Unavailable, op, "%w", err)
-	}
-	return starling.Errorf(starling.Failed, op, "%s", m.Error).With(starling.ErrEntrypoint)
-}
+// environmentMax is the largest environment of a bootstrap in bytes of a message; the rest of it is for a path.
+const environmentMax = link.MessageMax - 8<<10
 
 // environment returns env sorted, with the address of the Runtime API and a search path.
 func environment(env map[string]string) []string {
@@ -332,9 +307,6 @@ func (b *sandbox) release() error {
 	}
 	if b.channel != nil {
 		closing(b.channel)
-	}
-	if b.waiting != nil {
-		closing(b.waiting)
 	}
 	if b.listener != nil {
 		closing(b.listener)

@@ -16,11 +16,13 @@ import (
 	"starling"
 	"starling/vmpool"
 	"starling/vmpool/process/link"
+	"starling/vmpool/process/warden"
 )
 
 // A life is one warden process and what was asked of it.
 type life struct {
-	conn *link.Conn
+	conn  *link.Conn
+	lanes chan *link.Conn // free ones; closed with the life
 
 	mu      sync.Mutex // a leaf
 	pending map[key]chan reply
@@ -75,22 +77,13 @@ func (d *Driver) supervise(first chan<- error) {
 
 // runWarden starts one warden, serves its link and waits for its end, which the end of the driver brings about.
 func (d *Driver) runWarden(onReady func()) (ready bool, err error) {
-	conn, theirs, err := link.Pair()
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close()
-	cmd := exec.Command(d.cfg.GuestPath, "warden")
-	cmd.Env = []string{"GOMAXPROCS=2"}
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGTERM}
-	err = cmd.Start()
-	theirs.Close()
+	l, cmd, err := d.startWarden()
 	if err != nil {
 		return false, fmt.Errorf("start warden %s: %w", d.cfg.GuestPath, err)
 	}
-	l := &life{conn: conn, pending: map[key]chan reply{}}
+	conn := l.conn
+	defer l.closeLanes()
+	defer conn.Close()
 	l.pending[key{link.Open, 0}] = make(chan reply, 1)
 	answer := l.pending[key{link.Open, 0}]
 	var reader sync.WaitGroup
@@ -116,6 +109,75 @@ func (d *Driver) runWarden(onReady func()) (ready bool, err error) {
 		return false, fmt.Errorf("start warden: %w", err)
 	}
 	return true, werr
+}
+
+// startWarden starts the process with its ends of the link and of the lanes.
+func (d *Driver) startWarden() (l *life, cmd *exec.Cmd, err error) {
+	l = &life{pending: map[key]chan reply{}, lanes: make(chan *link.Conn, warden.Lanes)}
+	cmd = exec.Command(d.cfg.GuestPath, "warden")
+	cmd.Env = []string{"GOMAXPROCS=2"}
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGTERM}
+	var ours []*link.Conn
+	for range 1 + warden.Lanes {
+		c, theirs, pairErr := link.Pair()
+		if err = pairErr; err != nil {
+			break
+		}
+		ours = append(ours, c)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs) // descriptors warden.NodeFD, warden.LaneFD and on
+	}
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, f := range cmd.ExtraFiles {
+		f.Close()
+	}
+	if err != nil {
+		for _, c := range ours {
+			c.Close()
+		}
+		return nil, nil, err
+	}
+	l.conn = ours[0]
+	for _, c := range ours[1:] {
+		l.lanes <- c
+	}
+	return l, cmd, nil
+}
+
+// closeLanes waits for the attachments under way, which the end of the warden ends.
+func (l *life) closeLanes() {
+	for range warden.Lanes {
+		(<-l.lanes).Close()
+	}
+	close(l.lanes)
+}
+
+// attach has a sandbox given its code over a lane of its own. ctx bounds the wait for a lane only: what follows is a mount, a
+// few limits and an execution, and a lane with an answer that nobody took would be lost.
+func (l *life) attach(ctx context.Context, m *link.Message) (entrypoint string, err error) {
+	var lane *link.Conn
+	select {
+	case lane = <-l.lanes:
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+	if lane == nil {
+		return "", errWardenGone
+	}
+	defer func() { l.lanes <- lane }() // there is room: it was taken from there
+	if err := lane.Send(m); err != nil {
+		return "", errWardenGone
+	}
+	answer, _, err := lane.Receive()
+	switch {
+	case err != nil:
+		return "", errWardenGone
+	case answer.Error != "":
+		return "", errors.New(answer.Error)
+	}
+	return answer.Entrypoint, nil
 }
 
 func wait(answer chan reply) error {

@@ -59,9 +59,16 @@ func TestVersion2WritesItsFiles(t *testing.T) {
 		"cgroup.events": "populated 1\nfrozen 1\n"})
 	g := tree.Group("7")
 	must(t, g.Limit(Limits{MemoryBytes: 1 << 27, CPU: .5, Processes: 64}))
+	for name, want := range map[string]string{"memory.max": "134217728", "memory.swap.max": "0", "cpu.max": "50000 100000", "cpu.weight": "50", "pids.max": "64"} {
+		if got := content(t, dir, name); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	put(t, dir, map[string]string{"memory.max": "", "cpu.max": "", "memory.swap.max": "unchanged", "pids.max": "unchanged", "cpu.weight": "unchanged"})
+	must(t, g.Limit(Limits{MemoryBytes: 1 << 26, CPU: .25, Weight: .5, Processes: 64}))
 	must(t, g.Freeze())
 	must(t, g.Place(42))
-	for name, want := range map[string]string{"memory.max": "134217728", "memory.swap.max": "0", "cpu.max": "50000 100000", "cpu.weight": "50", "pids.max": "64", "cgroup.freeze": "1", "cgroup.procs": "42"} {
+	for name, want := range map[string]string{"memory.max": "67108864", "memory.swap.max": "unchanged", "cpu.max": "25000 100000", "cpu.weight": "unchanged", "pids.max": "unchanged", "cgroup.freeze": "1", "cgroup.procs": "42"} {
 		if got := content(t, dir, name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}

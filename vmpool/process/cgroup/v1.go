@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +14,8 @@ import (
 type v1 struct {
 	dirs                                []string
 	memory, cpu, cpuacct, pids, freezer string
+
+	have Limits // as this value set them; zero when it did not
 }
 
 func (g *v1) Create(l Limits) error {
@@ -25,28 +28,57 @@ func (g *v1) Create(l Limits) error {
 }
 
 func (g *v1) Limit(l Limits) error {
-	bytes := strconv.FormatInt(l.MemoryBytes, 10)
-	// Memory plus swap may never be below memory: set it first when the limit rises, last when it falls. It is absent
-	// where the kernel accounts no swap, and then there is nothing to bound.
-	_ = write(g.memory, "memory.memsw.limit_in_bytes", bytes)
-	if err := write(g.memory, "memory.limit_in_bytes", bytes); err != nil {
-		return err
-	}
-	if err := write(g.memory, "memory.memsw.limit_in_bytes", bytes); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	if l.MemoryBytes != g.have.MemoryBytes {
+		if err := g.limitMemory(l.MemoryBytes); err != nil {
+			return err
+		}
+		g.have.MemoryBytes = l.MemoryBytes
 	}
 	if err := g.LimitCPU(l.CPU, l.Weight); err != nil {
 		return err
 	}
-	return write(g.pids, "pids.max", strconv.Itoa(l.Processes))
+	if l.Processes != g.have.Processes {
+		if err := write(g.pids, "pids.max", strconv.Itoa(l.Processes)); err != nil {
+			return err
+		}
+		g.have.Processes = l.Processes
+	}
+	return nil
+}
+
+// limitMemory keeps memory plus swap from being below memory, which the kernel refuses: it is set first when the limit
+// rises, last when it falls, as it does from the limit of a new group. It is absent where the kernel accounts no swap,
+// and then there is nothing to bound.
+func (g *v1) limitMemory(most int64) error {
+	files := []string{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}
+	if g.have.MemoryBytes != 0 && most > g.have.MemoryBytes {
+		slices.Reverse(files)
+	}
+	for _, f := range files {
+		err := write(g.memory, f, strconv.FormatInt(most, 10))
+		if err != nil && (f == "memory.limit_in_bytes" || !errors.Is(err, os.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
 }
 
 // LimitCPU leaves the period alone, which is the kernel's default.
 func (g *v1) LimitCPU(cpu, weight float64) error {
-	if err := write(g.cpu, "cpu.cfs_quota_us", strconv.FormatInt(quota(cpu), 10)); err != nil {
-		return err
+	weight = weigh(cpu, weight)
+	if cpu != g.have.CPU {
+		if err := write(g.cpu, "cpu.cfs_quota_us", strconv.FormatInt(quota(cpu), 10)); err != nil {
+			return err
+		}
+		g.have.CPU = cpu
 	}
-	return write(g.cpu, "cpu.shares", strconv.Itoa(max(2, int(weigh(cpu, weight)*weightUnit))))
+	if weight != g.have.Weight {
+		if err := write(g.cpu, "cpu.shares", strconv.Itoa(max(2, int(weight*weightUnit)))); err != nil {
+			return err
+		}
+		g.have.Weight = weight
+	}
+	return nil
 }
 
 // quota returns the microseconds of CPU in one period; the kernel takes no less than 1000.

@@ -9,7 +9,10 @@ import (
 )
 
 // v2 is one group in the unified hierarchy.
-type v2 struct{ dir string }
+type v2 struct {
+	dir  string
+	have Limits // as this value set them; zero when it did not
+}
 
 func (g *v2) Create(l Limits) error {
 	if err := os.Mkdir(g.dir, 0o755); err != nil {
@@ -23,23 +26,44 @@ func (g *v2) Create(l Limits) error {
 }
 
 func (g *v2) Limit(l Limits) error {
-	if err := write(g.dir, "memory.max", strconv.FormatInt(l.MemoryBytes, 10)); err != nil {
-		return err
+	if l.MemoryBytes != g.have.MemoryBytes {
+		if err := write(g.dir, "memory.max", strconv.FormatInt(l.MemoryBytes, 10)); err != nil {
+			return err
+		}
 	}
-	if err := write(g.dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	if g.have.MemoryBytes == 0 {
+		if err := write(g.dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
+	g.have.MemoryBytes = l.MemoryBytes
 	if err := g.LimitCPU(l.CPU, l.Weight); err != nil {
 		return err
 	}
-	return write(g.dir, "pids.max", strconv.Itoa(l.Processes))
+	if l.Processes != g.have.Processes {
+		if err := write(g.dir, "pids.max", strconv.Itoa(l.Processes)); err != nil {
+			return err
+		}
+		g.have.Processes = l.Processes
+	}
+	return nil
 }
 
 func (g *v2) LimitCPU(cpu, weight float64) error {
-	if err := write(g.dir, "cpu.max", fmt.Sprintf("%d %d", quota(cpu), period.Microseconds())); err != nil {
-		return err
+	weight = weigh(cpu, weight)
+	if cpu != g.have.CPU {
+		if err := write(g.dir, "cpu.max", fmt.Sprintf("%d %d", quota(cpu), period.Microseconds())); err != nil {
+			return err
+		}
+		g.have.CPU = cpu
 	}
-	return write(g.dir, "cpu.weight", strconv.Itoa(weight2(weigh(cpu, weight))))
+	if weight != g.have.Weight {
+		if err := write(g.dir, "cpu.weight", strconv.Itoa(weight2(weight))); err != nil {
+			return err
+		}
+		g.have.Weight = weight
+	}
+	return nil
 }
 
 // weight2 returns the weight of so many CPUs; the kernel's default of 100 is one.

@@ -22,8 +22,8 @@ import (
 
 // Descriptors that the warden hands to the first process, besides the standard three.
 const (
-	ChannelFD = 3 // from the node: framed calls, or Run for provided; kept by shipped runtimes
-	AnswersFD = 4 // to the node: framed answers; kept by shipped runtimes
+	ChannelFD = 3 // from the node, framed calls: kept by shipped runtimes, of no use to provided
+	AnswersFD = 4 // to the node, framed answers: the same
 	ControlFD = 5 // to the warden; closed when the program starts
 )
 
@@ -36,10 +36,7 @@ const Bootstrap = "/var/task/bootstrap"
 // Main runs the first process. It must be called on the main thread, locked, because privileges are a thread's and
 // only the thread that executes the program counts. It returns only with a failure, which the warden has been told.
 func Main() error {
-	control, err := link.New(os.NewFile(ControlFD, "control"))
-	if err != nil {
-		return err
-	}
+	control := link.NewLine(ControlFD)
 	m, _, err := control.Receive()
 	if err != nil {
 		return fmt.Errorf("wait for the warden: %w", err)
@@ -52,7 +49,7 @@ func Main() error {
 	return err
 }
 
-func run(j *link.Jail, control *link.Conn) error {
+func run(j *link.Jail, control *link.Line) error {
 	steps := []struct {
 		name string
 		do   func() error
@@ -71,7 +68,7 @@ func run(j *link.Jail, control *link.Conn) error {
 		}
 	}
 	if len(j.Argv) == 0 {
-		return provided(j, control)
+		return provided(control)
 	}
 	if err := seal(); err != nil {
 		return err
@@ -98,7 +95,7 @@ func loopback() error {
 }
 
 // listen opens the Runtime API's listener inside the network namespace and hands it out.
-func listen(addr string, control *link.Conn) error {
+func listen(addr string, control *link.Line) error {
 	if addr == "" {
 		return nil
 	}
@@ -245,35 +242,25 @@ func execute(path string, argv, env []string, last uint) error {
 	return fmt.Errorf("execute %s: %w", path, errno)
 }
 
-// provided waits, without privileges, for the node's Run and becomes the bootstrap. The end of the channel tells the
-// node that it did.
-func provided(j *link.Jail, control *link.Conn) error {
-	channel, err := link.New(os.NewFile(ChannelFD, "channel"))
-	if err != nil {
-		return err
-	}
+// provided waits, without privileges, for the warden's Run and becomes the bootstrap.
+func provided(control *link.Line) error {
 	if err := seal(); err != nil { // now, because the time between Run and the bootstrap is a caller's
 		return err
 	}
 	if err := control.Send(&link.Message{Op: link.Ready}); err != nil {
 		return fmt.Errorf("tell the warden: %w", err)
 	}
-	control.Close()
-	for {
-		m, _, err := channel.Receive()
-		if errors.Is(err, io.EOF) {
-			os.Exit(0) // the node let go of the sandbox before it was used
-		}
-		if err != nil {
-			return fmt.Errorf("wait for code: %w", err)
-		}
-		if m.Op != link.Run {
-			return fmt.Errorf("wait for code: message %d", m.Op)
-		}
-		err = startBootstrap(m.Env)
-		_ = channel.Send(&link.Message{Op: link.Run, Error: err.Error()})
-		return err
+	m, _, err := control.Receive()
+	if errors.Is(err, io.EOF) {
+		os.Exit(0) // the warden let go of the sandbox before it was used
 	}
+	if err != nil {
+		return fmt.Errorf("wait for code: %w", err)
+	}
+	if m.Op != link.Run {
+		return fmt.Errorf("wait for code: message %d", m.Op)
+	}
+	return startBootstrap(m.Env)
 }
 
 func startBootstrap(env []string) error {

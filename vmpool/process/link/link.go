@@ -24,11 +24,11 @@ const fdsMax = 4
 // An Op says what a message wants. Numbers are only ever added.
 type Op uint8
 
-// Node to warden; each is answered by a message of the same Op and ID.
+// Node to warden; each is answered by a message of the same Op and ID. Attach goes over a lane, the others over the link.
 const (
 	Open   Op = 1 // Setup
-	Clone  Op = 2 // Argv, Weight; descriptors: stdout, stderr, channel. The answer may carry the listener
-	Attach Op = 3 // Code, Limits
+	Clone  Op = 2 // Argv, Weight; descriptors: stdout, stderr and, for a shipped runtime, channel. The answer may carry the listener
+	Attach Op = 3 // Code, Limits; for provided Env. The answer comes when the bootstrap runs, or says in Entrypoint why it cannot
 	Kill   Op = 4
 )
 
@@ -40,17 +40,15 @@ const (
 	Enter    Op = 20 // Jail; permission to go on, given only when the process sits in its cgroup
 	Listener Op = 21 // one descriptor
 	Ready    Op = 22 // everything is in place; the end of the connection then says that the program runs
+	Run      Op = 30 // Env: become the bootstrap. The end of the connection says that it runs, an answer with an Error that it cannot
 )
-
-// Node to the waiting first process of a provided sandbox, over its channel; the end of the connection says that the
-// bootstrap runs, an answer with an Error that it does not.
-const Run Op = 30 // Env
 
 // A Message is one packet. Which fields count depends on Op.
 type Message struct {
 	Op          Op              `json:"op"`
 	ID          uint64          `json:"id,omitempty"` // of the sandbox
 	Error       string          `json:"error,omitempty"`
+	Entrypoint  string          `json:"entrypoint,omitempty"` // why the bootstrap cannot run, which is its developer's fault
 	Setup       *Setup          `json:"setup,omitempty"`
 	Argv        []string        `json:"argv,omitempty"` // nil: wait for Run
 	Env         []string        `json:"env,omitempty"`
@@ -128,21 +126,28 @@ func New(f *os.File) (*Conn, error) {
 
 // Send sends one message and duplicates of the descriptors.
 func (c *Conn) Send(m *Message, fds ...int) error {
-	b, err := json.Marshal(m)
+	b, oob, err := encode(m, fds)
 	if err != nil {
-		return fmt.Errorf("encode message: %w", err)
-	}
-	if len(b) > MessageMax {
-		return fmt.Errorf("message of %d bytes: at most %d", len(b), MessageMax)
-	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_, _, err = c.conn.WriteMsgUnix(b, oob, nil)
 	return err
+}
+
+func encode(m *Message, fds []int) (packet, oob []byte, err error) {
+	packet, err = json.Marshal(m)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode message: %w", err)
+	}
+	if len(packet) > MessageMax {
+		return nil, nil, fmt.Errorf("message of %d bytes: at most %d", len(packet), MessageMax)
+	}
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	return packet, oob, nil
 }
 
 // Receive waits for one message. The descriptors are close-on-exec and belong to the caller. The end of the
@@ -153,11 +158,15 @@ func (c *Conn) Receive() (*Message, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	fds, err := rights(oob[:on])
+	return decode(c.buf[:n], oob[:on], flags)
+}
+
+func decode(packet, oob []byte, flags int) (*Message, []int, error) {
+	fds, err := rights(oob)
 	if err != nil {
 		return nil, nil, err
 	}
-	if n == 0 {
+	if len(packet) == 0 {
 		closeAll(fds)
 		return nil, nil, io.EOF
 	}
@@ -166,7 +175,7 @@ func (c *Conn) Receive() (*Message, []int, error) {
 		return nil, nil, errors.New("receive message: cut off")
 	}
 	m := new(Message)
-	if err := json.Unmarshal(c.buf[:n], m); err != nil {
+	if err := json.Unmarshal(packet, m); err != nil {
 		closeAll(fds)
 		return nil, nil, fmt.Errorf("decode message: %w", err)
 	}

@@ -3,6 +3,7 @@ package warden
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,43 +14,10 @@ import (
 	"starling/vmpool/process/link"
 )
 
-// attachers is how many sandboxes can be given code at once. More would only wait for the kernel's mount lock.
-const attachers = 2
-
 const codeFlags = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// An attachment asks an attacher to mount code in a box.
-type attachment struct {
-	box  *box
-	code string
-	tmp  int64 // bytes of /tmp
-	done chan error
-}
-
-// attach gives a sandbox its code and its limits. The code is there before the limits rise, and both before the node
-// says a word to the program inside.
-func (w *warden) attach(m *link.Message, _ []int) ([]int, error) {
-	b, err := w.find(m.ID)
-	if err != nil {
-		return nil, err
-	}
-	if !filepath.IsAbs(m.Code) {
-		return nil, fmt.Errorf("code folder %q is not absolute", m.Code)
-	}
-	// What lies in /tmp is memory of the function: with half of it a full /tmp is an error that code can handle, and not its death.
-	a := attachment{b, m.Code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), make(chan error)}
-	w.turns <- a
-	if err := <-a.done; err != nil {
-		return nil, fmt.Errorf("mount code: %w", err)
-	}
-	if err := b.group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
-		return nil, fmt.Errorf("set limits: %w", err)
-	}
-	return nil, nil
-}
-
-// startAttacher starts a thread that walks into the mount namespaces of sandboxes and back.
-func (w *warden) startAttacher() error {
+// startLane starts a thread that gives sandboxes code, one after the other: it walks into their mount namespaces and back.
+func (w *warden) startLane(lane *link.Line) error {
 	home, err := os.Open("/proc/self/ns/mnt")
 	if err != nil {
 		return fmt.Errorf("open own mount namespace: %w", err)
@@ -60,32 +28,80 @@ func (w *warden) startAttacher() error {
 		// A thread that shares its working folder with others may not change its mount namespace.
 		err := unix.Unshare(unix.CLONE_FS)
 		started <- err
-		if err != nil {
-			return
-		}
-		for a := range w.turns {
-			a.done <- furnish(a, int(home.Fd()), filepath.Join(w.root, "opt"))
+		for err == nil {
+			var m *link.Message
+			if m, _, err = lane.Receive(); err != nil {
+				return // the node is gone, which serve sees too
+			}
+			reply := &link.Message{Op: link.Attach, ID: m.ID}
+			if reply.Entrypoint, err = w.attach(m, int(home.Fd())); err != nil {
+				reply.Error = err.Error()
+			}
+			err = lane.Send(reply)
 		}
 	}()
 	return <-started
 }
 
-// furnish mounts the code read-only at /var/task of the sandbox's mount namespace and gives /tmp its size.
-func furnish(a attachment, home int, empty string) error {
-	tree, err := overlay(a.code, empty)
+// attach gives a sandbox its code and its limits. The code is there before the limits rise, and both before a word is
+// said to the program inside: by the node, or for provided by the warden itself, whose word is the bootstrap's start. Then it
+// waits until the bootstrap runs; entrypoint says why it cannot.
+func (w *warden) attach(m *link.Message, home int) (entrypoint string, err error) {
+	b, err := w.find(m.ID)
 	if err != nil {
-		tree, err = bind(a.code)
+		return "", err
+	}
+	if !filepath.IsAbs(m.Code) {
+		return "", fmt.Errorf("code folder %q is not absolute", m.Code)
+	}
+	b.use.Lock()
+	defer b.use.Unlock()
+	if b.pidfd < 0 {
+		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
+	}
+	// What lies in /tmp is memory of the function: with half of it a full /tmp is an error that code can handle, and not its death.
+	if err := furnish(b, m.Code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, filepath.Join(w.root, "opt")); err != nil {
+		return "", fmt.Errorf("mount code: %w", err)
+	}
+	if err := b.group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
+		return "", fmt.Errorf("set limits: %w", err)
+	}
+	control := b.control
+	if control == nil {
+		return "", nil
+	}
+	b.control = nil
+	defer control.Close()
+	if err := control.Send(&link.Message{Op: link.Run, Env: m.Env}); err != nil {
+		return "", fmt.Errorf("start bootstrap: %w", err)
+	}
+	switch answer, _, err := control.Receive(); {
+	case errors.Is(err, io.EOF):
+		return "", nil // closed by the execution of the bootstrap
+	case err != nil:
+		return "", fmt.Errorf("start bootstrap: %w", err)
+	default:
+		return answer.Error, nil
+	}
+}
+
+// furnish mounts code read-only at /var/task of the sandbox's mount namespace and gives /tmp its size in bytes. home is the
+// thread's own mount namespace, empty an empty folder.
+func furnish(b *box, code string, tmp int64, home int, empty string) error {
+	tree, err := overlay(code, empty)
+	if err != nil {
+		tree, err = bind(code)
 	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(tree)
-	if err := unix.Setns(a.box.pidfd, unix.CLONE_NEWNS); err != nil {
+	if err := unix.Setns(b.pidfd, unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("enter sandbox: %w", err)
 	}
 	err = unix.MoveMount(tree, "", unix.AT_FDCWD, "/var/task", unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err == nil {
-		err = unix.Mount("tmp", "/tmp", "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d", a.tmp))
+		err = unix.Mount("tmp", "/tmp", "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d", tmp))
 	}
 	if back := unix.Setns(home, unix.CLONE_NEWNS); back != nil {
 		// A thread lost in a sandbox must do nothing more; the node starts a new warden.

@@ -25,7 +25,7 @@ const idsPerBox = 2
 // A fork asks the cloner for one process.
 type fork struct {
 	box   *box
-	files []uintptr
+	files [6]uintptr // 0 stands for /dev/null
 	done  chan error
 }
 
@@ -37,14 +37,20 @@ func (w *warden) clone(b *box, m *link.Message, fds []int) ([]int, error) {
 		close(b.done)
 		return nil, errors.Join(err, b.group.Kill(), b.group.Remove())
 	}
-	defer control.Close()
-	go w.mourn(b)
 	j := w.setup.Jail
 	j.Argv, j.Env = m.Argv, m.Env
 	if len(m.Argv) > 0 {
 		j.Listen = ""
 	}
+	b.use.Lock()
+	go w.mourn(b) // once we are done with control
 	listener, err := w.release(b, control, &j)
+	if err == nil && len(m.Argv) == 0 {
+		b.control = control // until there is code
+	} else {
+		control.Close()
+	}
+	b.use.Unlock()
 	if err != nil {
 		w.end(b)
 		for _, fd := range listener {
@@ -77,21 +83,23 @@ func (w *warden) admit(id uint64) (*box, error) {
 }
 
 // start makes the group and the process, and puts the one into the other. The process does nothing until released.
-func (w *warden) start(b *box, weight float64, fds []int) (*link.Conn, error) {
-	if len(fds) < 3 || len(fds) > 4 {
-		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and one channel or two pipes", len(fds))
+func (w *warden) start(b *box, weight float64, fds []int) (*link.Line, error) {
+	if len(fds) != 2 && len(fds) != 4 {
+		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and perhaps those of calls and answers", len(fds))
 	}
 	err := b.group.Create(cgroup.Limits{MemoryBytes: w.setup.MemoryBytes, CPU: 1, Weight: weight, Processes: w.setup.Processes})
 	if err != nil {
 		return nil, err
 	}
-	control, theirs, err := link.Pair()
+	control, theirs, err := link.LinePair()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close()
-	last := fds[len(fds)-1] // the channel once more where there is one descriptor only
-	f := fork{b, []uintptr{0, uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2]), uintptr(last), theirs.Fd()}, make(chan error)}
+	f := fork{b, [6]uintptr{1: uintptr(fds[0]), uintptr(fds[1]), jail.ControlFD: theirs.Fd()}, make(chan error)}
+	if len(fds) == 4 {
+		f.files[jail.ChannelFD], f.files[jail.AnswersFD] = uintptr(fds[2]), uintptr(fds[3])
+	}
 	w.forks <- f
 	if err := <-f.done; err != nil {
 		control.Close()
@@ -101,7 +109,7 @@ func (w *warden) start(b *box, weight float64, fds []int) (*link.Conn, error) {
 }
 
 // release puts the process into its group, lets it go on and waits until the program runs.
-func (w *warden) release(b *box, control *link.Conn, j *link.Jail) (listener []int, err error) {
+func (w *warden) release(b *box, control *link.Line, j *link.Jail) (listener []int, err error) {
 	if err := b.group.Place(b.pid); err != nil {
 		return nil, fmt.Errorf("place in cgroup: %w", err)
 	}
@@ -120,6 +128,8 @@ func (w *warden) release(b *box, control *link.Conn, j *link.Jail) (listener []i
 			return listener, errors.New(m.Error)
 		case m.Op == link.Listener:
 			listener = fds
+		case m.Op == link.Ready && len(j.Argv) == 0:
+			return listener, nil // it waits for code
 		case m.Op == link.Ready:
 			ready = true
 		}
@@ -136,7 +146,11 @@ func (w *warden) cloner() {
 			f.done <- err
 			continue
 		}
-		f.files[0] = null.Fd()
+		for i, fd := range f.files {
+			if fd == 0 {
+				f.files[i] = null.Fd()
+			}
+		}
 		f.done <- w.fork(f)
 	}
 }
@@ -146,7 +160,7 @@ func (w *warden) fork(f fork) error {
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: 1}, {ContainerID: jail.User, HostID: base + 1, Size: 1}}
 	attr := &syscall.ProcAttr{
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=4MiB"}, // the first process is small and short-lived
-		Files: f.files,
+		Files: f.files[:],
 		Sys: &syscall.SysProcAttr{
 			Cloneflags: namespaces, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
 			// Root of the new user namespace; without this the exec would drop its capabilities.

@@ -18,8 +18,14 @@ import (
 	"starling/vmpool/process/link"
 )
 
-// NodeFD is the warden's end of the link to its node.
-const NodeFD = 3
+// Descriptors that the node hands to its warden.
+const (
+	NodeFD = 3 // the link
+	LaneFD = 4 // the first of the lanes
+)
+
+// Lanes is how many sandboxes can be given code at once. More would only wait for the kernel's mount lock.
+const Lanes = 4
 
 // Main runs the warden until its node goes away.
 func Main() error {
@@ -56,7 +62,7 @@ func Main() error {
 	return errors.Join(err, w.close())
 }
 
-// warden owns the sandboxes of one driver. Its goroutines: serve, the reaper, the cloner and the two attachers, which
+// warden owns the sandboxes of one driver. Its goroutines: serve, the reaper, the cloner and one for each lane, which
 // end with the process, and one for each command under way.
 type warden struct {
 	node  *link.Conn
@@ -65,7 +71,6 @@ type warden struct {
 	lock  *os.File
 	root  string
 	forks chan fork
-	turns chan attachment
 
 	mu      sync.Mutex // a leaf, but held across a fork so that the reaper meets no unknown child
 	boxes   map[uint64]*box
@@ -81,11 +86,14 @@ type box struct {
 	slot   uint32
 	pid    int  // 0 until the first process exists; under the warden's lock
 	doomed bool // to be killed, perhaps before it exists; under the warden's lock
-	pidfd  int
+	pidfd  int  // -1 before and after; under the warden's lock
 	group  cgroup.Group
 	gone   chan struct{} // closed when the first process, and with it every other, has been collected
 	status unix.WaitStatus
 	done   chan struct{} // closed when every trace is removed
+
+	use     sync.Mutex // held by who works on the box from outside, so that nothing is given to another in its place; before the warden's lock
+	control *link.Line // to the first process of provided that waits for code; under use
 }
 
 func (w *warden) open() error {
@@ -106,9 +114,8 @@ func (w *warden) open() error {
 	w.forks = make(chan fork)
 	go w.cloner()
 	go w.reap()
-	w.turns = make(chan attachment)
-	for range attachers {
-		if err := w.startAttacher(); err != nil {
+	for i := range Lanes {
+		if err := w.startLane(link.NewLine(LaneFD + i)); err != nil {
 			return err
 		}
 	}
@@ -132,8 +139,6 @@ func (w *warden) serve() {
 				}
 				return w.clone(b, m, fds)
 			})
-		case link.Attach:
-			go w.answer(m, fds, w.attach)
 		case link.Kill:
 			go w.answer(m, fds, w.kill)
 		}
@@ -183,12 +188,13 @@ func (w *warden) kill(m *link.Message, _ []int) ([]int, error) {
 func (w *warden) end(b *box) {
 	w.mu.Lock()
 	pid := b.pid
-	w.mu.Unlock()
-	if pid == 0 {
-		return // the fork to come sees that it is doomed
+	if b.pidfd >= 0 {
+		_ = unix.PidfdSendSignal(b.pidfd, unix.SIGKILL, nil, 0)
 	}
-	_ = unix.PidfdSendSignal(b.pidfd, unix.SIGKILL, nil, 0)
-	_ = b.group.Thaw()
+	w.mu.Unlock()
+	if pid != 0 { // otherwise the fork to come sees that it is doomed
+		_ = b.group.Thaw()
+	}
 }
 
 // reap collects every child that ends. One goroutine for all, because a waiting thread for each would cost more than
@@ -221,7 +227,16 @@ func (w *warden) mourn(b *box) {
 	oom := b.group.OutOfMemory()
 	_ = b.group.Kill() // whoever outlived its namespace's first process: nobody, as far as the kernel keeps its word
 	err := b.group.Remove()
+	b.use.Lock()
+	if b.control != nil {
+		b.control.Close()
+		b.control = nil
+	}
+	w.mu.Lock()
 	unix.Close(b.pidfd)
+	b.pidfd = -1
+	w.mu.Unlock()
+	b.use.Unlock()
 	m := &link.Message{Op: link.Exit, ID: b.id, Status: b.status, OutOfMemory: oom && b.status.Signaled()}
 	if err != nil {
 		m.Error = err.Error()
