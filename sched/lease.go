@@ -47,8 +47,10 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	v.peak = max(v.peak, v.leased)
 	s.leased++
 	if v.of != nil {
-		v.of.leased++
 		v.account.leased++
+		if !v.alone {
+			v.of.leased++
+		}
 	}
 	v.holderOf(node, true).held++
 	if i.isFree && i.used >= v.slots {
@@ -87,8 +89,10 @@ func (s *Scheduler) forgetLease(l *lease) {
 	v.leased--
 	s.leased--
 	if v.of != nil {
-		v.of.leased--
 		v.account.leased--
+		if !v.alone {
+			v.of.leased--
+		}
 	}
 	h := v.holderOf(l.node, false)
 	h.held--

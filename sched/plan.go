@@ -75,7 +75,7 @@ func (s *Scheduler) tell(v *version) {
 // acquires have counted ahead is taken off the report. What is ahead of all reports either waits or holds a slot, so
 // a report that was lost, or a call that was placed twice, cannot hide arrivals for long.
 func (s *Scheduler) report(d *wire.Demand) {
-	v := s.versions[d.Version]
+	v := s.versions.find(d.Version)
 	if v == nil {
 		return
 	}
@@ -97,7 +97,7 @@ func (s *Scheduler) report(d *wire.Demand) {
 // load describes v to its governor.
 func (s *Scheduler) load(v *version) scale.Load {
 	a, each := v.of.account, int(v.slots)
-	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
+	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.inUse()-v.starting*each)
 	return scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Busy: int(v.leased), Ramp: s.ramp(), Slots: each,
 		Left: (slots + each - 1) / each, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: s.probing(v)}
 }

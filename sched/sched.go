@@ -111,7 +111,7 @@ type Scheduler struct {
 	seq   uint64  // of the last instance drawn
 	life  uint32  // first generation of every lease slot
 
-	versions  map[starling.VersionID]*version
+	versions  index
 	functions map[starling.FunctionRef]*function
 	accounts  map[starling.AccountID]*account
 	hosts     map[starling.NodeID]*host
@@ -154,7 +154,6 @@ func New(cfg Config, rng *rand.Rand) *Scheduler {
 	return &Scheduler{
 		cfg: cfg, rng: rng,
 		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}},
-		versions:  map[starling.VersionID]*version{},
 		functions: map[starling.FunctionRef]*function{},
 		accounts:  map[starling.AccountID]*account{},
 		hosts:     map[starling.NodeID]*host{},

@@ -60,7 +60,7 @@ type Status struct {
 // Status returns the state in numbers. It costs little enough for every batch.
 func (s *Scheduler) Status() Status {
 	st := Status{Partition: s.id, Epoch: s.epoch, Range: s.keys, Phase: s.phase, Granting: s.granting(), Functions: len(s.functions),
-		Versions: len(s.versions), Instances: len(s.instances), Starting: int(s.starting.n), Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
+		Versions: s.versions.n, Instances: len(s.instances), Starting: int(s.starting.n), Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
 	for _, h := range s.order {
 		if h.fenced {
 			st.Hosts++
@@ -99,7 +99,7 @@ func (v *VersionStatus) ColdRatio() float64 {
 
 // VersionStatuses returns the state of every version, by id.
 func (s *Scheduler) VersionStatuses() []VersionStatus {
-	out := make([]VersionStatus, 0, len(s.versions))
+	out := make([]VersionStatus, 0, s.versions.n)
 	for _, v := range s.inOrder() {
 		st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
 			Arrivals: v.arrivals + uint64(v.given-v.untold), Done: v.done, Busy: v.busy, Wanted: v.want, Kept: v.keep, Floor: v.floor, Cold: v.cold, Refused: v.refused}
@@ -114,11 +114,13 @@ func (s *Scheduler) VersionStatuses() []VersionStatus {
 	return out
 }
 
-// inOrder returns the versions by id: Go's map order is random, and what leaves this package must not be.
+// inOrder returns the versions by id: what leaves this package is in order.
 func (s *Scheduler) inOrder() []*version {
-	vs := make([]*version, 0, len(s.versions))
-	for _, v := range s.versions {
-		vs = append(vs, v)
+	vs := make([]*version, 0, s.versions.n)
+	for _, x := range s.versions.slots {
+		if x.v != nil {
+			vs = append(vs, x.v)
+		}
 	}
 	slices.SortFunc(vs, func(a, b *version) int {
 		if a.id < b.id {
@@ -157,7 +159,7 @@ func (s *Scheduler) Check() error {
 		a.leased, a.starting = a.leased+int(v.leased), a.starting+v.starting*int(v.slots)
 	}
 	for f, n := range functions {
-		if *n != (sums{f.instances, f.starting, f.leased, f.waiting}) {
+		if *n != (sums{f.instances, f.starting, f.inUse(), f.waiting}) {
 			return fmt.Errorf("function %s: books say %+v, its versions sum to %+v", f.ref, *f, *n)
 		}
 	}

@@ -225,7 +225,10 @@ func (g *governor) resting(now time.Duration, l Load) Plan {
 	}
 	have := l.Ready + l.Starting
 	if g.arrived == never {
-		return Plan{IdleKeep: g.cfg.IdleMin}
+		if have == 0 {
+			return Plan{IdleKeep: g.cfg.IdleMin}
+		}
+		g.arrived = now // taken over from another owner: somebody had a use for it
 	}
 	t, worth := (now - g.arrived).Seconds(), g.cfg.Worth.Seconds()
 	n := max(g.instances(math.Round(float64(g.usual))), 1)
