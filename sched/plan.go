@@ -99,7 +99,7 @@ func (s *Scheduler) load(v *version) scale.Load {
 	a, each := v.of.account, int(v.slots)
 	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.inUse()-v.starting*each)
 	return scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Busy: int(v.leased), Ramp: s.ramp(), Slots: each,
-		Left: (slots + each - 1) / each, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: s.probing(v)}
+		Left: (slots + each - 1) / each, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0}
 }
 
 // plan asks the governor of v, starts what is missing, stops what is too much, and plans the next plan.
@@ -167,6 +167,9 @@ func (s *Scheduler) launch(v *version, l scale.Load) {
 		return
 	}
 	n, left := l.Bound(v.want-v.ready-v.starting), v.most-v.of.instances
+	if s.halfOpen(v) {
+		n = min(n, 1-int(v.all.n))
+	}
 	if n > left {
 		if v.waiting > 0 {
 			s.makeWay(v, n-left)
