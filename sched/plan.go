@@ -115,7 +115,9 @@ func (s *Scheduler) plan(v *version) {
 	p := v.governor.Plan(s.now, l)
 	v.planned, v.queued, v.stale = s.now, v.waiting, false
 	v.floor = s.floorOf(v)
+	s.wanted -= v.want
 	v.want, v.keep, v.idleKeep = max(p.Want, v.floor), max(p.Keep, v.floor), p.IdleKeep
+	s.wanted += v.want
 	v.untold = 1
 	if p.Again > 0 && p.Again < scale.Lively {
 		v.untold = tellMax

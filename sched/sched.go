@@ -134,6 +134,7 @@ type Scheduler struct {
 
 	idle      heap[*instance] // ready instances, see instance.before
 	wheel     wheel           // versions by their next plan
+	wanted    int             // instances, summed over versions
 	floors    []*version      // whose owner wants some instances at all times
 	memory    memory          // of forgotten versions
 	starting  instanceList    // by next look

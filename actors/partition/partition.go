@@ -44,6 +44,10 @@ type (
 	}
 	tick struct{}
 	end  struct{}
+	show struct {
+		rows int
+		to   chan<- []sched.VersionStatus // of capacity 1
+	}
 )
 
 // name is the actor's name: another epoch is another actor.
@@ -84,6 +88,8 @@ func (a *actor) handle(msg any) {
 		a.ticking.Store(false)
 		a.step(now, sched.Tick{})
 		a.publish(now)
+	case show:
+		m.to <- a.sched.Busiest(m.rows)
 	case end:
 		a.step(now, sched.Deactivate{})
 		a.publish(now)
