@@ -69,6 +69,11 @@ func (c Config) Validate() error {
 			return starling.Errorf(starling.Invalid, "check scheduler settings", "%s is %d: use more than 0", p.name, p.v)
 		}
 	}
+	if p, ok := c.Policy.(interface{ Validate() error }); ok {
+		if err := p.Validate(); err != nil {
+			return err
+		}
+	}
 	if c.BackoffMax < c.BackoffFirst {
 		return starling.Errorf(starling.Invalid, "check scheduler settings", "BackoffMax %v is below BackoffFirst %v", c.BackoffMax, c.BackoffFirst)
 	}
