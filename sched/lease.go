@@ -63,7 +63,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.account.leased >= v.account.max || v.of.waiting > int(v.waiting))
+	others := v.of != nil && (v.account.leased >= v.account.max || !v.alone && v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
