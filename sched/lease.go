@@ -12,6 +12,7 @@ func (s *Scheduler) grant(v *version, i *instance, to starling.NodeID, call uint
 	s.counts.Grants++
 	if p.Cold() {
 		s.counts.Cold++
+		v.cold++
 	}
 	g := s.out.grants.next()
 	*g = wire.Grant{Call: call, Lease: starling.Lease{ID: l.id, Partition: s.id, Epoch: s.epoch, Version: v.id, Instance: i.id,
@@ -43,10 +44,13 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	i.leases.pushBack(l)
 	i.used++
 	v.leased++
+	v.peak = max(v.peak, v.leased)
 	s.leased++
 	if v.of != nil {
-		v.of.leased++
 		v.account.leased++
+		if !v.alone {
+			v.of.leased++
+		}
 	}
 	v.holderOf(node, true).held++
 	if i.isFree && i.used >= v.slots {
@@ -59,7 +63,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.account.leased >= v.account.max || v.of.waiting > int(v.waiting))
+	others := v.of != nil && (v.account.leased >= v.account.max || !v.alone && v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
@@ -85,8 +89,10 @@ func (s *Scheduler) forgetLease(l *lease) {
 	v.leased--
 	s.leased--
 	if v.of != nil {
-		v.of.leased--
 		v.account.leased--
+		if !v.alone {
+			v.of.leased--
+		}
 	}
 	h := v.holderOf(l.node, false)
 	h.held--
@@ -175,13 +181,10 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 	s.out.send(from, r)
 }
 
-// demand adds a frontend's report to the profile of the versions.
+// demand takes a frontend's report of its versions.
 func (s *Scheduler) demand(ds []wire.Demand) {
 	for i := range ds {
-		if v := s.versions[ds[i].Version]; v != nil {
-			v.done += uint64(ds[i].Done)
-			v.busy += ds[i].Busy
-		}
+		s.report(&ds[i])
 	}
 }
 

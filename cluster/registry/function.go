@@ -57,6 +57,9 @@ func (r *Registry) PutFunction(p Put) (*starling.Version, starling.VersionID, er
 	case f == nil && len(a.functions) >= FunctionMax:
 		return nil, 0, starling.Errorf(starling.Overloaded, op, "account %q has %d functions, its limit: delete one first", a.ID, FunctionMax).With("FunctionLimit")
 	}
+	if err := r.admitFloor(op, a, f, &p.Config); err != nil {
+		return nil, 0, err
+	}
 	if f == nil {
 		f = &function{Function: starling.Function{Ref: p.Function, Created: p.Now, Versions: map[starling.VersionNumber]starling.VersionID{}}}
 		a.functions[p.Function.Name] = f
@@ -75,8 +78,10 @@ func (r *Registry) replace(f *function, v *starling.Version) (forgotten starling
 		f.superseded = slices.Delete(f.superseded, 0, 1)
 		delete(r.versions, forgotten)
 	}
+	r.dropFloor(r.versions[f.Latest])
 	f.Latest, f.Updated = v.ID, v.Created
 	r.versions[v.ID] = v
+	r.addFloor(v)
 	return forgotten
 }
 
@@ -100,7 +105,8 @@ func sameContent(v *starling.Version, c starling.Config, code starling.CodeHash)
 	env := maps.Equal(v.Config.Env, c.Env)
 	a, b := v.Config, c
 	return env && v.Code == code && a.Runtime == b.Runtime && a.Handler == b.Handler && a.MemoryMiB == b.MemoryMiB &&
-		a.TimeoutMS == b.TimeoutMS && a.Concurrency == b.Concurrency && a.InstanceMax == b.InstanceMax && a.Description == b.Description
+		a.TimeoutMS == b.TimeoutMS && a.Concurrency == b.Concurrency && a.InstanceMax == b.InstanceMax && a.Description == b.Description &&
+		a.Provisioned == b.Provisioned && slices.Equal(a.Schedule, b.Schedule)
 }
 
 // PublishVersion numbers a copy of the latest snapshot, under id. When the newest published version has the
@@ -132,6 +138,7 @@ func (r *Registry) DeleteFunction(ref starling.FunctionRef) ([]starling.VersionI
 	if err != nil {
 		return nil, err
 	}
+	r.dropFloor(r.versions[f.Latest])
 	gone := f.snapshots()
 	for _, id := range gone {
 		delete(r.versions, id)
