@@ -34,7 +34,10 @@ func (s *Scheduler) acquire(from starling.NodeID, m *wire.Acquire) {
 
 // mayLease reports whether the limits leave room for one more slot of v.
 func (s *Scheduler) mayLease(v *version) bool {
-	if !s.granting() || !v.known() || v.account.leased >= v.account.max {
+	if !s.granting() || !v.known() {
+		return false
+	}
+	if a := v.account; a.leased >= a.purse.Permits && !s.morePermits(a) {
 		return false
 	}
 	if v.alone { // the common case: one far look into memory less
@@ -181,7 +184,7 @@ func (s *Scheduler) pumpHungry() {
 
 // pumpAccount gives one slot of the account that came free to one of its waiting versions, in turns.
 func (s *Scheduler) pumpAccount(a *account) {
-	for n := len(a.hungry); n > 0 && len(a.hungry) > 0 && a.leased < a.max; n-- {
+	for n := len(a.hungry); n > 0 && len(a.hungry) > 0 && a.leased < a.purse.Permits; n-- {
 		if a.turn >= len(a.hungry) {
 			a.turn = 0
 		}
@@ -228,7 +231,7 @@ func (s *Scheduler) expireWaiters() {
 		switch {
 		case !v.known():
 			s.reject(w.node, w.call, starling.Unavailable, ReasonQueueTimeout, "the manager did not tell the version's configuration in time: retry", time.Second)
-		case v.ready > 0 || v.starting > 0 || v.of.leased >= int(v.limit) || v.of.account.leased >= v.of.account.max:
+		case v.ready > 0 || v.starting > 0 || v.of.leased >= int(v.limit) || v.of.account.leased >= v.of.account.purse.Permits:
 			s.reject(w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", time.Second)
 		case v.trouble != "":
 			s.reject(w.node, w.call, starling.Unavailable, ReasonNoHost, v.trouble, time.Second)

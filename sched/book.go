@@ -5,18 +5,22 @@ import (
 	"time"
 
 	"starling"
+	"starling/sched/ledger"
 	"starling/sched/place"
 )
 
 // An account sums what its functions use in this partition.
 type account struct {
-	max      int // slots that may be leased at once
 	leased   int
-	starting int // slots on their way
+	purse    ledger.Purse // its Permits bound leased
+	max      int          // slots that may be leased at once in all partitions
+	starting int          // slots on their way
 	id       starling.AccountID
 	versions int // that point here
 	turn     int // whose waiting calls are served next when a slot of the account is free
 	hungry   []*version
+
+	functions []*function
 }
 
 // A function sums what its versions use.

@@ -46,7 +46,11 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	s.leased++
 	if v.of != nil {
 		v.of.leased++
-		v.account.leased++
+		a := v.account
+		a.leased++
+		a.purse.Peak = max(a.purse.Peak, a.leased)
+	} else {
+		s.permits.strangers++
 	}
 	v.holderOf(node, true).held++
 	if i.isFree && i.used >= v.slots {
@@ -59,7 +63,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.account.leased >= v.account.max || v.of.waiting > int(v.waiting))
+	others := v.of != nil && (v.account.leased >= v.account.purse.Permits || v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
@@ -87,6 +91,8 @@ func (s *Scheduler) forgetLease(l *lease) {
 	if v.of != nil {
 		v.of.leased--
 		v.account.leased--
+	} else {
+		s.permits.strangers--
 	}
 	h := v.holderOf(l.node, false)
 	h.held--

@@ -151,8 +151,10 @@ func (s *Scheduler) dropVersion(v *version) {
 	}
 	if len(f.members) == 0 {
 		delete(s.functions, f.ref)
-		if f.account.versions--; f.account.versions == 0 {
-			delete(s.accounts, f.account.id)
+		a := f.account
+		a.functions = slices.DeleteFunc(a.functions, func(o *function) bool { return o == f })
+		if a.versions--; a.versions == 0 {
+			s.closeAccount(a)
 		}
 	}
 }

@@ -21,7 +21,10 @@ func (s *Scheduler) startFor(v *version) {
 	a := v.of.account
 	left := v.most - v.of.instances
 	each := int(v.slots)
-	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
+	if a.leased+a.starting >= a.purse.Permits {
+		s.morePermits(a)
+	}
+	slots := min(a.purse.Permits-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
 	n := scale.Starts(scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Ramp: s.ramp(), Slots: each, Left: (slots + each - 1) / each,
 		StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0})
 	if n > left {

@@ -24,7 +24,8 @@ type Borrow struct {
 	Seq       uint64         // rises with every Borrow of this partition and epoch
 	Seen      uint64         // Number of the last Lend of Term that it obeys; 0 for none
 	Held      uint32         // slots leased, or allowed to be
-	Want      uint32         // slots it could use, with what it holds
+	Need      uint32         // slots that its calls could use now, with those they have
+	Want      uint32         // Need, and a block in store
 }
 
 // Lend sets how many permits a partition may hold. Partition of the account's key → borrower.
@@ -62,6 +63,7 @@ func (w *writer) permit(m Message) {
 		w.u64(uint64(m.Partition), uint64(m.Epoch), uint64(m.Keys.Lo), uint64(m.Keys.Hi))
 		w.u64(uint64(m.Term.Epoch), m.Term.Life, m.Seq, m.Seen)
 		w.u32(m.Held)
+		w.u32(m.Need)
 		w.u32(m.Want)
 	case *Lend:
 		w.text(string(m.Account), WordMax)
@@ -79,7 +81,7 @@ func readPermit(kind Kind, r *reader) Message {
 	switch kind {
 	case KindBorrow:
 		return &Borrow{Account: r.account(), Partition: r.partition(), Epoch: r.epoch(), Keys: starling.Range{Lo: starling.Key64(r.u64()), Hi: starling.Key64(r.u64())},
-			Term: r.term(), Seq: r.u64(), Seen: r.u64(), Held: r.u32(), Want: r.u32()}
+			Term: r.term(), Seq: r.u64(), Seen: r.u64(), Held: r.u32(), Need: r.u32(), Want: r.u32()}
 	case KindLend:
 		return &Lend{Account: r.account(), Partition: r.partition(), Term: r.term(), Seq: r.u64(), Number: r.u64(), Permits: r.u32(), Limit: r.u32()}
 	case KindAudit:

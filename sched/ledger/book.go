@@ -36,6 +36,7 @@ type Book struct {
 	asked   time.Duration    // last question to the unheard
 	wants   []int            // scratch
 	targets []int            // scratch
+	gives   []int            // scratch
 }
 
 // A loan is what one life of one partition may hold.
@@ -46,7 +47,8 @@ type loan struct {
 	keys      []starling.Range // of its range, what no later epoch has spoken for
 	seq       uint64           // of its newest Borrow
 	held      int              // at most so many are in its hands
-	want      int
+	need      int // for calls
+	want      int // with what he would keep in store
 	allowed   int    // by the last Lend
 	number    uint64 // of the last Lend
 	seen      uint64 // by the borrower
@@ -109,7 +111,7 @@ func (b *Book) Borrow(now time.Duration, from starling.NodeID, m *wire.Borrow) b
 	} else if m.Seq <= l.seq {
 		return true
 	}
-	l.node, l.seq, l.heard, l.want = from, m.Seq, now, int(m.Want)
+	l.node, l.seq, l.heard, l.need, l.want = from, m.Seq, now, int(m.Need), max(int(m.Want), int(m.Need))
 	if m.Seen >= l.number { // nothing is on its way to him: what he says is all there is
 		l.number, l.held, l.allowed = m.Seen, int(m.Held), min(l.allowed, int(m.Held))
 	} else {
@@ -156,7 +158,7 @@ func (b *Book) hear(m *wire.Borrow) {
 	kept := b.loans[:0]
 	for _, l := range b.loans {
 		if l.epoch < m.Epoch && overlap(l.keys, m.Keys) {
-			l.keys, l.want = without(l.keys, m.Keys), 0
+			l.keys, l.need, l.want = without(l.keys, m.Keys), 0, 0
 			l.asked = l.heard - Again // ask the successors of the rest at once
 			l.heard -= Silence
 		}
@@ -174,32 +176,46 @@ func (b *Book) Plan(now time.Duration, out []Letter) []Letter {
 	if !b.Ready() || len(b.loans) == 0 {
 		return out
 	}
-	b.wants, b.targets = b.wants[:0], b.targets[:0]
-	free := b.limit
+	b.share()
+	free, short := b.limit, 0
 	for _, l := range b.loans {
-		b.wants = append(b.wants, l.want)
-		b.targets = append(b.targets, 0)
 		free -= l.held
 	}
-	flow.Fair(b.limit, b.wants, b.targets)
-	short := 0
 	for i, l := range b.loans {
 		b.wants[i] = max(b.targets[i]-l.held, 0)
 		short += b.wants[i]
 	}
 	scarce := short > free
-	gives := make([]int, len(b.loans))
-	flow.Fair(free, b.wants, gives)
+	flow.Fair(free, b.wants, b.gives)
 	for i, l := range b.loans {
 		switch target := b.targets[i]; {
-		case gives[i] > 0:
-			l.held += gives[i]
+		case b.gives[i] > 0:
+			l.held += b.gives[i]
 			out = append(out, b.lend(now, l, l.held))
 		case (scarce || free < 0) && l.allowed > target:
 			out = append(out, b.lend(now, l, target))
 		}
 	}
 	return out
+}
+
+// share sets the targets: first what calls need, then, of what is left, what is wanted in store.
+func (b *Book) share() {
+	n := len(b.loans)
+	b.wants, b.targets, b.gives = slices.Grow(b.wants[:0], n)[:n], slices.Grow(b.targets[:0], n)[:n], slices.Grow(b.gives[:0], n)[:n]
+	for i, l := range b.loans {
+		b.wants[i] = l.need
+	}
+	flow.Fair(b.limit, b.wants, b.targets)
+	left := b.limit
+	for i, l := range b.loans {
+		b.wants[i] = l.want - l.need
+		left -= b.targets[i]
+	}
+	flow.Fair(left, b.wants, b.gives)
+	for i := range b.targets {
+		b.targets[i] += b.gives[i]
+	}
 }
 
 func (b *Book) lend(now time.Duration, l *loan, permits int) Letter {

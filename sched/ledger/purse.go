@@ -75,7 +75,7 @@ func (p *Purse) Unused(need int) bool {
 func (p *Purse) Borrow(now time.Duration, seq uint64, leased, need int, m *wire.Borrow) {
 	want := p.Want(max(need, p.before, p.Peak))
 	p.asked, p.held, p.told, p.sent = want, p.Held(leased), p.seen, now
-	m.Term, m.Seq, m.Seen, m.Held, m.Want = p.term, seq, p.seen, uint32(p.held), uint32(want)
+	*m = wire.Borrow{Term: p.term, Seq: seq, Seen: p.seen, Held: uint32(p.held), Need: uint32(max(need, 0)), Want: uint32(want)}
 }
 
 // Audit listens to the ledger of a term from now on, and to none before. It reports false for one that is past.
@@ -101,7 +101,7 @@ func (p *Purse) Lend(m *wire.Lend) bool {
 // Decline fills m with the answer to a Lend of an account that has no purse here. A purse that is made later takes a
 // later Seq for its first, so neither l nor any Lend before it can fill it: the permits are the ledger's again.
 func Decline(l *wire.Lend, seq uint64, leased int, m *wire.Borrow) {
-	m.Term, m.Seq, m.Seen, m.Held, m.Want = l.Term, seq, l.Number, uint32(leased), 0
+	*m = wire.Borrow{Term: l.Term, Seq: seq, Seen: l.Number, Held: uint32(leased)}
 }
 
 // KeyOf returns where the ledger of an account lives: with the partition of this key.
