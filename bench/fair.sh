@@ -45,7 +45,7 @@ for i in 0 1 2; do
 done
 declare -A key
 for t in q0 q1 q2 q3 loud; do
-	key[$t]=$(STARLING_KEY=$admin "$bin" account create "$t" -o json | field key)
+	key[$t]=$(STARLING_KEY=$admin "$bin" account create "$t" -o json | /usr/bin/python3 -c "import json,sys; print(json.load(sys.stdin)['key']['secret'])")
 	STARLING_KEY=${key[$t]} "$bin" deploy bin/functions/echo-python.zip --name "$t" >/dev/null
 done
 load() { # load PHASE TENANT RATE MOST NODE
