@@ -35,11 +35,11 @@ func TestTheHeavyAreRefusedFirst(t *testing.T) {
 	if g.counting.Load() {
 		t.Error("a node that is well counts calls")
 	}
-	for p := 1.0; p < 4; p += 0.1 {
+	for p := 1.0; p < 2.5; p += 0.1 {
 		window(p, 1000)
 	}
-	if refused < 10_000 {
-		t.Errorf("of 30,000 calls too many %d were refused", refused)
+	if refused < 5_000 {
+		t.Errorf("of 7,000 calls too many %d were refused", refused)
 	}
 	for range 200 {
 		window(0, 1000)

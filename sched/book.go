@@ -21,6 +21,8 @@ type account struct {
 	hungry   []*version
 
 	functions []*function
+	memory    int      // MiB of the instances at hosts
+	owes      *version // gets the memory of the account's next idle instance; nil for none
 }
 
 // A function sums what its versions use.
@@ -79,6 +81,7 @@ type version struct {
 
 	evicting   int // instances of others on their way out for this one
 	recalledAt instant
+	claimedAt  instant // last look for memory of others
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
@@ -87,7 +90,7 @@ type version struct {
 	accountAt  int  // in account.hungry; -1 when not there
 	done       uint64
 	busy       time.Duration
-	_          [72]byte // up to a multiple of a cache line, so that the first two are whole
+	_          [64]byte // up to a multiple of a cache line, so that the first two are whole
 }
 
 type state uint8
@@ -191,7 +194,7 @@ func (s *Scheduler) addVersion(id starling.VersionID) *version {
 	v := s.versions[id]
 	if v == nil {
 		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
-			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause}
+			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause, claimedAt: -s.cfg.RecallPause}
 		v.holders = v.first[:0]
 		s.versions[id] = v
 		s.unknown = append(s.unknown, v)

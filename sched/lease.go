@@ -71,6 +71,9 @@ func (s *Scheduler) unbind(l *lease) {
 	if i.used == 0 {
 		i.idle = s.now
 	}
+	if v.account != nil && v.account.owes != nil && s.payBack(i) {
+		return
+	}
 	if v.waiting > 0 {
 		s.pump(v, nil, 0, 0)
 	}

@@ -33,6 +33,7 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	f.account.starting += v.starting * int(v.slots)
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {
 		i.memory = c.Config.MemoryMiB
+		f.account.memory += i.memory
 		if i.state == isReady {
 			s.setFree(i)
 		}

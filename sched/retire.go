@@ -60,7 +60,8 @@ func (s *Scheduler) evictFor(v *version) {
 		return
 	}
 	i := s.oldest()
-	if i == nil || s.now-i.idle < s.cfg.EvictIdle {
+	if i == nil || !s.mayTake(v, i) {
+		s.takeFor(v)
 		return
 	}
 	h := i.host
@@ -73,7 +74,7 @@ func (s *Scheduler) evictFor(v *version) {
 	}
 	var idle []*instance
 	for i := h.all.front; i != nil; i = i.in[byHost].next {
-		if i.state == isReady && i.used == 0 && s.now-i.idle >= s.cfg.EvictIdle {
+		if i.state == isReady && i.used == 0 && s.mayTake(v, i) {
 			idle = append(idle, i)
 		}
 	}

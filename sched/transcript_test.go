@@ -78,7 +78,7 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "version":
 		c := starling.Config{Runtime: starling.Python311, Concurrency: number(d, "slots", 1), InstanceMax: number(d, "most", 0), MemoryMiB: number(d, "memory", 128)}
 		return VersionKnown{&starling.Version{ID: starling.VersionID(number(d, "v", 1)), Config: c.WithDefaults(),
-			Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
+			Function: starling.FunctionRef{Account: starling.AccountID(text(d, "owner", "acme")), Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
 	case "account":
 		return AccountKnown{Account: "acme", ConcurrencyMax: number(d, "limit", 1000)}
 	case "borrow":

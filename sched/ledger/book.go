@@ -47,12 +47,12 @@ type loan struct {
 	keys      []starling.Range // of its range, what no later epoch has spoken for
 	seq       uint64           // of its newest Borrow
 	held      int              // at most so many are in its hands
-	need      int // for calls
-	want      int // with what he would keep in store
-	allowed   int    // by the last Lend
-	number    uint64 // of the last Lend
-	seen      uint64 // by the borrower
-	behind    bool   // his last Borrow had not seen the last Lend
+	need      int              // for calls
+	want      int              // with what he would keep in store
+	allowed   int              // by the last Lend
+	number    uint64           // of the last Lend
+	seen      uint64           // by the borrower
+	behind    bool             // his last Borrow had not seen the last Lend
 	heard     time.Duration
 	asked     time.Duration
 	lent      time.Duration // last Lend sent
