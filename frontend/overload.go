@@ -4,6 +4,8 @@ import (
 	"context"
 	"math"
 	"math/rand/v2"
+	"runtime/metrics"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,14 +17,13 @@ import (
 // ReasonNodeOverload is the stable word of a refusal by a node that has more work than it can do.
 const ReasonNodeOverload = "NodeOverload"
 
-// The signal of overload. A goroutine that sleeps for beatTime wakes late by as long as work waits for a processor, in
-// the Go scheduler and in the kernel's. The mean over a window is the signal, as the mean queueing time is DAGOR's (Zhou et
-// al., SoCC 2018). The least of a window, CoDel's, was tried first: a node at which calls took 300 ms never showed it.
+// The signal of overload is how long goroutines that could run wait for a processor: what a tenth of them exceeds, as
+// the runtime counts it, and how late the watching goroutine itself is, which shows a kernel that is late. A sleeper's
+// lateness alone was tried first and shows little: the Go scheduler runs who was woken by a timer before its queue.
 const (
-	beatTime = 10 * time.Millisecond
-	lateMax  = 5 * time.Millisecond // of the mean beat of a window
-	fullPart = 0.9                  // of the calls that may be in flight
-	countMax = 65_536               // functions that are counted; more are counted from the next window on
+	lateMax  = 10 * time.Millisecond // exceeded by a tenth of the waits of a window
+	fullPart = 0.9                   // of the calls that may be in flight
+	countMax = 65_536                // functions that are counted; more are counted from the next window on
 )
 
 // A gate refuses calls at the door of a node that cannot serve them all, before their payload is read. While
@@ -71,24 +72,51 @@ func pause(admit float64) time.Duration {
 
 // watch measures the node and sets what is let in, until ctx ends.
 func (g *gate) watch(ctx context.Context, inFlight func() float64) {
-	beat := time.NewTicker(beatTime)
-	defer beat.Stop()
-	window, late, beats := time.Now(), time.Duration(0), 0
-	for last := window; ; {
+	window := time.NewTicker(flow.Window)
+	defer window.Stop()
+	q := newQueueing()
+	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-beat.C:
+		case <-window.C:
 		}
 		now := time.Now()
-		late += max(now.Sub(last)-beatTime, 0)
-		beats++
+		late := max(q.tail(), now.Sub(last)-flow.Window)
 		last = now
-		if now.Sub(window) >= flow.Window {
-			g.decide(max(float64(late)/float64(beats)/float64(lateMax), inFlight()/fullPart))
-			window, late, beats = now, 0, 0
+		g.decide(max(float64(late)/float64(lateMax), inFlight()/fullPart))
+	}
+}
+
+// queueing reads how long goroutines that could run waited for a processor.
+type queueing struct {
+	sample [1]metrics.Sample
+	before []uint64
+}
+
+func newQueueing() *queueing {
+	q := &queueing{sample: [1]metrics.Sample{{Name: "/sched/latencies:seconds"}}}
+	q.tail()
+	return q
+}
+
+// tail returns what a tenth of the waits since the last call exceeded.
+func (q *queueing) tail() time.Duration {
+	metrics.Read(q.sample[:])
+	h := q.sample[0].Value.Float64Histogram()
+	total := uint64(0)
+	q.before = slices.Grow(q.before, len(h.Counts))[:len(h.Counts)]
+	for i, n := range h.Counts {
+		h.Counts[i], q.before[i] = n-q.before[i], n
+		total += h.Counts[i]
+	}
+	above := uint64(0)
+	for i := len(h.Counts) - 1; i > 0; i-- {
+		if above += h.Counts[i]; above*10 > total {
+			return time.Duration(h.Buckets[i] * float64(time.Second))
 		}
 	}
+	return 0
 }
 
 // decide takes the window that ended and sets what is let in during the next.

@@ -14,6 +14,7 @@ const Window = 100 * time.Millisecond
 // How fast a Shedder follows: it gives way at once, and takes back slowly, so that it does not swing.
 const (
 	giveWay  = 0.9  // of what was served, when that was too much
+	leastIn  = 0.25 // of what is asked is always let in: where others load the machine, refusing more helps nobody
 	takeBack = 1.05 // of what is let in, when that was not too much
 	calmMax  = 20   // windows with room for everybody before it stops deciding
 	smooth   = 0.3  // weight of the newest window in a demand
@@ -69,11 +70,11 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	s.rates = rates
 	switch {
 	case pressure >= 1 && !s.Active():
-		s.capacity = max(giveWay*float64(admitted), 1)
+		s.capacity = max(giveWay*float64(admitted), leastIn*arrived, 1)
 	case pressure >= 1 && pressure < s.last:
 		// A queue that shrinks is on its way: taking away more would starve the node once it is gone.
 	case pressure >= 1:
-		s.capacity = max(giveWay*min(float64(admitted), s.capacity), 1)
+		s.capacity = max(giveWay*min(float64(admitted), s.capacity), leastIn*arrived, 1)
 	case s.Active():
 		s.capacity = takeBack*s.capacity + 1
 	}
