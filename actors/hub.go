@@ -151,7 +151,8 @@ const (
 func receiverOf(k wire.Kind) part {
 	switch k {
 	case wire.KindAcquire, wire.KindCancel, wire.KindRelease, wire.KindRenew,
-		wire.KindStarted, wire.KindStartFailed, wire.KindExited, wire.KindFenced, wire.KindHostReport:
+		wire.KindStarted, wire.KindStartFailed, wire.KindExited, wire.KindFenced, wire.KindHostReport,
+		wire.KindBorrow, wire.KindLend, wire.KindAudit:
 		return toPartition
 	case wire.KindGrant, wire.KindReject, wire.KindRecall, wire.KindRenewed:
 		return toFrontend

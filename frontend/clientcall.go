@@ -83,7 +83,7 @@ func (k *clientCall) invoke() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := s.admit(); err != nil {
+	if err := s.admit(v.Function); err != nil {
 		return 0, err
 	}
 	defer s.inFlight.Add(-1)

@@ -112,7 +112,7 @@ func (s *Server) carryOut(ctx context.Context, a *answer) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := s.admit(); err != nil {
+	if err := s.admit(v.Function); err != nil {
 		return 0, err
 	}
 	defer s.inFlight.Add(-1)
@@ -154,10 +154,13 @@ func (s *Server) resolve(ctx context.Context, p auth.Principal, name starling.Fu
 }
 
 // admit counts one more call in flight or refuses it.
-func (s *Server) admit() error {
+func (s *Server) admit(f starling.FunctionRef) error {
+	if err := s.gate.pass(f); err != nil {
+		return err
+	}
 	if s.inFlight.Add(1) > s.deps.InFlightMax {
 		s.inFlight.Add(-1)
-		return starling.Errorf(starling.Overloaded, "invoke function", "this frontend has %d calls in flight, its limit: retry after a pause", s.deps.InFlightMax).With("FrontendFull")
+		return starling.Errorf(starling.Overloaded, "invoke function", "this frontend has %d calls in flight, its limit: retry after a pause", s.deps.InFlightMax).With(ReasonNodeOverload).RetryAfter(time.Second)
 	}
 	return nil
 }
@@ -166,7 +169,7 @@ func (s *Server) admit() error {
 func (s *Server) reserve(n int64) error {
 	if s.memory.Add(n) > s.deps.MemoryMax {
 		s.memory.Add(-n)
-		return starling.Errorf(starling.Overloaded, "invoke function", "this frontend holds as many bytes of payloads as it may: retry after a pause").With("FrontendMemory")
+		return starling.Errorf(starling.Overloaded, "invoke function", "this frontend holds as many bytes of payloads as it may: retry after a pause").With(ReasonNodeOverload).RetryAfter(time.Second)
 	}
 	return nil
 }

@@ -294,14 +294,14 @@ func TestTooMuchIsRefused(t *testing.T) {
 	w.server.deps.MemoryMax = 10
 	w.on(echo)
 	for _, c := range []invoker{w.client(w.user), w.quic(t, w.user)} {
-		if _, err := c.Invoke(context.Background(), client.Call{Function: "echo", Payload: make([]byte, 100)}); starling.ReasonOf(err) != "FrontendMemory" {
+		if _, err := c.Invoke(context.Background(), client.Call{Function: "echo", Payload: make([]byte, 100)}); starling.ReasonOf(err) != ReasonNodeOverload {
 			t.Fatalf("memory: %v", err)
 		}
 	}
 	eventually(t, func() bool { return w.server.memory.Load() == 0 })
 	eventually(t, func() bool { return w.server.inFlight.Load() == 0 })
 	w.server.deps.InFlightMax = 0
-	if _, err := w.client(w.user).Invoke(context.Background(), client.Call{Function: "echo"}); starling.ReasonOf(err) != "FrontendFull" {
+	if _, err := w.client(w.user).Invoke(context.Background(), client.Call{Function: "echo"}); starling.ReasonOf(err) != ReasonNodeOverload {
 		t.Fatalf("in flight: %v", err)
 	}
 }

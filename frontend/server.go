@@ -60,8 +60,8 @@ type Deps struct {
 }
 
 // Server is the public side of one frontend. Create it with New, Handle clients on the node's endpoint with
-// ServeClient if wanted, Open it, and Close it; Close waits for every goroutine. It has one goroutine for
-// each listener and net/http's one for each connection.
+// ServeClient if wanted, Open it, and Close it; Close waits for every goroutine. It has one goroutine that
+// watches the node's load, one for each listener and net/http's one for each connection.
 type Server struct {
 	deps     Deps
 	log      *slog.Logger
@@ -77,6 +77,7 @@ type Server struct {
 	numbers  *numbers
 	memory   atomic.Int64
 	inFlight atomic.Int64
+	gate     gate
 	draining atomic.Bool
 	buffers  buffers
 	clients  clients
@@ -128,6 +129,9 @@ func (s *Server) Open(ctx context.Context) error {
 		s.group.Go(func(context.Context) { s.ended("lean", s.lean.Serve(plain)) })
 	}
 	s.group.Go(func(context.Context) { s.ended("http", s.http.Serve(l)) })
+	s.group.Go(func(ctx context.Context) {
+		s.gate.watch(ctx, func() float64 { return float64(s.inFlight.Load()) / float64(s.deps.InFlightMax) })
+	})
 	if s.h3 != nil {
 		s.group.Go(func(context.Context) { s.ended("http3", s.h3.Serve(s.packets)) })
 	}

@@ -9,11 +9,13 @@ import (
 
 // The stable reasons of refusals.
 const (
-	ReasonQueueFull    = "QueueFull"    // too many calls of the function, or of the partition, wait
-	ReasonQueueTimeout = "QueueTimeout" // no slot came free in time
-	ReasonNoHost       = "NoHost"       // no host could start an instance in time
-	ReasonVersionGone  = "VersionGone"  // deleted meanwhile
-	ReasonMoved        = "Moved"        // another node owns the key now
+	ReasonQueueFull    = "QueueFull"     // too many calls of the function, or of the partition, wait
+	ReasonQueueTimeout = "QueueTimeout"  // no slot came free in time
+	ReasonFunction     = "FunctionLimit" // the same, and the function has as many slots as it may have
+	ReasonAccount      = "AccountLimit"  // the same, and the account has as many slots as it may have
+	ReasonNoHost       = "NoHost"        // no host could start an instance in time
+	ReasonVersionGone  = "VersionGone"   // deleted meanwhile
+	ReasonMoved        = "Moved"         // another node owns the key now
 )
 
 // acquire answers at once when a slot is free, and otherwise lets the call wait.
@@ -34,7 +36,10 @@ func (s *Scheduler) acquire(from starling.NodeID, m *wire.Acquire) {
 
 // mayLease reports whether the limits leave room for one more slot of v.
 func (s *Scheduler) mayLease(v *version) bool {
-	if !s.granting() || !v.known() || v.account.leased >= v.account.max {
+	if !s.granting() || !v.known() {
+		return false
+	}
+	if a := v.account; a.leased >= a.purse.Permits && !s.morePermits(a) {
 		return false
 	}
 	if v.alone { // the common case: one far look into memory less
@@ -65,7 +70,7 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 		s.refuse(v, from, m.Call, starling.Overloaded, ReasonQueueTimeout, "no instance is free and the call does not wait", time.Second)
 		return
 	case !s.cfg.Bounds.Admit(ahead, len(s.waiters)):
-		s.refuse(v, from, m.Call, starling.Overloaded, ReasonQueueFull, "too many calls wait for this function: retry later or raise its limits", time.Second)
+		s.refuse(v, from, m.Call, starling.Overloaded, ReasonQueueFull, "too many calls wait for this function: retry later or raise its limits", s.pause(v))
 		return
 	}
 	w := s.newWaiter()
@@ -182,7 +187,7 @@ func (s *Scheduler) pumpHungry() {
 
 // pumpAccount gives one slot of the account that came free to one of its waiting versions, in turns.
 func (s *Scheduler) pumpAccount(a *account) {
-	for n := len(a.hungry); n > 0 && len(a.hungry) > 0 && a.leased < a.max; n-- {
+	for n := len(a.hungry); n > 0 && len(a.hungry) > 0 && a.leased < a.purse.Permits; n-- {
 		if a.turn >= len(a.hungry) {
 			a.turn = 0
 		}
@@ -229,8 +234,12 @@ func (s *Scheduler) expireWaiters() {
 		switch {
 		case !v.known():
 			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonQueueTimeout, "the manager did not tell the version's configuration in time: retry", time.Second)
-		case v.ready > 0 || v.starting > 0 || v.of.inUse() >= int(v.limit) || v.of.account.leased >= v.of.account.max:
-			s.refuse(v, w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", time.Second)
+		case v.of.inUse() >= int(v.limit):
+			s.refuse(v, w.node, w.call, starling.Overloaded, ReasonFunction, "the function has as many slots as it may have, and none came free in time: retry later or raise its limit", s.pause(v))
+		case v.of.account.leased >= v.of.account.purse.Permits && v.free.front != nil:
+			s.refuse(v, w.node, w.call, starling.Overloaded, ReasonAccount, "the account has as many slots as it may have, and none came free in time: retry later or raise its limit", s.pause(v))
+		case v.ready > 0 || v.starting > 0 || v.of.inUse() >= int(v.limit) || v.of.account.leased >= v.of.account.purse.Permits:
+			s.refuse(v, w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", s.pause(v))
 		case v.trouble != "":
 			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonNoHost, v.trouble, time.Second)
 		default:
@@ -238,6 +247,18 @@ func (s *Scheduler) expireWaiters() {
 		}
 		s.mayForget(v)
 	}
+}
+
+// pause is how long a refused call of v is asked to stay away: as long as one that waits has waited already, because
+// that is what waiting takes now; at least a second.
+func (s *Scheduler) pause(v *version) time.Duration {
+	oldest := s.now
+	for k := range v.holders {
+		if w := v.holders[k].queue.front; w != nil {
+			oldest = min(oldest, w.since)
+		}
+	}
+	return min(max(s.now-oldest, time.Second), s.cfg.Bounds.Age)
 }
 
 // rejectWaiting refuses up to n waiting calls of v.

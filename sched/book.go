@@ -4,18 +4,24 @@ import (
 	"slices"
 
 	"starling"
+	"starling/sched/ledger"
 	"starling/sched/place"
 )
 
 // An account sums what its functions use in this partition.
 type account struct {
-	max      int // slots that may be leased at once
 	leased   int
-	starting int // slots on their way
+	purse    ledger.Purse // its Permits bound leased
+	max      int          // slots that may be leased at once in all partitions
+	starting int          // slots on their way
 	id       starling.AccountID
 	versions int // that point here
 	turn     int // whose waiting calls are served next when a slot of the account is free
 	hungry   []*version
+
+	functions []*function
+	memory    int      // MiB of the instances at hosts
+	owes      *version // gets the memory of the account's next idle instance; nil for none
 }
 
 // A function sums what its versions use.
@@ -85,13 +91,14 @@ type version struct {
 
 	evicting   int // instances of others on their way out for this one
 	recalledAt instant
+	claimedAt  instant // last look for memory of others
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
 	listed     bool     // in Scheduler.empty
 	hungryAt   int      // in Scheduler.hungry; -1 when nobody waits
 	accountAt  int      // in account.hungry; -1 when not there
-	_          [80]byte // up to a multiple of two cache lines: processors fetch them in pairs
+	_          [72]byte // up to a multiple of two cache lines: processors fetch them in pairs
 }
 
 type state uint8
@@ -195,7 +202,7 @@ func (s *Scheduler) addVersion(id starling.VersionID) *version {
 	v := s.versions.find(id)
 	if v == nil {
 		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
-			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause}
+			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause, claimedAt: -s.cfg.RecallPause}
 		v.holders = v.first[:0]
 		v.slot, v.untold, v.given, v.retries = -1, tellMax, tellMax, retryMax
 		s.versions.add(v)

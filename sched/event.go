@@ -45,6 +45,12 @@ type VersionKnown struct {
 // of other partitions' spans are passed over.
 type Provisioned struct{ Versions []VersionKnown }
 
+// AccountKnown answers the lookup of an account: its limit in slots, 0 when it does not exist any more.
+type AccountKnown struct {
+	Account        starling.AccountID
+	ConcurrencyMax int
+}
+
 // VersionGone answers a lookup of a version that does not exist any more.
 type VersionGone struct{ Version starling.VersionID }
 
@@ -61,18 +67,25 @@ func (LeaseUntil) event()   {}
 func (VersionKnown) event() {}
 func (VersionGone) event()  {}
 func (Provisioned) event()  {}
+func (AccountKnown) event() {}
 func (NodeDown) event()     {}
 func (Tick) event()         {}
 
-// An Effect is what the caller must do: send Body to the frontend or host part of node To, or, when Body is nil,
-// look up Version and come back with VersionKnown or VersionGone.
+// An Effect is what the caller must do. With a Body: send it, to the frontend or host part of node To when Partition is
+// 0 and Keys is empty; to Partition on node To; or, when Keys is set, to every partition with keys in that range, at the
+// owner that the newest map names. Without a Body: look up Account or Version, and come back with AccountKnown,
+// VersionKnown or VersionGone.
 //
 // Bodies are *wire.Grant, *wire.Reject, *wire.Recall and *wire.Renewed to frontends, *wire.Start, *wire.Stop and
-// *wire.Fence to hosts. They and their slices are used again by the next Step: copy what outlives it.
+// *wire.Fence to hosts, *wire.Borrow, *wire.Lend and *wire.Audit to partitions. They and their slices are used again by
+// the next Step: copy what outlives it.
 type Effect struct {
-	To      starling.NodeID
-	Body    wire.Message
-	Version starling.VersionID
+	To        starling.NodeID
+	Partition starling.PartitionID
+	Keys      starling.Range
+	Body      wire.Message
+	Version   starling.VersionID
+	Account   starling.AccountID
 }
 
 // A scratch hands out values that are used again after reset, so that effects cost no allocation in steady state.
@@ -99,12 +112,16 @@ type outbox struct {
 	starts  scratch[wire.Start]
 	stops   scratch[wire.Stop]
 	fences  scratch[wire.Fence]
+	borrows scratch[wire.Borrow]
+	lends   scratch[wire.Lend]
+	audits  scratch[wire.Audit]
 }
 
 func (o *outbox) reset() {
 	o.effects = o.effects[:0]
 	o.grants.used, o.rejects.used, o.recalls.used, o.renews.used = 0, 0, 0, 0
 	o.starts.used, o.stops.used, o.fences.used = 0, 0, 0
+	o.borrows.used, o.lends.used, o.audits.used = 0, 0, 0
 }
 
 func (o *outbox) send(to starling.NodeID, m wire.Message) {

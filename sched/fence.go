@@ -11,7 +11,7 @@ func (s *Scheduler) activate(ev Activate) {
 		return
 	}
 	s.id, s.epoch, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Range, Activating
-	s.seq, s.life = ev.Seq, uint32(ev.Seq)
+	s.seq, s.first, s.life, s.permits.seq = ev.Seq, ev.Seq, uint32(ev.Seq), ev.Seq
 	for _, n := range ev.Hosts {
 		if h := s.addHost(n); !h.gate {
 			h.gate = true
@@ -245,7 +245,7 @@ func (s *Scheduler) versionKnown(c *starling.Version, most int) {
 	if v.of == nil {
 		s.place(v, c)
 	}
-	v.of.account.max = most
+	s.knowAccount(v.of.account, most)
 	s.setLimits(v, c)
 	s.pump(v, nil, 0, 0)
 	if v.slot < 0 {

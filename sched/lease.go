@@ -47,10 +47,14 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	v.peak = max(v.peak, v.leased)
 	s.leased++
 	if v.of != nil {
-		v.account.leased++
+		a := v.account
+		a.leased++
+		a.purse.Peak = max(a.purse.Peak, a.leased)
 		if !v.alone {
 			v.of.leased++
 		}
+	} else {
+		s.permits.strangers++
 	}
 	v.holderOf(node, true).held++
 	if i.isFree && i.used >= v.slots {
@@ -63,13 +67,16 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.account.leased >= v.account.max || !v.alone && v.of.waiting > int(v.waiting))
+	others := v.of != nil && (v.account.leased >= v.account.purse.Permits || !v.alone && v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
 	}
 	if i.used == 0 {
 		i.idle = s.now
+	}
+	if v.account != nil && v.account.owes != nil && s.payBack(i) {
+		return
 	}
 	if v.waiting > 0 {
 		s.pump(v, nil, 0, 0)
@@ -93,6 +100,8 @@ func (s *Scheduler) forgetLease(l *lease) {
 		if !v.alone {
 			v.of.leased--
 		}
+	} else {
+		s.permits.strangers--
 	}
 	h := v.holderOf(l.node, false)
 	h.held--

@@ -13,12 +13,12 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	if f == nil {
 		a := s.accounts[c.Function.Account]
 		if a == nil {
-			a = &account{id: c.Function.Account}
-			s.accounts[a.id] = a
+			a = s.openAccount(c.Function.Account)
 		}
 		a.versions++
 		f = &function{ref: c.Function, account: a}
 		s.functions[f.ref] = f
+		a.functions = append(a.functions, f)
 	}
 	f.members = append(f.members, v)
 	v.account, v.alone = f.account, len(f.members) == 1
@@ -33,9 +33,11 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	f.leased += int(v.leased)
 	f.waiting += int(v.waiting)
 	f.account.leased += int(v.leased)
+	s.permits.strangers -= int(v.leased)
 	f.account.starting += v.starting * int(v.slots)
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {
 		i.memory = c.Config.MemoryMiB
+		f.account.memory += i.memory
 		if i.state == isReady {
 			s.setFree(i)
 		}

@@ -97,7 +97,13 @@ func (s *Scheduler) report(d *wire.Demand) {
 // load describes v to its governor.
 func (s *Scheduler) load(v *version) scale.Load {
 	a, each := v.of.account, int(v.slots)
-	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.inUse()-v.starting*each)
+	slots := int(v.limit) - v.of.inUse() - v.starting*each
+	if v.waiting > 0 { // instances that are to idle need no permits: their calls will
+		if a.leased+a.starting >= a.purse.Permits {
+			s.morePermits(a)
+		}
+		slots = min(slots, a.purse.Permits-a.leased-a.starting)
+	}
 	return scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Busy: int(v.leased), Ramp: s.ramp(), Slots: each,
 		Left: (slots + each - 1) / each, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0}
 }

@@ -77,7 +77,8 @@ func (s *Scheduler) evictFor(v *version) {
 		return
 	}
 	i := s.oldest()
-	if i == nil || s.now-i.idle < s.cfg.EvictIdle {
+	if i == nil || !s.mayTake(v, i) {
+		s.takeFor(v)
 		return
 	}
 	h := i.host
@@ -90,7 +91,7 @@ func (s *Scheduler) evictFor(v *version) {
 	}
 	var idle []*instance
 	for i := h.all.front; i != nil; i = i.in[byHost].next {
-		if i.state == isReady && i.spare() && s.now-i.idle >= s.cfg.EvictIdle {
+		if i.state == isReady && i.spare() && s.mayTake(v, i) {
 			idle = append(idle, i)
 		}
 	}
@@ -173,8 +174,10 @@ func (s *Scheduler) dropVersion(v *version) {
 	}
 	if len(f.members) == 0 {
 		delete(s.functions, f.ref)
-		if f.account.versions--; f.account.versions == 0 {
-			delete(s.accounts, f.account.id)
+		a := f.account
+		a.functions = slices.DeleteFunc(a.functions, func(o *function) bool { return o == f })
+		if a.versions--; a.versions == 0 {
+			s.closeAccount(a)
 		}
 	}
 }

@@ -114,6 +114,7 @@ type Scheduler struct {
 	phase Phase
 	until instant // grants end here
 	seq   uint64  // of the last instance drawn
+	first uint64  // Seq of the activation: tells the lives of one epoch apart
 	life  uint32  // first generation of every lease slot
 
 	versions  index
@@ -148,6 +149,7 @@ type Scheduler struct {
 	starved   int             // MiB that no host had room for since the last news of room; 0 when none
 	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
 	cands     []place.Candidate
+	permits   permits
 	counts    Counts
 }
 
@@ -168,6 +170,7 @@ func New(cfg Config, rng *rand.Rand) *Scheduler {
 		waiters:   map[callKey]*waiter{},
 		expiry:    leaseList{which: byExpiry},
 		starting:  instanceList{which: byCheck},
+		permits:   permits{books: map[starling.AccountID]*book{}},
 	}
 }
 
@@ -192,12 +195,17 @@ func (s *Scheduler) Step(now time.Time, ev Event) []Effect {
 		s.provisioned(ev.Versions)
 	case LeaseUntil:
 		s.leaseUntil(ev.Until)
+	case AccountKnown:
+		s.accountKnown(ev)
 	case NodeDown:
 		s.nodeDown(ev.Node)
 	case Activate:
 		s.activate(ev)
 	case Deactivate:
 		s.deactivate()
+	}
+	if len(s.permits.fed) > 0 {
+		s.serveFed()
 	}
 	return s.out.effects
 }
@@ -222,6 +230,12 @@ func (s *Scheduler) receive(from starling.NodeID, m wire.Message) {
 		s.exited(from, m)
 	case *wire.Fenced:
 		s.fenced(from, m)
+	case *wire.Borrow:
+		s.borrowed(from, m)
+	case *wire.Lend:
+		s.lent(m)
+	case *wire.Audit:
+		s.audited(from, m)
 	}
 }
 
@@ -250,6 +264,7 @@ func (s *Scheduler) tick() {
 	s.drainHosts()
 	s.lookupAgain()
 	s.fenceAgain()
+	s.lookAfterPermits()
 	s.forget()
 	if s.starved != 0 && s.now-s.starvedAt >= starvedAgain {
 		s.starved = 0
@@ -280,7 +295,7 @@ func (s *Scheduler) NextTick() time.Time {
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}
-	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 {
+	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 || len(s.permits.purses) > 0 || len(s.permits.shelf) > 0 {
 		next = min(next, s.now+100*time.Millisecond)
 	} else if len(s.instances) > 0 {
 		next = min(next, s.now+s.cfg.Audit/10)

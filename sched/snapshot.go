@@ -80,6 +80,7 @@ func Restore(cfg Config, rng *rand.Rand, now time.Time, from Snapshot) *Schedule
 	s := New(cfg, rng)
 	s.base, s.phase = now, Active
 	s.id, s.epoch, s.keys, s.seq = from.Partition, from.Epoch, from.Range, from.Seq
+	s.first, s.permits.seq = from.Seq+1, from.Seq+1 // a ledger and a borrower of their own
 	for _, l := range from.Leases {
 		s.life = max(s.life, uint32(l.ID>>32)) // new leases get ids that were not given yet
 	}

@@ -132,6 +132,7 @@ func (s *Scheduler) enter(i *instance) {
 	}
 	if v.of != nil {
 		v.of.instances++
+		v.account.memory += i.memory
 	}
 	if i.state == isStarting {
 		s.starting.pushBack(i)
@@ -198,6 +199,9 @@ func count[K comparable](m map[K]int, k K) {
 func (s *Scheduler) remove(i *instance) {
 	s.retire(i)
 	i.version.leaving--
+	if a := i.version.account; a != nil {
+		a.memory -= i.memory
+	}
 	delete(s.instances, i.id)
 	i.host.all.remove(i)
 	i.host.free += i.memory
@@ -369,8 +373,7 @@ func (s *Scheduler) moreRoom() {
 	}
 	s.starved = 0
 	for n := 0; n < 8 && len(s.hungry) > 0 && s.starved == 0; n++ {
-		s.turn++
-		s.pump(s.hungry[s.turn%len(s.hungry)], nil, 0, 0)
+		s.pump(s.lightest(), nil, 0, 0)
 	}
 }
 

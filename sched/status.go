@@ -15,6 +15,7 @@ type Counts struct {
 	Starts, StartsFailed, Stops, Exits, Evictions uint64
 	Prewarmed, RetriesSpared                      uint64 // starts that no call waited for; starts put off by the retry budget
 	QueueFull, QueueTimeout, NoHost, Failed       uint64 // refusals by reason
+	FunctionLimit, AccountLimit                   uint64
 	Moved, Other                                  uint64
 }
 
@@ -28,6 +29,10 @@ func (c *Counts) refused(k starling.Kind, reason string) {
 		c.QueueFull++
 	case reason == ReasonQueueTimeout:
 		c.QueueTimeout++
+	case reason == ReasonFunction:
+		c.FunctionLimit++
+	case reason == ReasonAccount:
+		c.AccountLimit++
 	case reason == ReasonNoHost:
 		c.NoHost++
 	default:
@@ -37,7 +42,7 @@ func (c *Counts) refused(k starling.Kind, reason string) {
 
 // Refused returns the sum of all refusals.
 func (c *Counts) Refused() uint64 {
-	return c.QueueFull + c.QueueTimeout + c.NoHost + c.Failed + c.Moved + c.Other
+	return c.QueueFull + c.QueueTimeout + c.NoHost + c.Failed + c.Moved + c.Other + c.FunctionLimit + c.AccountLimit
 }
 
 // A Status is the state of one partition in numbers.
@@ -55,10 +60,13 @@ type Status struct {
 	Wanted    int // instances, by the plans of all versions
 	Leased    int // slots
 	Waiting   int // calls
+	Permits   int // that this partition holds of its accounts' limits
+	Lent      int // permits of accounts whose ledger is here, at most, in all partitions
+	Lacking   int // permits wanted of these ledgers beyond what is lent
 	Counts    Counts
 }
 
-// Status returns the state in numbers. It costs little enough for every batch.
+// Status returns the state in numbers. It walks hosts and accounts: it is for every beat, not for every batch.
 func (s *Scheduler) Status() Status {
 	st := Status{Partition: s.id, Epoch: s.epoch, Range: s.keys, Phase: s.phase, Granting: s.granting(), Functions: len(s.functions),
 		Versions: s.versions.n, Instances: len(s.instances), Starting: int(s.starting.n), Wanted: s.wanted, Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
@@ -66,6 +74,13 @@ func (s *Scheduler) Status() Status {
 		if h.fenced {
 			st.Hosts++
 		}
+	}
+	for _, a := range s.permits.purses {
+		st.Permits += a.purse.Held(a.leased)
+	}
+	for _, b := range s.permits.shelf {
+		lent, lacking := b.Lent()
+		st.Lent, st.Lacking = st.Lent+lent, st.Lacking+lacking
 	}
 	return st
 }

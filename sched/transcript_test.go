@@ -11,6 +11,7 @@ import (
 
 	"starling"
 	"starling/actors/wire"
+	"starling/sched/ledger"
 	"starling/sched/scale"
 )
 
@@ -81,7 +82,7 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	inst := starling.InstanceID{Partition: 1, Epoch: starling.Epoch(number(d, "of", int(w.s.epoch))), Seq: uint64(number(d, "i", 1))}
 	switch d.Cmd {
 	case "activate":
-		return Activate{Partition: 1, Epoch: epoch, Hosts: nodes(d, "hosts")}
+		return Activate{Partition: 1, Epoch: epoch, Range: w.keys(d), Hosts: nodes(d, "hosts")}
 	case "deactivate":
 		return Deactivate{}
 	case "lease-until":
@@ -89,7 +90,7 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "version":
 		c := starling.Config{Runtime: starling.Python311, Concurrency: number(d, "slots", 1), InstanceMax: number(d, "most", 0), MemoryMiB: number(d, "memory", 128)}
 		return VersionKnown{&starling.Version{ID: starling.VersionID(number(d, "v", 1)), Config: c.WithDefaults(),
-			Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
+			Function: starling.FunctionRef{Account: starling.AccountID(text(d, "owner", "acme")), Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
 	case "provisioned":
 		var list []VersionKnown
 		for _, n := range nodes(d, "v") {
@@ -101,6 +102,20 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 				Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(text(d, "fn", "f"))}}, 1000})
 		}
 		return Provisioned{list}
+	case "account":
+		return AccountKnown{Account: "acme", ConcurrencyMax: number(d, "limit", 1000)}
+	case "borrow":
+		b := &wire.Borrow{Account: "acme", Partition: starling.PartitionID(number(d, "of", 2)), Epoch: epoch, Keys: starling.Range{Hi: ledger.KeyOf("acme")},
+			Seq: uint64(number(d, "seq", 1)), Seen: uint64(number(d, "saw", 0)), Held: uint32(number(d, "held", 0)), Need: uint32(number(d, "want", 0)), Want: uint32(number(d, "want", 0))}
+		if !d.HasArg("stranger") {
+			b.Term = wire.Term{Epoch: w.s.epoch}
+		}
+		return Message{from, b}
+	case "lend":
+		return Message{from, &wire.Lend{Account: "acme", Partition: 1, Term: wire.Term{Epoch: epoch}, Seq: uint64(number(d, "seq", 9)), Number: uint64(number(d, "number", 1)),
+			Permits: uint32(number(d, "permits", 0)), Limit: uint32(number(d, "limit", 1000))}}
+	case "audit":
+		return Message{from, &wire.Audit{Account: "acme", Partition: 2, Term: wire.Term{Epoch: epoch}}}
 	case "version-gone":
 		return VersionGone{starling.VersionID(number(d, "v", 1))}
 	case "node-down":
@@ -189,7 +204,7 @@ func (w *transcript) ready(d *datadriven.TestData) string {
 	return fmt.Sprintf("%d ready, %d granted", len(coming), len(granted.Leases))
 }
 
-// wait lets time pass as the shell does, and says what happens when, but for the audit. With "start", hosts answer the
+// wait lets time pass as the shell does, and says what happens when, but for audits and look-ups of the account. With "start", hosts answer the
 // last start so much later.
 func (w *transcript) wait(d *datadriven.TestData) string {
 	var b strings.Builder
@@ -203,6 +218,9 @@ func (w *transcript) wait(d *datadriven.TestData) string {
 				w.coming = append(w.coming, m.Instance)
 				due = w.now.Add(start)
 			case *wire.Fence:
+				continue
+			}
+			if e.Account != "" {
 				continue
 			}
 			fmt.Fprintf(&b, "%v: %s", w.now.Sub(begin), render([]Effect{e}))
@@ -222,6 +240,17 @@ func demand(d *datadriven.TestData) []wire.Demand {
 		return nil
 	}
 	return []wire.Demand{{Version: starling.VersionID(number(d, "v", 1)), Arrivals: uint32(number(d, "arrivals", 0)), Done: uint32(number(d, "done", 0)), Busy: duration(d, "busy", 0)}}
+}
+
+// keys returns the range of the partition: all, or those "below" or "from" the key of the account.
+func (w *transcript) keys(d *datadriven.TestData) starling.Range {
+	switch text(d, "keys", "all") {
+	case "below":
+		return starling.Range{Hi: ledger.KeyOf("acme")}
+	case "from":
+		return starling.Range{Lo: ledger.KeyOf("acme")}
+	}
+	return starling.Range{}
 }
 
 // reports reads the lines under a fenced command: "i=1 of=1 v=1 ready leases=(3)".
@@ -281,7 +310,17 @@ func render(effects []Effect) string {
 	for _, e := range effects {
 		switch m := e.Body.(type) {
 		case nil:
+			if e.Account != "" {
+				fmt.Fprintf(&b, "look up account %s\n", e.Account)
+				continue
+			}
 			fmt.Fprintf(&b, "look up version %d\n", e.Version)
+		case *wire.Borrow:
+			fmt.Fprintf(&b, "borrow %s from %s: holds %d, wants %d, saw %d\n", m.Account, whom(e), m.Held, m.Want, m.Seen)
+		case *wire.Lend:
+			fmt.Fprintf(&b, "lend %s to %s: %d of %d\n", m.Account, whom(e), m.Permits, m.Limit)
+		case *wire.Audit:
+			fmt.Fprintf(&b, "audit %s at %s\n", m.Account, whom(e))
 		case *wire.Grant:
 			fmt.Fprintf(&b, "grant %s call %d: lease %s on %s at %s", e.To, m.Call, leaseName(m.Lease.ID), m.Lease.Instance, m.Lease.Host)
 			if p := m.Lease.Phases; p != (starling.Phases{}) {
@@ -307,6 +346,14 @@ func render(effects []Effect) string {
 		}
 	}
 	return b.String()
+}
+
+// whom names the partition, or the range, that a message goes to.
+func whom(e Effect) string {
+	if e.Partition != 0 {
+		return fmt.Sprintf("%s of %s", e.Partition, e.To)
+	}
+	return e.Keys.String()
 }
 
 // leaseName prints slot.generation.

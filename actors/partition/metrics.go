@@ -16,6 +16,7 @@ type numbers struct {
 	step *metrics.PrometheusHistogram
 
 	queue, instances, starting, wanted, leased, cold, rate *metrics.Gauge
+	permits, lent, lacking                                 *metrics.Gauge
 	counters                                               []counter
 }
 
@@ -34,7 +35,9 @@ func newNumbers(p starling.PartitionID) *numbers {
 			[]float64{1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1}),
 		queue: gauge("starling_partition_waiting_calls"), instances: gauge("starling_partition_instances"),
 		starting: gauge("starling_partition_starting_instances"), wanted: gauge("starling_partition_wanted_instances"), leased: gauge("starling_partition_leased_slots"),
-		cold: gauge("starling_partition_cold_ratio"), rate: gauge("starling_partition_acquires_per_second")}
+		cold: gauge("starling_partition_cold_ratio"), rate: gauge("starling_partition_acquires_per_second"),
+		permits: gauge("starling_partition_permits_held"), lent: gauge("starling_partition_permits_lent"),
+		lacking: gauge("starling_partition_permits_lacking")}
 	add := func(name, more string, sum func(*sched.Counts) uint64) {
 		n.counters = append(n.counters, counter{s.NewCounter(label(name, more)), sum})
 	}
@@ -52,6 +55,8 @@ func newNumbers(p starling.PartitionID) *numbers {
 	add("starling_partition_leases_recalled_total", "", func(c *sched.Counts) uint64 { return c.Recalls })
 	add("starling_partition_refusals_total", `,reason="QueueFull"`, func(c *sched.Counts) uint64 { return c.QueueFull })
 	add("starling_partition_refusals_total", `,reason="QueueTimeout"`, func(c *sched.Counts) uint64 { return c.QueueTimeout })
+	add("starling_partition_refusals_total", `,reason="FunctionLimit"`, func(c *sched.Counts) uint64 { return c.FunctionLimit })
+	add("starling_partition_refusals_total", `,reason="AccountLimit"`, func(c *sched.Counts) uint64 { return c.AccountLimit })
 	add("starling_partition_refusals_total", `,reason="NoHost"`, func(c *sched.Counts) uint64 { return c.NoHost })
 	add("starling_partition_refusals_total", `,reason="Failed"`, func(c *sched.Counts) uint64 { return c.Failed })
 	add("starling_partition_refusals_total", `,reason="Moved"`, func(c *sched.Counts) uint64 { return c.Moved })
@@ -67,6 +72,9 @@ func (n *numbers) set(s *Status) {
 	n.wanted.Set(float64(s.Wanted))
 	n.leased.Set(float64(s.Leased))
 	n.rate.Set(s.Rate)
+	n.permits.Set(float64(s.Permits))
+	n.lent.Set(float64(s.Lent))
+	n.lacking.Set(float64(s.Lacking))
 	if s.Counts.Grants > 0 {
 		n.cold.Set(float64(s.Counts.Cold) / float64(s.Counts.Grants))
 	}

@@ -103,11 +103,23 @@ func (a *actor) handle(msg any) {
 
 func (a *actor) step(now time.Time, ev sched.Event) {
 	for _, e := range a.sched.Step(now, ev) {
-		if e.Body == nil {
-			a.keeper.lookup(a, e.Version)
-			continue
+		switch {
+		case e.Body == nil:
+			a.keeper.lookup(question{a, e.Version, e.Account})
+		case e.Keys != (starling.Range{}):
+			a.spread(e.Keys, e.Body)
+		default:
+			a.out.send(wire.Address{Node: e.To, Partition: e.Partition}, e.Body)
 		}
-		a.out.send(e.To, e.Body)
+	}
+}
+
+// spread sends a message to every partition with keys in r that has an owner. What has none is asked again later.
+func (a *actor) spread(r starling.Range, m wire.Message) {
+	for _, p := range a.keeper.cfg.Topology.Map().Overlapping(r) {
+		if p.Owner != 0 && p.ID != a.entry.ID {
+			a.out.send(wire.Address{Node: p.Owner, Partition: p.ID}, m)
+		}
 	}
 }
 
@@ -151,7 +163,7 @@ type outgoing struct {
 	grants []wire.Grant
 }
 
-func (o *outgoing) send(to starling.NodeID, m wire.Message) {
+func (o *outgoing) send(to wire.Address, m wire.Message) {
 	switch e := m.(type) {
 	case *wire.Grant:
 		if len(o.grants) == 0 {
@@ -181,15 +193,24 @@ func (o *outgoing) send(to starling.NodeID, m wire.Message) {
 	case *wire.Fence:
 		c := *e
 		m = &c
+	case *wire.Borrow:
+		c := *e
+		m = &c
+	case *wire.Lend:
+		c := *e
+		m = &c
+	case *wire.Audit:
+		c := *e
+		m = &c
 	}
-	o.post.Send(wire.Address{Node: to}, m)
+	o.post.Send(to, m)
 }
 
-// lookup asks for a version on one of the keeper's workers. When all are busy the question is dropped: the
-// scheduler asks again.
-func (k *Keeper) lookup(a *actor, v starling.VersionID) {
+// lookup asks for a version or an account on one of the keeper's workers. When all are busy the question is dropped:
+// the scheduler asks again.
+func (k *Keeper) lookup(q question) {
 	select {
-	case k.questions <- question{a, v}:
+	case k.questions <- q:
 	default:
 		k.dropped.Inc()
 	}
@@ -199,27 +220,47 @@ func (k *Keeper) lookup(a *actor, v starling.VersionID) {
 type question struct {
 	actor   *actor
 	version starling.VersionID
+	account starling.AccountID // when it is not empty, the question is for its limit
 }
 
 // answer asks the catalog. What cannot be answered is not answered: the scheduler asks again.
 func (k *Keeper) answer(ctx context.Context, q question) {
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.LookupTimeout)
 	defer cancel()
+	if q.account != "" {
+		k.answerAccount(ctx, q)
+		return
+	}
 	v, err := k.cfg.Catalog.Version(ctx, q.version)
-	var acc starling.Account
+	most := 0
 	if err == nil {
-		acc, err = k.cfg.Catalog.Account(ctx, v.Function.Account)
+		most, err = k.limitOf(ctx, v.Function.Account)
 	}
 	switch {
 	case err == nil:
-		most := acc.ConcurrencyMax
-		if most <= 0 {
-			most = starling.ConcurrencyMax
-		}
 		q.actor.ref.Tell(sched.VersionKnown{Version: v, ConcurrencyMax: most}, 1)
 	case starling.KindOf(err) == starling.NotFound:
 		q.actor.ref.Tell(sched.VersionGone{Version: q.version}, 1)
 	case ctx.Err() == nil || context.Cause(ctx) == context.DeadlineExceeded:
 		k.cfg.Log.Warn("version could not be looked up; it is asked for again", "version", uint64(q.version), "err", err)
 	}
+}
+
+func (k *Keeper) answerAccount(ctx context.Context, q question) {
+	most, err := k.limitOf(ctx, q.account)
+	switch {
+	case err == nil || starling.KindOf(err) == starling.NotFound: // nothing is lent to who is gone
+		q.actor.ref.Tell(sched.AccountKnown{Account: q.account, ConcurrencyMax: most}, 1)
+	case ctx.Err() == nil || context.Cause(ctx) == context.DeadlineExceeded:
+		k.cfg.Log.Warn("account could not be looked up; it is asked for again", "account", string(q.account), "err", err)
+	}
+}
+
+// limitOf returns the account's concurrency limit in slots.
+func (k *Keeper) limitOf(ctx context.Context, id starling.AccountID) (int, error) {
+	acc, err := k.cfg.Catalog.Account(ctx, id)
+	if err == nil && acc.ConcurrencyMax <= 0 {
+		return starling.ConcurrencyMax, nil
+	}
+	return acc.ConcurrencyMax, err
 }

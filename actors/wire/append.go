@@ -84,6 +84,8 @@ func (w *writer) host(m Message) {
 		}
 	case *HostReport:
 		w.hostReport(m)
+	default:
+		w.permit(m)
 	}
 }
 

@@ -145,8 +145,9 @@ func readHost(kind Kind, r *reader) Message {
 		return m
 	case KindHostReport:
 		return readHostReport(r)
+	default:
+		return readPermit(kind, r)
 	}
-	return nil
 }
 
 func readHostReport(r *reader) Message {

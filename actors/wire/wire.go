@@ -30,6 +30,9 @@ const (
 	KindExited      Kind = 32
 	KindFenced      Kind = 33
 	KindHostReport  Kind = 34
+	KindBorrow      Kind = 40
+	KindLend        Kind = 41
+	KindAudit       Kind = 42
 )
 
 // A Message is one of the structs below.

@@ -91,6 +91,16 @@ func (m *Map) Lookup(k starling.Key64) (p Partition, ok bool) {
 	return m.Partitions[i-1], true
 }
 
+// Overlapping returns the partitions with keys in r, in the order of their ranges. The result is part of the map.
+func (m *Map) Overlapping(r starling.Range) []Partition {
+	from := sort.Search(len(m.Partitions), func(i int) bool { p := m.Partitions[i].Range; return p.Hi == 0 || p.Hi > r.Lo })
+	to := len(m.Partitions)
+	if r.Hi != 0 {
+		to = sort.Search(len(m.Partitions), func(i int) bool { return m.Partitions[i].Range.Lo >= r.Hi })
+	}
+	return m.Partitions[from:max(from, to)]
+}
+
 // ByID returns the partition with this id.
 func (m *Map) ByID(id starling.PartitionID) (p Partition, ok bool) {
 	i := m.index(id)

@@ -262,7 +262,7 @@ func (d *Dispatcher) wait(ctx context.Context, v *starling.Version, began, giveU
 	if d.waiting.Add(1) > int64(d.cfg.WaitingMax) {
 		d.waiting.Add(-1)
 		return nil, starling.Phases{}, starling.Errorf(starling.Overloaded, "invoke function",
-			"this frontend holds %d waiting calls, its limit: retry after a pause", d.cfg.WaitingMax).With("FrontendFull").RetryAfter(time.Second)
+			"this frontend holds %d waiting calls, its limit: retry after a pause", d.cfg.WaitingMax).With("NodeOverload").RetryAfter(time.Second)
 	}
 	defer d.waiting.Add(-1)
 	s := d.shard(v.ID)

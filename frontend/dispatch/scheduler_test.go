@@ -66,6 +66,10 @@ func (b *brain) step(ev sched.Event) {
 	for _, e := range b.s.Step(time.Now(), ev) {
 		switch m := e.Body.(type) {
 		case nil:
+			if a := e.Account; a != "" {
+				b.inbox <- func() { b.step(sched.AccountKnown{Account: a, ConcurrencyMax: 1000}) }
+				continue
+			}
 			v := b.versions[e.Version]
 			b.inbox <- func() { b.step(sched.VersionKnown{Version: v, ConcurrencyMax: 1000}) }
 		case *wire.Start:

@@ -36,7 +36,7 @@ var vocabulary = map[string]string{
 }
 
 // pure packages have no goroutine, channel, clock, global random number, file or socket.
-var pure = []string{"", "sched", "sched/flow", "sched/place", "sched/scale", "cluster/partmap", "cluster/registry",
+var pure = []string{"", "sched", "sched/flow", "sched/ledger", "sched/place", "sched/scale", "cluster/partmap", "cluster/registry",
 	"cluster/balance", "actors/wire", "vmpool/lifecycle"}
 
 var impureImports = map[string]string{"os": "files", "net": "sockets", "os/exec": "processes", "sync": "locks", "sync/atomic": "shared state",

@@ -18,12 +18,14 @@ type Candidate struct {
 	Pooled   bool // a ready sandbox of the runtime waits there
 	Same     int  // instances of the same version there
 	SameZone int  // instances of the same version in the host's zone
+	Bound    int  // CPU share that the instances there use while they work, by profile, in thousandths of all cores
 }
 
 // A Want is what the instance needs.
 type Want struct {
 	MemoryMiB   int
 	StartingMax int // hosts with so many starts in flight are passed over
+	CPU         int // share of its time that the version computes, by profile, in thousandths; 0 when unknown
 }
 
 // Weights turn what speaks for and against a host into one number. Each is in the same, arbitrary unit.
@@ -35,11 +37,12 @@ type Weights struct {
 	Same     int // against each instance of the version already there, up to 8
 	Zone     int // against each instance of the version in the zone, up to 8
 	Starting int // against each start in flight there
+	Mix      int // against a version that only computes on a host whose instances only compute
 }
 
 // DefaultWeights prefer a warm host to a spread one for the first few instances, and spread after that.
 func DefaultWeights() Weights {
-	return Weights{Warm: 300, Pooled: 200, Headroom: 200, CPU: 200, Same: 60, Zone: 20, Starting: 20}
+	return Weights{Warm: 300, Pooled: 200, Headroom: 200, CPU: 200, Same: 60, Zone: 20, Starting: 20, Mix: 200}
 }
 
 // Choose returns the index of the best candidate that has room, or -1. rng breaks ties, so that schedulers that
@@ -51,7 +54,7 @@ func Choose(cands []Candidate, want Want, w Weights, rng *rand.Rand) int {
 		if c.FreeMiB < want.MemoryMiB || c.Starting >= want.StartingMax {
 			continue
 		}
-		switch s := score(c, w); {
+		switch s := score(c, w) - w.Mix*min(c.Bound, 1000)*want.CPU/1_000_000; {
 		case best < 0 || s > bestScore:
 			best, bestScore, ties = i, s, 1
 		case s == bestScore:

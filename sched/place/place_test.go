@@ -34,6 +34,22 @@ func TestChoosePrefers(t *testing.T) {
 	}
 }
 
+// TestComputingGoesBesideWaiting: a version that computes goes where others wait, one that waits does not care.
+func TestComputingGoesBesideWaiting(t *testing.T) {
+	cands := []Candidate{{Node: 1, FreeMiB: 1024, TotalMiB: 2048, Bound: 900}, {Node: 2, FreeMiB: 1024, TotalMiB: 2048, Bound: 100}}
+	seen := map[int]int{}
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		if got := Choose(cands, Want{MemoryMiB: 128, StartingMax: 10, CPU: 800}, DefaultWeights(), rng); got != 1 {
+			t.Errorf("a version that computes went to host %d", got)
+		}
+		seen[Choose(cands, Want{MemoryMiB: 128, StartingMax: 10}, DefaultWeights(), rng)]++
+	}
+	if len(seen) != 2 {
+		t.Errorf("without a profile the choice is %v", seen)
+	}
+}
+
 func TestTiesAreSpread(t *testing.T) {
 	cands := make([]Candidate, 4)
 	for i := range cands {

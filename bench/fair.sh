@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# bench/fair.sh [SECONDS]: does a tenant at 50 times the load of others move them? Three nodes on this machine, four quiet
+# tenants at QUIET (20) calls a second each, first alone, then beside a loud one at 50 times that, each for SECONDS (10).
+# Prints latency and refusals of the quiet ones before and during, what the loud one got, and Jain's index of what the
+# quiet ones were served; the same as JSON in bench/results. MEMORY is each host's room in MiB (4096).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE STARLING_ADMIN
+seconds=${1:-10} quiet=${QUIET:-20} memory=${MEMORY:-4096}
+bin=$PWD/bin/starling
+out=bench/results/$(date -u +%Y%m%d-%H%M%S)-fair.json
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
+work=$(mktemp -d "${TMPDIR:-/tmp}/starling-bench.XXXXXX")
+export XDG_CONFIG_HOME=$work/config
+pids=()
+finish() {
+	local code=$?
+	for p in "${pids[@]}"; do kill -TERM "$p" 2>/dev/null || true; done
+	for p in "${pids[@]}"; do wait "$p" 2>/dev/null || true; done
+	[ $code -eq 0 ] || tail -n 15 "$work"/*.log >&2
+	rm -rf "$work"
+	exit $code
+}
+trap finish EXIT
+read -r -a addr < <(/usr/bin/python3 -c '
+import socket
+s = [socket.socket() for _ in range(9)]
+[x.bind(("127.0.0.1", 0)) for x in s]
+print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
+field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
+made=$("$bin" cluster init --data "$work/n0" --listen "${addr[0]}" --name n0 -o json)
+export STARLING_SERVER=http://${addr[1]}
+admin=$(field adminKey <<<"$made")
+for i in 0 1 2; do
+	join=()
+	[ $i -eq 0 ] || join=(--roles frontend,scheduler,host --join "${addr[0]}" --token "$(STARLING_KEY=$admin "$bin" cluster token)")
+	"$bin" node --data "$work/n$i" --name "n$i" --listen "${addr[3 * i]}" --http "${addr[3 * i + 1]}" --admin "${addr[3 * i + 2]}" \
+		--memory "$memory" "${join[@]}" >"$work/n$i.log" 2>&1 &
+	pids+=($!)
+	for _ in $(seq 300); do
+		curl -fs "http://${addr[3 * i + 2]}/readyz" >/dev/null && break
+		kill -0 "${pids[i]}"
+		sleep 0.1
+	done
+done
+declare -A key
+for t in q0 q1 q2 q3 loud; do
+	key[$t]=$(STARLING_KEY=$admin "$bin" account create "$t" -o json | /usr/bin/python3 -c "import json,sys; print(json.load(sys.stdin)['key']['secret'])")
+	STARLING_KEY=${key[$t]} "$bin" deploy bin/functions/echo-python.zip --name "$t" >/dev/null
+done
+load() { # load PHASE TENANT RATE MOST NODE
+	STARLING_SERVER=http://${addr[3 * $5 + 1]} STARLING_KEY=${key[$2]} "$bin" bench warm --no-floor --function "$2" --rate "$3" -c "$4" \
+		--warmup 2s -d "${seconds}s" --timeout 10s --commit "$commit" --out "$work/$1-$2" >/dev/null
+}
+phase() { # phase NAME [LOUD]
+	local running=() n=0
+	for t in q0 q1 q2 q3; do
+		load "$1" $t "$quiet" 64 $((n++ % 3)) &
+		running+=($!)
+	done
+	if [ -n "${2:-}" ]; then
+		load "$1" loud $((50 * quiet)) 256 0 &
+		running+=($!)
+	fi
+	for p in "${running[@]}"; do wait "$p"; done
+}
+phase before
+phase during loud
+for i in 0 1 2; do curl -fs "http://${addr[3 * i + 2]}/metrics" >"$work/metrics-$i"; done
+mkdir -p bench/results
+/usr/bin/python3 - "$work" "$out" "$seconds" "$quiet" "$commit" <<'PY'
+import glob, json, re, sys
+work, out, seconds, quiet, commit = sys.argv[1:]
+def result(phase, tenant):
+    report = json.load(open(f"{work}/{phase}-{tenant}.json"))
+    r = report["results"][-1]
+    errors = r.get("errors") or {}
+    refused = sum(n for k, n in errors.items() if "429" in k or "overloaded" in k)
+    l = r["latencyMicros"]
+    return dict(offered=r["offeredPerSecond"], served=round(r["servedPerSecond"], 1), p50=l["p50"], p99=l["p99"], max=l["max"],
+                refused=refused, errors=errors), report["machine"]
+doc = dict(seconds=int(seconds), commit=commit, quietRate=float(quiet))
+for phase in "before", "during":
+    doc[phase] = {}
+    for t in ["q0", "q1", "q2", "q3"] + (["loud"] if phase == "during" else []):
+        doc[phase][t], doc["machine"] = result(phase, t)
+served = [doc["during"][t]["served"] for t in ("q0", "q1", "q2", "q3")]
+doc["jain"] = round(sum(served) ** 2 / (len(served) * sum(x * x for x in served)), 4)
+doc["series"] = {}
+for f in sorted(glob.glob(f"{work}/metrics-*")):
+    for line in open(f):
+        m = re.match(r"(starling_(?:frontend_calls_shed|frontend_pressure|partition_refusals_total|account_\w+)\S*) (\S+)", line)
+        if m and float(m[2]):
+            doc["series"][m[1]] = doc["series"].get(m[1], 0) + float(m[2])
+worst = {p: max(doc[p][t]["p99"] for t in ("q0", "q1", "q2", "q3")) for p in ("before", "during")}
+doc["quietP99Ratio"] = round(worst["during"] / worst["before"], 2)
+json.dump(doc, open(out, "w"), indent=1)
+for phase in "before", "during":
+    for t, r in doc[phase].items():
+        print(f'{phase:7} {t:5} offered {r["offered"]:8.1f}/s served {r["served"]:8.1f}/s p50 {r["p50"]/1000:8.2f} ms p99 {r["p99"]/1000:8.2f} ms refused {r["refused"]} errors {r["errors"]}')
+print(f'worst quiet p99: {worst["before"]/1000:.2f} ms before, {worst["during"]/1000:.2f} ms during, ratio {doc["quietP99Ratio"]}; Jain {doc["jain"]}; {out}')
+PY

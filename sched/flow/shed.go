@@ -1,0 +1,157 @@
+package flow
+
+import (
+	"math"
+	"slices"
+	"time"
+
+	"starling"
+)
+
+// Window is how often a Shedder decides.
+const Window = 100 * time.Millisecond
+
+// How fast a Shedder follows: it gives way at once, and takes back slowly, so that it does not swing.
+const (
+	giveWay  = 0.9  // of what was served, when that was too much
+	leastIn  = 0.25 // of what is asked is always let in: where others load the machine, refusing more helps nobody
+	takeBack = 1.05 // of what is let in, when that was not too much
+	calmMax  = 20   // windows with room for everybody before it stops deciding
+	smooth   = 0.3  // weight of the newest window in a demand
+)
+
+// A Demand is what one function asked of a node in the last Window.
+type Demand struct {
+	Function starling.FunctionRef
+	Arrived  int // calls
+	Admitted int // those let in
+	rate     float64
+}
+
+// A Portion is which part of a function's calls is let in during the next Window, in [0, 1].
+type Portion struct {
+	Function starling.FunctionRef
+	Admit    float64
+}
+
+// A Shedder decides which calls an overloaded node takes. What the node can do is found by trying: too much is followed
+// by a tenth less than was served, the rest by slightly more. That capacity is divided max-min fair among accounts, and
+// an account's part among its functions, by what each asks: whoever asks for less than his share gets all of it, and
+// the excess of the others is refused, the heavier the likelier.
+//
+// Additive in the small, multiplicative in the large, as DAGOR does (Zhou et al., Overload Control for Scaling WeChat
+// Microservices, SoCC 2018), with fair shares in place of its business priorities.
+type Shedder struct {
+	capacity float64 // calls in a window; 0 while everybody is let in
+	calm     int     // windows in a row with room for everybody
+	last     float64 // pressure of the window before
+	rates    map[starling.FunctionRef]float64
+}
+
+// Active reports whether somebody may be refused.
+func (s *Shedder) Active() bool { return s.capacity > 0 }
+
+// Decide takes the last window: how loaded the node was (1 and more is too much) and what was asked, in any order, each
+// function once. It returns the shares of functions that are not let in whole, ordered by function.
+func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
+	arrived, admitted := 0.0, 0
+	ds = slices.Clone(ds)
+	rates := make(map[starling.FunctionRef]float64, len(ds))
+	for i := range ds {
+		d := &ds[i]
+		d.rate = float64(d.Arrived)
+		if was, ok := s.rates[d.Function]; ok {
+			d.rate = smooth*d.rate + (1-smooth)*was
+		}
+		rates[d.Function] = d.rate
+		arrived += d.rate
+		admitted += d.Admitted
+	}
+	s.rates = rates
+	switch {
+	case pressure >= 1 && !s.Active():
+		s.capacity = max(giveWay*float64(admitted), leastIn*arrived, 1)
+	case pressure >= 1 && pressure < s.last:
+		// A queue that shrinks is on its way: taking away more would starve the node once it is gone.
+	case pressure >= 1:
+		s.capacity = max(giveWay*min(float64(admitted), s.capacity), leastIn*arrived, 1)
+	case s.Active():
+		s.capacity = takeBack*s.capacity + 1
+	}
+	s.last = pressure
+	if s.Active() && s.capacity >= arrived {
+		if s.calm++; s.calm > calmMax {
+			s.capacity, s.calm = 0, 0
+		}
+		return nil
+	}
+	s.calm = 0
+	if !s.Active() {
+		return nil
+	}
+	return divide(s.capacity, ds)
+}
+
+// grain is the unit of division: shares are exact to a thousandth of a call.
+const grain = 1000
+
+// divide gives each account its fair part of capacity, and each function its fair part of that.
+func divide(capacity float64, ds []Demand) []Portion {
+	slices.SortFunc(ds, func(a, b Demand) int { return compareRefs(a.Function, b.Function) })
+	var starts, wants []int
+	for i := range ds {
+		if i == 0 || ds[i].Function.Account != ds[i-1].Function.Account {
+			starts, wants = append(starts, i), append(wants, 0)
+		}
+		wants[len(wants)-1] += units(ds[i].rate)
+	}
+	parts := make([]int, len(wants))
+	Fair(units(capacity), wants, parts)
+	var out []Portion
+	for k, from := range starts {
+		to := len(ds)
+		if k+1 < len(starts) {
+			to = starts[k+1]
+		}
+		if parts[k] >= wants[k] {
+			continue
+		}
+		asks, gets := make([]int, to-from), make([]int, to-from)
+		for i := range asks {
+			asks[i] = units(ds[from+i].rate)
+		}
+		Fair(parts[k], asks, gets)
+		for i, n := range gets {
+			if n < asks[i] {
+				out = append(out, Portion{ds[from+i].Function, float64(n) / float64(asks[i])})
+			}
+		}
+	}
+	return out
+}
+
+func units(calls float64) int { return int(math.Ceil(calls * grain)) }
+
+func compareRefs(a, b starling.FunctionRef) int {
+	switch {
+	case a.Account < b.Account || a.Account == b.Account && a.Name < b.Name:
+		return -1
+	case a == b:
+		return 0
+	}
+	return 1
+}
+
+// Jain returns Jain's index of fairness of xs: 1 when all are equal, 1/n when one has everything (Jain, Chiu, Hawe,
+// A Quantitative Measure of Fairness, 1984). It is 1 for nothing.
+func Jain(xs []float64) float64 {
+	sum, squares := 0.0, 0.0
+	for _, x := range xs {
+		sum += x
+		squares += x * x
+	}
+	if squares == 0 {
+		return 1
+	}
+	return sum * sum / (float64(len(xs)) * squares)
+}
