@@ -238,3 +238,11 @@ func (s *Scheduler) checkInstances() error {
 	}
 	return nil
 }
+
+// Leased returns how many slots are leased of the function that v belongs to, and of its account, in this partition.
+func (s *Scheduler) Leased(v starling.VersionID) (function, account int) {
+	if o := s.versions[v]; o != nil && o.of != nil {
+		return o.of.leased, o.of.account.leased
+	}
+	return 0, 0
+}

@@ -138,6 +138,7 @@ func (h *Host) ready(e *entry, i *vmpool.Instance, v *starling.Version) {
 	h.versions = h.versions[:min(len(h.versions), versionsKept)]
 	h.mu.Unlock()
 	e.mu.Lock()
+	e.tenure.Slots = v.Config.Concurrency
 	e.instance = i
 	stopping := e.stopping
 	e.mu.Unlock()

@@ -69,6 +69,7 @@ var (
 type Tenure struct {
 	Partition starling.PartitionID
 	Epoch     starling.Epoch
+	Slots     int // of the instance, at least 1: more leases than that are never in use at once
 	leases    []use
 }
 
@@ -116,16 +117,22 @@ func (t *Tenure) use(l *starling.Lease) *use {
 	return nil
 }
 
-// learn remembers a lease, in the place of one that ended where there is one.
+// learn remembers a lease. The partition grants no more leases than there are slots, so when all places are taken
+// the one idle for longest was given back without our hearing of it. Were it kept, a fence would report slots as
+// used that nobody uses, and with calls of a few milliseconds more of them than a message may hold.
 func (t *Tenure) learn(l *starling.Lease, now time.Time) *use {
+	var idle *use
 	for i := range t.leases {
-		if !t.leases[i].alive(now) {
-			t.leases[i] = use{lease: *l}
-			return &t.leases[i]
+		if u := &t.leases[i]; u.busy == 0 && (idle == nil || u.last.Before(idle.last)) {
+			idle = u
 		}
 	}
-	t.leases = append(t.leases, use{lease: *l})
-	return &t.leases[len(t.leases)-1]
+	if idle == nil || len(t.leases) < t.Slots && idle.alive(now) {
+		t.leases = append(t.leases, use{})
+		idle = &t.leases[len(t.leases)-1]
+	}
+	*idle = use{lease: *l}
+	return idle
 }
 
 // Leave gives back the slot that Enter took.
