@@ -104,7 +104,7 @@ func (k *checker) granted(p *part, l *starling.Lease) {
 	k.owns(p)
 	f := w.versions[l.Version]
 	if w.cfg.Check.Limits && f != nil {
-		if leased, _ := p.sched.Leased(l.Version); leased > f.limit {
+		if leased := p.sched.Leased(l.Version); leased > f.limit {
 			w.fail("%v granted %d slots of %s, its limit is %d", p.entry.ID, leased, f.version.Function, f.limit)
 		}
 	}
@@ -113,8 +113,7 @@ func (k *checker) granted(p *part, l *starling.Lease) {
 		for _, n := range w.fronts {
 			for _, o := range n.parts.order {
 				if n.up {
-					_, leased := o.sched.Leased(l.Version)
-					sum += leased
+					sum += o.sched.LeasedBy(starling.AccountID(f.Account))
 				}
 			}
 		}

@@ -250,7 +250,7 @@ func (h *host) enter(c *call) (*instance, error) {
 	if err := i.tenure.Enter(&c.lease.Lease, w.clock()); err != nil && !plant {
 		return nil, err
 	}
-	if i.stopping || i.busy >= i.f.version.Config.Concurrency {
+	if i.stopping || i.busy >= i.f.version.Config.Concurrency && w.cfg.Plant != PlantSlots {
 		i.tenure.Leave(&c.lease.Lease, w.clock())
 		if i.stopping {
 			return nil, guard.ErrNoInstance

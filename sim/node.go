@@ -222,6 +222,7 @@ func (n *node) push(g *reign, t *cluster.Topology, alive []starling.NodeID) {
 		return
 	}
 	v.heard = n.w.now
+	n.w.trace("%v hears of topology %d, alive %v", n.id, t.Index, alive)
 	if t.Index > v.topology.Index {
 		v.topology = t
 	}
@@ -242,6 +243,7 @@ func (n *node) renewed(g *reign, sent, length time.Duration, index uint64) {
 		return
 	}
 	v.heard = n.w.now
+	n.w.trace("%v lease from %v for %v, index %d of %d", n.id, sent, length, index, v.topology.Index)
 	length = min(length, starling.NodeLease)
 	if length > 0 && index <= v.topology.Index {
 		v.until = max(v.until, sent+length)

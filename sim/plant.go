@@ -15,6 +15,7 @@ const (
 	PlantNoGuard          // schedulers never hear that their node lease ends
 	PlantCorruptNet       // the network swaps the instances of grants, and hosts do not look
 	PlantNoFence          // hosts answer fences and do not obey them
+	PlantSlots            // hosts do not count the calls of an instance
 	PlantMemory           // hosts are never full
 	PlantLimit            // the catalog answers with ten times the limits
 	PlantGap              // the leader pushes maps with a gap

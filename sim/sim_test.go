@@ -3,6 +3,7 @@ package sim
 import (
 	"flag"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -41,4 +42,70 @@ func TestWhateverHappens(t *testing.T) {
 	if sum.Answered < sum.Calls/2 || sum.Cold < sum.Answered/50 {
 		t.Errorf("the worlds are too quiet: %d calls, %d answered, %d cold", sum.Calls, sum.Answered, sum.Cold)
 	}
+}
+
+// TestEveryCheckerCanFail plants one bug after the other; the checker that it breaks must see it within a few worlds,
+// and must see nothing when it alone is switched on and nothing is planted.
+func TestEveryCheckerCanFail(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		plant Plant
+		check Check
+		want  string
+		tune  func(c *Config)
+	}{
+		{"answers", PlantTwoAnswers, Check{Answers: true}, "got 2 answers", nil},
+		{"starved", PlantLoseAnswer, Check{Starved: true}, "after its bound", nil},
+		{"owners", PlantNoGuard, Check{Owners: true}, "grants in", nil},
+		{"tenants", PlantCorruptNet, Check{Tenants: true}, "serves", nil},
+		{"fences", PlantNoFence, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
+		{"slots", PlantSlots, Check{Slots: true}, "calls in", nil},
+		{"memory", PlantMemory, Check{Slots: true}, "has given out", nil},
+		{"limits", PlantLimit, Check{Limits: true}, "its limit is", nil},
+		{"account", PlantNothing, Check{Account: true}, "slots in all partitions", nil},
+		{"map", PlantGap, Check{Map: true}, "the map of index", nil},
+		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
+		{"rest: answers", PlantLoseAnswer, Check{Rest: true}, "calls have no answer", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var seen error
+			for n := uint64(1); n <= 400 && seen == nil; n++ {
+				cfg := ForSeed(n)
+				cfg.Plant, cfg.Check = c.plant, c.check
+				if c.tune != nil {
+					c.tune(&cfg)
+				}
+				_, seen = run(cfg, n, *events)
+			}
+			if seen == nil || !strings.Contains(seen.Error(), c.want) {
+				t.Fatalf("with the bug planted the checker saw: %v", seen)
+			}
+			t.Log(seen)
+		})
+	}
+}
+
+// TestSameSeedSameWorld: a seed is a bug report only if it always tells the same story.
+func TestSameSeedSameWorld(t *testing.T) {
+	for n := uint64(1); n <= 10; n++ {
+		var a, b strings.Builder
+		if _, err := RunSeed(n, 1000, &a); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := RunSeed(n, 1000, &b); err != nil {
+			t.Fatal(err)
+		}
+		if a.String() != b.String() {
+			t.Fatalf("seed %d tells two stories", n)
+		}
+		if len(a.String()) < 10_000 {
+			t.Fatalf("seed %d tells %d bytes", n, len(a.String()))
+		}
+	}
+}
+
+// stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
+func stoppedFronts(c *Config) {
+	c.Managers, c.Fronts = 3, 2
+	c.Faults = Faults{Pause: 4, Stopped: 800 * time.Millisecond, Crash: 0.5}
 }
