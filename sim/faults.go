@@ -14,6 +14,7 @@ type Faults struct {
 	Healed     time.Duration // until they can, drawn evenly up to twice that (1 s)
 	ClockStep  float64       // the wall clock of a node jumps by up to an hour, which must not matter
 	Exit       float64       // an idle instance dies
+	ActorFails float64       // the scheduler of a partition is lost by a fault of ours and made anew in the same epoch
 	StartFails float64       // share of starts that the function's own initialisation fails
 	CallFails  float64       // share of calls that end with their instance
 }
@@ -35,7 +36,7 @@ func (w *World) scheduleFaults() {
 	for _, kind := range []struct {
 		rate float64
 		f    func()
-	}{{f.Crash, w.crashOne}, {f.Pause, w.pauseOne}, {f.Cut, w.cutSome}, {f.ClockStep, w.stepClock}, {f.Exit, w.exitOne}} {
+	}{{f.Crash, w.crashOne}, {f.Pause, w.pauseOne}, {f.Cut, w.cutSome}, {f.ClockStep, w.stepClock}, {f.Exit, w.exitOne}, {f.ActorFails, w.failActor}} {
 		if kind.rate > 0 {
 			w.repeat(kind.rate, kind.f)
 		}
@@ -136,6 +137,19 @@ func (w *World) exitOne() {
 			return
 		}
 	}
+}
+
+// failActor loses one scheduler; its keeper makes a new one, which asks the hosts what runs.
+func (w *World) failActor() {
+	n := w.fronts[w.rng.IntN(len(w.fronts))]
+	if !n.running() || len(n.parts.order) == 0 {
+		return
+	}
+	p := n.parts.order[w.rng.IntN(len(n.parts.order))]
+	w.trace("%v %v FAILS", n.id, p.entry.ID)
+	p.ended = true
+	delete(n.parts.parts, p.entry.ID)
+	n.after(w.upTo(50*time.Millisecond), n.parts.follow)
 }
 
 // heal ends every fault.

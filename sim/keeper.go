@@ -57,7 +57,7 @@ func (k *keeper) follow() {
 			continue
 		}
 		p := k.parts[e.ID]
-		if p == nil || p.entry.Epoch != e.Epoch {
+		if p == nil || p.ended || p.entry.Epoch != e.Epoch {
 			if p != nil {
 				p.end()
 			}

@@ -130,7 +130,7 @@ func (w *World) propose(n *node, c cluster.Command, done func(r cluster.Reply, e
 		encoded := r.state.Apply(r.index, raw)
 		for _, m := range w.nodes[:w.cfg.Managers] {
 			if m != n {
-				n.tell(m, func() { m.mgr.follow() })
+				n.tell(m, func() { m.mgr.follow() }, nothing)
 			}
 		}
 		lost := w.faulty() && w.rng.IntN(20) == 0
@@ -310,7 +310,7 @@ func (m *mgr) hello(n *node, fresh bool) {
 	g.lives[n.id] = n.life
 	delete(g.told, n.id)
 	g.ledger.Hello(n.id, fresh, n == m.n, n.w.clock())
-	m.n.tell(n, func() { n.welcome(m.n, g) })
+	m.n.tell(n, func() { n.welcome(m.n, g) }, func() { delete(g.lives, n.id) })
 }
 
 // heartbeat notes a heartbeat and answers it: the topology first, because a lease is good only with it.
@@ -325,7 +325,7 @@ func (m *mgr) heartbeat(n *node, g *reign, h cluster.Heartbeat, sent time.Durati
 	m.pushTo(n)
 	index := m.topology.Index
 	length := g.ledger.Grant(n.id, n.w.clock())
-	m.n.tell(n, func() { n.renewed(g, sent, length, index) })
+	m.n.tell(n, func() { n.renewed(g, sent, length, index) }, func() { delete(g.lives, n.id) })
 }
 
 // flush tells every node with a session what it has not been told.
@@ -351,5 +351,5 @@ func (m *mgr) pushTo(n *node) {
 	m.n.tell(n, func() {
 		n.w.checks.tiles(t)
 		n.push(g, t, alive)
-	})
+	}, func() { delete(g.lives, n.id) }) // the node hears nothing more, and opens another session
 }

@@ -109,11 +109,12 @@ func (t *timer) run(*World) {
 // after lets f happen on this node after d.
 func (n *node) after(d time.Duration, f func()) { n.w.at(d, &timer{n, n.life, f}) }
 
-// tell lets f happen on another node when a control message of this one arrives there. Control streams lose
-// nothing but themselves: a cut link does.
-func (n *node) tell(to *node, f func()) {
+// tell lets f happen on another node when a control message of this one arrives there; when the link is cut before,
+// the stream has failed and lost happens instead.
+func (n *node) tell(to *node, f, lost func()) {
 	w := n.w
 	if n != to && w.cut(n, to) || !to.up {
+		lost()
 		return
 	}
 	d := time.Duration(0)
@@ -123,11 +124,15 @@ func (n *node) tell(to *node, f func()) {
 	life := to.life
 	w.at(d, do(func() {
 		if n != to && w.cut(n, to) {
+			lost()
 			return
 		}
 		(&timer{to, life, f}).run(w)
 	}))
 }
+
+// nothing is what a node does about a stream that fails when somebody else will notice.
+func nothing() {}
 
 // crash ends the node with everything it has in memory.
 func (n *node) crash() {
@@ -197,12 +202,12 @@ func (n *node) heartbeat() {
 		v.tried = (v.tried + 1) % n.w.cfg.Managers
 		m := n.w.nodes[v.tried]
 		fresh := v.until == 0
-		n.tell(m, func() { m.mgr.hello(n, fresh) })
+		n.tell(m, func() { m.mgr.hello(n, fresh) }, nothing)
 		return
 	}
 	m, g, sent := v.leader, v.reign, n.w.now
 	h := cluster.Heartbeat{Seen: v.topology.Index}
-	n.tell(m, func() { m.mgr.heartbeat(n, g, h, sent) })
+	n.tell(m, func() { m.mgr.heartbeat(n, g, h, sent) }, nothing)
 }
 
 // welcome opens a session unless the leader has a successor.

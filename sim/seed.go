@@ -30,7 +30,7 @@ func ForSeed(seed uint64) Config {
 	rare := func(most float64) float64 { return most * max(0, r.Float64()*2-1) } // half of the worlds are spared
 	c.Net.Loss, c.Net.Duplicate, c.Net.Reorder = rare(0.05), rare(0.02), rare(0.02)
 	c.Faults = Faults{Crash: rare(1), Down: time.Duration(1+r.IntN(1500)) * time.Millisecond, Pause: rare(1), Stopped: time.Duration(1+r.IntN(1000)) * time.Millisecond,
-		Cut: rare(1), Healed: time.Duration(1+r.IntN(1500)) * time.Millisecond, ClockStep: rare(1), Exit: rare(2), StartFails: rare(0.3), CallFails: rare(0.1)}
+		Cut: rare(1), Healed: time.Duration(1+r.IntN(1500)) * time.Millisecond, ClockStep: rare(1), Exit: rare(2), ActorFails: rare(1), StartFails: rare(0.3), CallFails: rare(0.1)}
 	return c
 }
 
