@@ -52,7 +52,7 @@ bench: needs functions ## a bench scenario against a fresh node: make bench S=wa
 EVENTS ?= 2000
 
 sim: ## one simulated world with its trace: make sim SEED=7; without SEED: a thousand worlds
-	go test -count=1 -v ./sim -run Whatever -args $(if $(SEED),-seed $(SEED),-seeds 1000) -events $(EVENTS)
+	go test -count=1 -v ./sim -run Whatever -args $(if $(SEED),-seed $(SEED)) -events $(EVENTS)
 
 soak: ## simulated worlds until one fails or you stop it
 	internal/soak.sh $(EVENTS)
