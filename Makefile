@@ -49,10 +49,18 @@ e2e: needs functions ## real processes: nodes killed in turn under load
 bench: needs functions ## a bench scenario against a fresh node: make bench S=warm|cold|burst
 	bench/run.sh $(S) $(ARGS)
 
+EVENTS ?= 2000
+
+sim: ## one simulated world with its trace: make sim SEED=7; without SEED: a thousand worlds
+	go test -count=1 -v ./sim -run Whatever -args $(if $(SEED),-seed $(SEED)) -events $(EVENTS)
+
+soak: ## simulated worlds until one fails or you stop it
+	internal/soak.sh $(EVENTS)
+
 needs: ## install what is missing from Debian's packages, saying so
 	@internal/needs.sh
 
 clean: ## remove what the targets made
 	rm -rf bin
 
-.PHONY: help build functions demo test race check fuzz attack e2e bench needs clean
+.PHONY: help build functions demo test race check fuzz attack e2e bench sim soak needs clean

@@ -109,7 +109,7 @@ func (s *Scheduler) missed(h *host, i *instance) {
 	case i.state == isReady && i.readyAt < h.asked, i.state == isStopping && i.sent < h.asked:
 		s.gone(i)
 	case i.state == isStarting && i.sent < h.asked:
-		s.sendStart(i)
+		s.repeatStart(i)
 	}
 }
 

@@ -392,6 +392,14 @@ func (s *Scheduler) lookAtStarts() {
 		i.look = s.now + s.cfg.StartAgain
 		s.starting.remove(i)
 		s.starting.pushBack(i)
+		s.repeatStart(i)
+	}
+}
+
+// repeatStart repeats a Start, unless the node lease is over: a host that was restarted knows no fence, and would
+// start for a deposed owner.
+func (s *Scheduler) repeatStart(i *instance) {
+	if s.granting() {
 		s.sendStart(i)
 	}
 }

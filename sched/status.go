@@ -316,3 +316,19 @@ func (s *Scheduler) checkInstances() error {
 	}
 	return nil
 }
+
+// Leased returns how many slots are leased of the function that v belongs to.
+func (s *Scheduler) Leased(v starling.VersionID) int {
+	if o := s.versions.find(v); o != nil && o.of != nil {
+		return o.of.inUse()
+	}
+	return 0
+}
+
+// LeasedBy returns how many slots an account has in this partition.
+func (s *Scheduler) LeasedBy(id starling.AccountID) int {
+	if a := s.accounts[id]; a != nil {
+		return a.leased
+	}
+	return 0
+}

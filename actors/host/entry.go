@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"starling"
+	"starling/actors/host/guard"
 	"starling/actors/wire"
 	"starling/vmpool"
 )
@@ -20,37 +21,13 @@ type entry struct {
 	told    chan struct{}      // closed when its Started was sent
 
 	mu        sync.Mutex // guards what follows; a leaf
-	partition starling.PartitionID
-	epoch     starling.Epoch
+	tenure    guard.Tenure
 	owner     starling.NodeID
 	instance  *vmpool.Instance // nil while it starts
 	stopping  bool
 	memoryMiB int    // claimed
 	release   func() // of the code; nil before it is there
-	leases    []use
 }
-
-// use is a lease as this host knows it: learned when it is first shown.
-type use struct {
-	lease starling.Lease
-	busy  uint16
-	last  time.Time // when a call of it last began or ended
-}
-
-// alive reports whether a lease that nobody renews here still holds: it was used within its TTL.
-func (u *use) alive(now time.Time) bool {
-	ttl := u.lease.TTL
-	if ttl <= 0 || ttl > starling.LeaseTTL {
-		ttl = starling.LeaseTTL
-	}
-	return u.busy > 0 || now.Sub(u.last) < ttl
-}
-
-var (
-	errNoInstance = starling.Errorf(starling.Moved, "invoke", "the host does not run this instance: ask for another").With("NoInstance")
-	errOldEpoch   = starling.Errorf(starling.Moved, "invoke", "the lease is of a past epoch: ask the partition's new owner").With("OldEpoch")
-	errLeaseBusy  = starling.Errorf(starling.Overloaded, "invoke", "every slot of the lease is at work").With("SlotsBusy")
-)
 
 // Invoke runs one call under a lease on the caller's goroutine. An error means that the function surely did not start: Moved
 // for an unknown instance or a lease of a past epoch, Overloaded when the lease's or the instance's slots are all at work.
@@ -58,7 +35,7 @@ func (h *Host) Invoke(_ context.Context, lease *starling.Lease, inv *starling.In
 	e := h.find(lease.Instance)
 	if e == nil {
 		h.meters.moved.Inc()
-		return starling.Outcome{}, errNoInstance
+		return starling.Outcome{}, guard.ErrNoInstance
 	}
 	now := time.Now()
 	h.inflight.Add(1)
@@ -83,53 +60,19 @@ func (e *entry) enter(l *starling.Lease, v starling.VersionID, now time.Time) (*
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.instance == nil || l.Version != e.version || v != e.version {
-		return nil, errNoInstance
+		return nil, guard.ErrNoInstance
 	}
-	u := e.use(l)
-	if l.Epoch != e.epoch || l.Partition != e.partition {
-		if u == nil || !u.alive(now) {
-			return nil, errOldEpoch
-		}
-	} else if u == nil {
-		u = e.learn(l, now)
+	if err := e.tenure.Enter(l, now); err != nil {
+		return nil, err
 	}
-	if u.busy >= l.Slots {
-		return nil, errLeaseBusy
-	}
-	u.busy++
-	u.last = now
 	return e.instance, nil
-}
-
-func (e *entry) use(l *starling.Lease) *use {
-	for i := range e.leases {
-		if u := &e.leases[i]; u.lease.ID == l.ID && u.lease.Epoch == l.Epoch && u.lease.Partition == l.Partition {
-			return u
-		}
-	}
-	return nil
-}
-
-// learn remembers a lease, in the place of one that ended where there is one.
-func (e *entry) learn(l *starling.Lease, now time.Time) *use {
-	for i := range e.leases {
-		if !e.leases[i].alive(now) {
-			e.leases[i] = use{lease: *l}
-			return &e.leases[i]
-		}
-	}
-	e.leases = append(e.leases, use{lease: *l})
-	return &e.leases[len(e.leases)-1]
 }
 
 // leave gives the slot back.
 func (e *entry) leave(l *starling.Lease) {
 	now := time.Now()
 	e.mu.Lock()
-	if u := e.use(l); u != nil && u.busy > 0 {
-		u.busy--
-		u.last = now
-	}
+	e.tenure.Leave(l, now)
 	e.mu.Unlock()
 }
 
@@ -137,16 +80,11 @@ func (e *entry) leave(l *starling.Lease) {
 func (e *entry) adopt(from starling.NodeID, m *wire.Fence, now time.Time) wire.InstanceReport {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.partition, e.epoch, e.owner = m.Partition, m.Epoch, from
-	r := wire.InstanceReport{Instance: e.id, Key: e.key, Version: e.version, Ready: e.instance != nil && !e.stopping}
+	e.owner = from
+	r := wire.InstanceReport{Instance: e.id, Key: e.key, Version: e.version, Ready: e.instance != nil && !e.stopping, Leases: e.tenure.Adopt(m, now)}
 	if e.instance != nil {
 		busy, idle := e.instance.Use(now)
 		r.Busy, r.Idle = uint16(busy), idle
-	}
-	for i := range e.leases {
-		if u := &e.leases[i]; u.alive(now) {
-			r.Leases = append(r.Leases, u.lease)
-		}
 	}
 	return r
 }
@@ -155,7 +93,7 @@ func (e *entry) adopt(from starling.NodeID, m *wire.Fence, now time.Time) wire.I
 func (e *entry) address() wire.Address {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return wire.Address{Node: e.owner, Partition: e.partition}
+	return wire.Address{Node: e.owner, Partition: e.tenure.Partition}
 }
 
 // stop ends the instance, also one that is still starting.

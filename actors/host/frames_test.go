@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"starling"
+	"starling/actors/host/guard"
 )
 
 func sample() (starling.Lease, starling.Invocation) {
@@ -49,7 +50,7 @@ func FuzzFrames(f *testing.F) {
 	f.Add(append(appendCall(nil, &l, &inv, time.Second), inv.Payload...))
 	out := starling.Outcome{Status: starling.Handled, ErrorType: "E", LogTail: []byte("x")}
 	f.Add(appendOutcome(nil, &out))
-	f.Add(appendRefusal(nil, errOldEpoch))
+	f.Add(appendRefusal(nil, guard.ErrOldEpoch))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		now := time.Now()
 		var l starling.Lease

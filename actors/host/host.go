@@ -12,6 +12,7 @@ import (
 
 	"starling"
 	"starling/actors"
+	"starling/actors/host/guard"
 	"starling/actors/wire"
 	"starling/cluster"
 	"starling/internal/run"
@@ -80,7 +81,7 @@ type Host struct {
 	draining atomic.Bool
 
 	mu       sync.Mutex // guards what follows; taken before an entry's, never while calling out
-	fences   []fence
+	fences   guard.Fences
 	used     int // MiB of all entries
 	count    int // entries
 	starting int
@@ -207,41 +208,14 @@ func (h *Host) changed() {
 	}
 }
 
-// A fence is the highest epoch seen for a range, and who owns it.
-type fence struct {
-	over      starling.Range
-	partition starling.PartitionID
-	epoch     starling.Epoch
-}
-
-func overlap(a, b starling.Range) bool {
-	return (b.Hi == 0 || a.Lo < b.Hi) && (a.Hi == 0 || b.Lo < a.Hi)
-}
-
-func covers(a, b starling.Range) bool {
-	return a.Lo <= b.Lo && (a.Hi == 0 || b.Hi != 0 && b.Hi <= a.Hi)
-}
-
 // fence raises the epoch of a range: from now on instances in it belong to the asking partition, and of older leases only
 // those in use are honoured. A fence of a past epoch is not answered: its sender has lost the range.
 func (h *Host) fence(from starling.NodeID, m *wire.Fence) {
 	h.mu.Lock()
-	for _, f := range h.fences {
-		if overlap(f.over, m.Range) && (f.epoch > m.Epoch || f.epoch == m.Epoch && f.partition != m.Partition) {
-			h.mu.Unlock()
-			h.cfg.Log.Debug("refuse fence of a past epoch", "partition", m.Partition, "epoch", m.Epoch, "seen", f.epoch)
-			return
-		}
-	}
-	keep := h.fences[:0]
-	for _, f := range h.fences {
-		if !covers(m.Range, f.over) {
-			keep = append(keep, f)
-		}
-	}
-	h.fences = append(keep, fence{m.Range, m.Partition, m.Epoch})
-	if len(h.fences) > 2*starling.PartitionMax {
-		h.fences = h.fences[1:]
+	if !h.fences.Raise(m) {
+		h.mu.Unlock()
+		h.cfg.Log.Debug("refuse fence of a past epoch", "partition", m.Partition, "epoch", m.Epoch)
+		return
 	}
 	now := time.Now()
 	answer := &wire.Fenced{Partition: m.Partition, Epoch: m.Epoch, Host: h.cfg.Node}
@@ -252,14 +226,4 @@ func (h *Host) fence(from starling.NodeID, m *wire.Fence) {
 	}
 	h.mu.Unlock()
 	h.cfg.Post.Send(wire.Address{Node: from, Partition: m.Partition}, answer)
-}
-
-// stale reports whether a higher epoch was seen for key than the one a message carries. The caller holds h.mu.
-func (h *Host) stale(key starling.Key64, p starling.PartitionID, epoch starling.Epoch) bool {
-	for _, f := range h.fences {
-		if f.over.Contains(key) && (f.epoch > epoch || f.epoch == epoch && f.partition != p) {
-			return true
-		}
-	}
-	return false
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"starling"
+	"starling/actors/host/guard"
 	"starling/actors/wire"
 	"starling/vmpool"
 )
@@ -31,7 +32,7 @@ func (h *Host) start(from starling.NodeID, m *wire.Start) {
 	}
 	ctx, cancel := context.WithTimeout(h.group.Context(), h.cfg.StartTime)
 	e := &entry{id: m.Instance, key: m.Key, version: m.Version, cancel: cancel, done: make(chan struct{}), told: make(chan struct{}),
-		partition: m.Partition, epoch: m.Epoch, owner: from}
+		tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch}, owner: from}
 	s := h.shard(m.Instance)
 	s.mu.Lock()
 	s.entries[m.Instance] = e
@@ -53,7 +54,7 @@ func closing(op string) error {
 func (h *Host) refusal(m *wire.Start) *wire.StartFailed {
 	f := &wire.StartFailed{Partition: m.Partition, Host: h.cfg.Node, Instance: m.Instance}
 	switch {
-	case h.stale(m.Key, m.Partition, m.Epoch):
+	case h.fences.Stale(m.Key, m.Partition, m.Epoch):
 		f.Fault, f.Reason, f.Message = starling.Moved, "OldEpoch", "a later owner of the key was seen"
 	case h.group == nil || h.draining.Load():
 		f.Fault, f.Reason, f.Message = starling.Unavailable, "Full", "the host takes no more instances"
@@ -68,7 +69,7 @@ func (h *Host) refusal(m *wire.Start) *wire.StartFailed {
 // again answers a Start that was received before: its first answer may be lost.
 func (h *Host) again(e *entry, to wire.Address) {
 	e.mu.Lock()
-	i, p := e.instance, e.partition
+	i, p := e.instance, e.tenure.Partition
 	e.mu.Unlock()
 	if i != nil && p == to.Partition {
 		took, init := i.Phases()
@@ -137,6 +138,7 @@ func (h *Host) ready(e *entry, i *vmpool.Instance, v *starling.Version) {
 	h.versions = h.versions[:min(len(h.versions), versionsKept)]
 	h.mu.Unlock()
 	e.mu.Lock()
+	e.tenure.Slots = v.Config.Concurrency
 	e.instance = i
 	stopping := e.stopping
 	e.mu.Unlock()
@@ -240,7 +242,7 @@ func (h *Host) stop(from starling.NodeID, m *wire.Stop) {
 		return
 	}
 	e.mu.Lock()
-	old := m.Epoch < e.epoch
+	old := m.Epoch < e.tenure.Epoch
 	e.mu.Unlock()
 	if !old {
 		e.stop(m.Now)

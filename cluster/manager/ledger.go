@@ -10,7 +10,7 @@ import (
 	"starling/cluster/partmap"
 )
 
-// A ledger is what a leader remembers of its nodes during its reign, and never longer: who was heard, until
+// A Ledger is what a leader remembers of its nodes during its reign, and never longer: who was heard, until
 // when each may hold a lease, what each has seen. It decides who is alive, who gets a lease, and whether a
 // partition's owner is certain to have stopped. It reads no clock and has one caller at a time.
 //
@@ -23,10 +23,10 @@ import (
 //     Sending comes first, so the node stops first.
 //  3. A partition is taken from a living owner by giving it to nobody first; it is given on when the owner says
 //     that it has seen that, or when its lease is over.
-type ledger struct {
+type Ledger struct {
 	self      starling.NodeID
 	began     time.Time // of the reign's wait; moved when the leader finds that it was frozen
-	confirmed time.Time // the last instant at which the claim was certain to be the newest
+	Confirmed time.Time // the last instant at which the claim was certain to be the newest
 	nodes     map[starling.NodeID]*member
 	released  map[starling.PartitionID]release
 }
@@ -49,13 +49,14 @@ type release struct {
 	index uint64 // of the topology that tells
 }
 
-func newLedger(self starling.NodeID, began, confirmed time.Time) *ledger {
-	return &ledger{self: self, began: began, confirmed: confirmed,
+// NewLedger returns the ledger of a reign that began at began and was last certain of its claim at confirmed.
+func NewLedger(self starling.NodeID, began, confirmed time.Time) *Ledger {
+	return &Ledger{self: self, began: began, Confirmed: confirmed,
 		nodes: map[starling.NodeID]*member{}, released: map[starling.PartitionID]release{}}
 }
 
 // member returns a node's entry. Of one not heard of yet it is assumed that a predecessor's lease runs.
-func (l *ledger) member(id starling.NodeID) *member {
+func (l *Ledger) member(id starling.NodeID) *member {
 	m := l.nodes[id]
 	if m == nil {
 		m = &member{}
@@ -64,9 +65,9 @@ func (l *ledger) member(id starling.NodeID) *member {
 	return m
 }
 
-// hello notes that a node opened a session. local says that it lives in this process: then an earlier life of
+// Hello notes that a node opened a session. local says that it lives in this process: then an earlier life of
 // it is certain to be over.
-func (l *ledger) hello(id starling.NodeID, fresh, local bool, now time.Time) {
+func (l *Ledger) Hello(id starling.NodeID, fresh, local bool, now time.Time) {
 	m := l.member(id)
 	if fresh && local {
 		m.until = now
@@ -77,8 +78,8 @@ func (l *ledger) hello(id starling.NodeID, fresh, local bool, now time.Time) {
 	m.leaving, m.heard = false, now
 }
 
-// heartbeat notes a heartbeat and reports whether something the next round waits for has come.
-func (l *ledger) heartbeat(id starling.NodeID, h cluster.Heartbeat, now time.Time) (news bool) {
+// Heartbeat notes a heartbeat and reports whether something the next round waits for has come.
+func (l *Ledger) Heartbeat(id starling.NodeID, h cluster.Heartbeat, now time.Time) (news bool) {
 	m := l.member(id)
 	news = h.Seen > m.seen || h.Leaving
 	m.heard, m.seen, m.load = now, max(m.seen, h.Seen), h.Load
@@ -88,13 +89,13 @@ func (l *ledger) heartbeat(id starling.NodeID, h cluster.Heartbeat, now time.Tim
 	return news
 }
 
-// grant returns how long a lease a node gets for the heartbeat that was noted last; 0 for none.
-func (l *ledger) grant(id starling.NodeID, now time.Time) time.Duration {
+// Grant returns how long a lease a node gets for the heartbeat that was noted last; 0 for none.
+func (l *Ledger) Grant(id starling.NodeID, now time.Time) time.Duration {
 	m := l.member(id)
 	if m.fresh || m.fenced || m.leaving || now.Sub(m.heard) >= starling.NodeLease {
 		return 0
 	}
-	lease := min(starling.NodeLease, l.confirmed.Add(starling.NodeLease).Sub(now))
+	lease := min(starling.NodeLease, l.Confirmed.Add(starling.NodeLease).Sub(now))
 	if lease <= 0 {
 		return 0
 	}
@@ -105,7 +106,7 @@ func (l *ledger) grant(id starling.NodeID, now time.Time) time.Duration {
 }
 
 // over reports whether every lease that the node may hold has ended.
-func (l *ledger) over(id starling.NodeID, now time.Time) bool {
+func (l *Ledger) over(id starling.NodeID, now time.Time) bool {
 	m := l.nodes[id]
 	if m == nil {
 		return !now.Before(l.began.Add(starling.NodeLease))
@@ -117,9 +118,9 @@ func (l *ledger) over(id starling.NodeID, now time.Time) bool {
 	return !now.Before(until)
 }
 
-// alive reports whether a node counts as alive: it was heard within NodeLease, or the reign is too young to
+// Alive reports whether a node counts as alive: it was heard within NodeLease, or the reign is too young to
 // say that it was not.
-func (l *ledger) alive(id starling.NodeID, now time.Time) bool {
+func (l *Ledger) Alive(id starling.NodeID, now time.Time) bool {
 	m := l.nodes[id]
 	if m != nil && m.leaving {
 		return false
@@ -127,13 +128,13 @@ func (l *ledger) alive(id starling.NodeID, now time.Time) bool {
 	return now.Before(l.began.Add(starling.NodeLease)) || l.hears(id, now)
 }
 
-func (l *ledger) hears(id starling.NodeID, now time.Time) bool {
+func (l *Ledger) hears(id starling.NodeID, now time.Time) bool {
 	m := l.nodes[id]
 	return m != nil && !m.leaving && !m.heard.IsZero() && now.Sub(m.heard) < starling.NodeLease
 }
 
-// thaw begins the wait anew after the leader itself stood still: what it did not hear meanwhile says nothing.
-func (l *ledger) thaw(now time.Time) {
+// Thaw begins the wait anew after the leader itself stood still: what it did not hear meanwhile says nothing.
+func (l *Ledger) Thaw(now time.Time) {
 	l.began = now
 	for _, m := range l.nodes {
 		if !m.leaving {
@@ -149,8 +150,8 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// picture says for every partition what its owner may still do, and who may become an owner.
-func (l *ledger) picture(t *cluster.Topology, now time.Time) balance.Picture {
+// Picture says for every partition what its owner may still do, and who may become an owner.
+func (l *Ledger) Picture(t *cluster.Topology, now time.Time) balance.Picture {
 	p := balance.Picture{Map: t.Map, Claims: make([]balance.Claim, len(t.Map.Partitions))}
 	for i, part := range t.Map.Partitions {
 		p.Claims[i] = l.claim(t, part, now)
@@ -163,7 +164,7 @@ func (l *ledger) picture(t *cluster.Topology, now time.Time) balance.Picture {
 	return p
 }
 
-func (l *ledger) claim(t *cluster.Topology, p partmap.Partition, now time.Time) balance.Claim {
+func (l *Ledger) claim(t *cluster.Topology, p partmap.Partition, now time.Time) balance.Claim {
 	owner, free := p.Owner, false
 	switch rel, ok := l.released[p.ID]; {
 	case owner == 0 && p.Epoch == 0:
@@ -187,9 +188,9 @@ func (l *ledger) claim(t *cluster.Topology, p partmap.Partition, now time.Time) 
 	return balance.Waiting
 }
 
-// fence lets no owner that a plan takes partitions from as gone have a lease until settle. Call both in each
+// Fence lets no owner that a plan takes partitions from as gone have a lease until settle. Call both in each
 // round, even with an empty plan.
-func (l *ledger) fence(m *partmap.Map, plan []partmap.Change) {
+func (l *Ledger) Fence(m *partmap.Map, plan []partmap.Change) {
 	for _, node := range l.nodes {
 		node.due = node.fresh
 	}
@@ -200,9 +201,9 @@ func (l *ledger) fence(m *partmap.Map, plan []partmap.Change) {
 	}
 }
 
-// settle ends the fence of a plan that the state has answered, and notes what it did: before and after are the
+// Settle ends the fence of a plan that the state has answered, and notes what it did: before and after are the
 // maps around it.
-func (l *ledger) settle(before *partmap.Map, after *cluster.Topology, plan []partmap.Change) {
+func (l *Ledger) Settle(before *partmap.Map, after *cluster.Topology, plan []partmap.Change) {
 	for _, c := range plan {
 		p, _ := before.ByID(c.Partition)
 		now, _ := after.Map.ByID(c.Partition)

@@ -30,7 +30,7 @@ type reign struct {
 	wake    chan struct{} // asks for a round now
 	joined  chan struct{} // asks for a look at the voting replicas now: a node was heard for the first time
 	mu      sync.Mutex    // a leaf: guards what follows
-	ledger  *ledger
+	ledger  *Ledger
 	nodes   map[starling.NodeID]*session
 	alive   []starling.NodeID // as last pushed, in order
 	turn    uint64            // counts the changes of alive
@@ -64,7 +64,7 @@ func (m *Manager) rule(ctx context.Context, r Replica, self uint64) {
 		return
 	}
 	g := &reign{manager: m, replica: r, self: self, claim: reply.Claim.Index, ended: make(chan struct{}), wake: make(chan struct{}, 1), joined: make(chan struct{}, 1),
-		ledger: newLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{})}
+		ledger: NewLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{})}
 	m.metrics.reigns.Inc()
 	m.cfg.Log.Info("this manager leads", slog.Uint64("claim", g.claim), slog.Duration("claimed in", m.cfg.Now().Sub(began)))
 	m.reign.Store(g)
@@ -95,11 +95,11 @@ func (g *reign) confirm(ctx context.Context) {
 				return
 			}
 			g.mu.Lock()
-			g.ledger.confirmed = began
+			g.ledger.Confirmed = began
 			g.mu.Unlock()
 		}
 		g.mu.Lock()
-		lost := g.manager.cfg.Now().Sub(g.ledger.confirmed) > starling.NodeLease
+		lost := g.manager.cfg.Now().Sub(g.ledger.Confirmed) > starling.NodeLease
 		g.mu.Unlock()
 		if lost {
 			return
@@ -125,7 +125,7 @@ func (g *reign) rounds(ctx context.Context) {
 		now := g.manager.cfg.Now()
 		if now.Sub(last) > starling.NodeLease/2 {
 			g.mu.Lock()
-			g.ledger.thaw(now)
+			g.ledger.Thaw(now)
 			g.mu.Unlock()
 		}
 		if err := g.round(ctx, now); err != nil {
@@ -155,9 +155,9 @@ func (g *reign) round(ctx context.Context, now time.Time) error {
 	if now.Sub(g.moved) >= m.cfg.MovePause {
 		moves = m.cfg.MoveMax
 	}
-	picture := g.ledger.picture(t, now)
+	picture := g.ledger.Picture(t, now)
 	plan := balance.Plan(picture, moves)
-	g.ledger.fence(t.Map, plan)
+	g.ledger.Fence(t.Map, plan)
 	g.mu.Unlock()
 	m.metrics.unowned.Set(float64(len(picture.Claims) - held(picture.Claims)))
 
@@ -169,7 +169,7 @@ func (g *reign) round(ctx context.Context, now time.Time) error {
 	after := m.cfg.Machine.Topology()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ledger.settle(t.Map, after, plan)
+	g.ledger.Settle(t.Map, after, plan)
 	if slices.ContainsFunc(plan, func(c partmap.Change) bool { return c.To == 0 }) {
 		g.moved = now
 	}
@@ -236,7 +236,7 @@ func (g *reign) dismiss(t *cluster.Topology) {
 func (g *reign) count(t *cluster.Topology, now time.Time) {
 	var alive []starling.NodeID
 	for _, n := range t.Nodes {
-		if g.ledger.alive(n.ID, now) {
+		if g.ledger.Alive(n.ID, now) {
 			alive = append(alive, n.ID)
 		}
 	}
@@ -276,7 +276,7 @@ func (g *reign) status() cluster.Status {
 	defer g.mu.Unlock()
 	s := cluster.Status{Leader: g.manager.cfg.Node, Claim: g.claim}
 	for _, n := range t.Nodes {
-		ns := cluster.NodeStatus{Node: n, Alive: g.ledger.alive(n.ID, now), Heard: -1}
+		ns := cluster.NodeStatus{Node: n, Alive: g.ledger.Alive(n.ID, now), Heard: -1}
 		if m := g.ledger.nodes[n.ID]; m != nil && !m.heard.IsZero() {
 			ns.Heard, ns.Seen, ns.Load = now.Sub(m.heard).Milliseconds(), m.seen, m.load
 		}

@@ -47,7 +47,7 @@ func (g *reign) attend(s transport.Stream, peer transport.Peer, h cluster.Hello,
 		old.stream.Cancel()
 	}
 	g.nodes[n.node] = n
-	g.ledger.hello(n.node, h.Fresh, local, m.cfg.Now())
+	g.ledger.Hello(n.node, h.Fresh, local, m.cfg.Now())
 	g.mu.Unlock()
 	g.stir()
 	select {
@@ -90,7 +90,7 @@ func (n *session) read() {
 		g.manager.metrics.heartbeats.Inc()
 		g.mu.Lock()
 		current := g.nodes[n.node] == n
-		news := current && g.ledger.heartbeat(n.node, h, g.manager.cfg.Now())
+		news := current && g.ledger.Heartbeat(n.node, h, g.manager.cfg.Now())
 		g.mu.Unlock()
 		if !current {
 			return
@@ -181,7 +181,7 @@ func (n *session) renew() error {
 	g.mu.Lock()
 	r := cluster.Renewal{Seq: seq, Index: t.Index}
 	if member && g.nodes[n.node] == n {
-		r.Lease = g.ledger.grant(n.node, g.manager.cfg.Now()).Microseconds()
+		r.Lease = g.ledger.Grant(n.node, g.manager.cfg.Now()).Microseconds()
 	}
 	g.mu.Unlock()
 	n.answered = seq

@@ -16,8 +16,12 @@ import (
 	"starling/actors"
 	"starling/actors/wire"
 	"starling/cluster/partmap"
+	"starling/frontend/leases"
 	"starling/internal/run"
 )
+
+// shardCount says into how many parts the cache is cut, so that calls of different functions meet in no lock.
+const shardCount = 64
 
 // ReasonNotStarted is the reason of an Unavailable error of an Invoker that knows that the call did not
 // start: the host could not be reached at all. Such a call is placed again.
@@ -57,9 +61,7 @@ type Config struct {
 type Dispatcher struct {
 	cfg     Config
 	base    time.Time // times inside are durations since it, by the monotonic clock
-	shards  [shardCount]shard
-	index   index
-	calls   atomic.Uint64 // drawn call ids
+	cache   *leases.Cache
 	waiting atomic.Int64
 	waiters sync.Pool // of *waiter, for their channels
 	closed  atomic.Bool
@@ -79,15 +81,20 @@ func New(cfg Config) *Dispatcher {
 		cfg.QueueAge = starling.QueueAgeMax
 	}
 	d := &Dispatcher{cfg: cfg, base: time.Now()}
-	for i := range d.shards {
-		d.shards[i].init(i)
-	}
-	d.index.leases = map[leaseKey]*lease{}
+	// A restarted frontend must not be taken for its former life: calls begin at a random place.
+	d.cache = leases.New(leases.Config{Shards: shardCount, Lock: func() leases.Locker { return &sync.Mutex{} }, Map: func() *partmap.Map { return d.cfg.Topology.Map() },
+		Alive: cfg.Alive, Send: d.send, FirstCall: uint64(rand.Uint32()) << 24})
 	d.keeper.init(d)
 	d.metrics = newNumbers(d)
-	// A restarted frontend must not be taken for its former life: calls begin at a random place.
-	d.calls.Store(uint64(rand.Uint32()) << 24)
 	return d
+}
+
+// send carries out what the cache decided.
+func (d *Dispatcher) send(to wire.Address, m wire.Message) {
+	if m.Kind() == wire.KindAcquire {
+		d.metrics.acquires.Inc()
+	}
+	d.cfg.Post.Send(to, m)
 }
 
 // Open starts the goroutine that renews, returns and asks again.
@@ -104,10 +111,8 @@ func (d *Dispatcher) Close() error {
 	if d.group != nil {
 		d.group.Stop()
 	}
-	for i := range d.shards {
-		d.shards[i].failAll(d, starling.Errorf(starling.Unavailable, "invoke function", "this frontend is closing: call another one"))
-	}
-	d.keeper.returnAll()
+	d.cache.FailAll(d.now(), starling.Errorf(starling.Unavailable, "invoke function", "this frontend is closing: call another one"))
+	d.cache.ReturnAll(d.now())
 	return nil
 }
 
@@ -126,7 +131,8 @@ func (d *Dispatcher) now() time.Duration { return time.Since(d.base) }
 func (d *Dispatcher) Invoke(ctx context.Context, v *starling.Version, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, starling.Phases, error) {
 	inv.Version = v.ID
 	d.metrics.calls.Inc()
-	l, began := d.shard(v.ID).take(d, v.ID)
+	began := d.now()
+	l := d.cache.Take(began, v.ID)
 	if l == nil {
 		return d.invokeCold(ctx, v, inv, sink, began)
 	}
@@ -173,7 +179,7 @@ func (d *Dispatcher) invokeCold(ctx context.Context, v *starling.Version, inv *s
 }
 
 // run makes one attempt with a slot of l and gives the slot back.
-func (d *Dispatcher) run(v *starling.Version, l *lease, inv *starling.Invocation, sink starling.Sink, limit time.Time, start time.Duration) (starling.Outcome, error) {
+func (d *Dispatcher) run(v *starling.Version, l *leases.Lease, inv *starling.Invocation, sink starling.Sink, limit time.Time, start time.Duration) (starling.Outcome, error) {
 	inv.Deadline = d.base.Add(start + v.Timeout())
 	if !limit.IsZero() && limit.Before(inv.Deadline) {
 		inv.Deadline = limit
@@ -186,13 +192,14 @@ func (d *Dispatcher) run(v *starling.Version, l *lease, inv *starling.Invocation
 	out, err := via.Invoke(d.group.Context(), &l.Lease, inv, sink)
 	// After an unhandled failure the host destroys the instance; an error says that it is not where we thought.
 	if err == nil {
-		l.pool.shard.put(d, l, out.Status == starling.Unhandled, start)
+		d.put(l, out.Status == starling.Unhandled, start)
 		return out, nil
 	}
 	kind := starling.KindOf(err)
-	l.pool.shard.put(d, l, kind != starling.Invalid && kind != starling.TooLarge, start)
+	d.put(l, kind != starling.Invalid && kind != starling.TooLarge, start)
 	if kind == starling.Unavailable {
-		d.hostFailed(l.Host)
+		d.cache.HostFailed(d.now(), l.Host)
+		d.keeper.hurry()
 	}
 	if kind == starling.Unavailable && !didNotStart(err) {
 		err = starling.Errorf(starling.Unavailable, "invoke function", "the host was lost during the call; the function may have run: %w", err).With("HostLost")
@@ -200,19 +207,11 @@ func (d *Dispatcher) run(v *starling.Version, l *lease, inv *starling.Invocation
 	return out, err
 }
 
-// hostFailed ends our leases on a host that could not be reached, so that no other call finds that out for itself.
-func (d *Dispatcher) hostFailed(host starling.NodeID) {
-	now := d.now()
-	for _, l := range d.index.all() {
-		if l.Host != host {
-			continue
-		}
-		s := d.shard(l.Version)
-		s.mu.Lock()
-		d.keeper.endLease(l, now)
-		s.mu.Unlock()
+// put gives the slot of a call back.
+func (d *Dispatcher) put(l *leases.Lease, broken bool, start time.Duration) {
+	if d.cache.Put(d.now(), l, broken, start) {
+		d.keeper.hurry()
 	}
-	d.keeper.hurry()
 }
 
 // didNotStart reports whether an Invoker's error promises that the function did not run.
@@ -258,80 +257,66 @@ func pause(ctx context.Context, attempt int, left time.Duration) error {
 
 // wait gets a slot of v: one that is free by now, one that another call leaves, or a granted one. giveUp is
 // when it ends in an error instead; byCaller says that the caller's deadline set it.
-func (d *Dispatcher) wait(ctx context.Context, v *starling.Version, began, giveUp time.Duration, byCaller bool) (*lease, starling.Phases, error) {
+func (d *Dispatcher) wait(ctx context.Context, v *starling.Version, began, giveUp time.Duration, byCaller bool) (*leases.Lease, starling.Phases, error) {
 	if d.waiting.Add(1) > int64(d.cfg.WaitingMax) {
 		d.waiting.Add(-1)
 		return nil, starling.Phases{}, starling.Errorf(starling.Overloaded, "invoke function",
 			"this frontend holds %d waiting calls, its limit: retry after a pause", d.cfg.WaitingMax).With("NodeOverload").RetryAfter(time.Second)
 	}
 	defer d.waiting.Add(-1)
-	s := d.shard(v.ID)
 	w := d.newWaiter()
-	w.key = v.Key() | starling.Key64(rand.Uint32())
-	w.giveUp, w.byCaller = giveUp, byCaller
-	l, a, err := s.enqueue(d, v.ID, w)
+	w.Key = v.Key() | starling.Key64(rand.Uint32())
+	w.GiveUp, w.ByCaller = giveUp, byCaller
+	l, err := d.cache.Wait(d.now(), v.ID, &w.Waiter)
 	if l != nil || err != nil {
 		d.freeWaiter(w)
 		return l, starling.Phases{}, err
 	}
 	d.keeper.wake()
-	if a != nil {
-		d.ask(s, a)
-	}
 	select {
 	case <-w.ready:
 	case <-ctx.Done():
-		if s.leave(d, w) { // otherwise the answer came at the same moment: use it
+		if d.cache.Leave(d.now(), &w.Waiter) { // otherwise the answer came at the same moment: use it
 			d.freeWaiter(w)
 			return nil, starling.Phases{}, gone(ctx.Err())
 		}
 		<-w.ready
 	}
 	d.metrics.waits.Update((d.now() - began).Seconds())
-	l, phases, err := w.lease, w.phases, w.err
+	l, phases, err := w.Lease, w.Phases, w.Err
 	d.freeWaiter(w)
 	return l, phases, err
 }
 
-// ask sends an acquire to whoever owns its key now; with no owner the keeper tries again.
-func (d *Dispatcher) ask(s *shard, a *ask) {
-	p, owned := lookup(d.cfg.Topology.Map(), a.key)
-	m := s.asked(a, p, owned, d.now())
-	if m == nil {
-		return
+// Receive takes the answers of partitions. It is safe for concurrent use and does not block.
+func (d *Dispatcher) Receive(from starling.NodeID, batch []wire.Message) {
+	urgent := false
+	for _, m := range batch {
+		urgent = d.cache.Receive(d.now(), from, m) || urgent
 	}
-	d.metrics.acquires.Inc()
-	d.cfg.Post.Send(wire.Address{Node: p.Owner, Partition: p.ID}, m)
+	if urgent {
+		d.keeper.hurry()
+	} else {
+		d.keeper.wake()
+	}
 }
 
-// lookup finds the partition of k; ok is false when there is no map or nobody owns it.
-func lookup(m *partmap.Map, k starling.Key64) (partmap.Partition, bool) {
-	if m == nil {
-		return partmap.Partition{}, false
-	}
-	lo, hi := 0, len(m.Partitions)
-	for lo < hi {
-		if mid := (lo + hi) / 2; m.Partitions[mid].Range.Lo <= k {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	if lo == 0 {
-		return partmap.Partition{}, false
-	}
-	p := m.Partitions[lo-1]
-	return p, p.Owner != 0 && p.Range.Contains(k)
+// A waiter is one call without a slot.
+type waiter struct {
+	leases.Waiter
+	ready chan struct{} // of capacity 1; a value in it is the answer's arrival
 }
 
 func (d *Dispatcher) newWaiter() *waiter {
 	if w, ok := d.waiters.Get().(*waiter); ok {
 		return w
 	}
-	return &waiter{ready: make(chan struct{}, 1)}
+	w := &waiter{ready: make(chan struct{}, 1)}
+	w.Ready = func() { w.ready <- struct{}{} }
+	return w
 }
 
 func (d *Dispatcher) freeWaiter(w *waiter) {
-	*w = waiter{ready: w.ready}
+	w.Waiter = leases.Waiter{Ready: w.Ready}
 	d.waiters.Put(w)
 }

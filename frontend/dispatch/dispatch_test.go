@@ -484,7 +484,7 @@ func TestAGrantThatComesTwiceIsOneLease(t *testing.T) {
 		d.Receive(owner, []wire.Message{g})
 		time.Sleep(100 * time.Millisecond) // returned
 		d.Receive(owner, []wire.Message{g})
-		if n := d.shard(5).live; n != 0 {
+		if n := d.cache.Live(); n != 0 {
 			t.Fatalf("%d leases: a late copy of a grant brought back what was returned", n)
 		}
 	})

@@ -32,13 +32,7 @@ func newNumbers(d *Dispatcher) *numbers {
 	}
 	s.NewGauge("starling_dispatch_waiting", func() float64 { return float64(d.waiting.Load()) })
 	s.NewGauge("starling_dispatch_leases", func() float64 {
-		live := 0
-		for i := range d.shards {
-			d.shards[i].mu.Lock()
-			live += d.shards[i].live
-			d.shards[i].mu.Unlock()
-		}
-		return float64(live)
+		return float64(d.cache.Live())
 	})
 	return n
 }

@@ -1,15 +1,14 @@
-package dispatch
+package leases
 
 import (
-	"sync"
 	"time"
 
 	"starling"
 )
 
-// A lease is one granted lease with the slots of it that are free. All but the embedded Lease, which never
+// A Lease is one granted lease with the slots of it that are free. All but the embedded Lease, which never
 // changes, is guarded by its shard's lock.
-type lease struct {
+type Lease struct {
 	starling.Lease
 	pool      *pool
 	free      uint16
@@ -19,17 +18,17 @@ type lease struct {
 	asked     time.Duration // when the oldest renewal that is not answered was sent; 0 for none
 	idleSince time.Duration
 	goneAt    time.Duration
-	links     [2]link
+	links     [listCount]link
 }
 
 // usable reports whether a new call may begin on l.
-func (l *lease) usable(now time.Duration) bool { return !l.gone && !l.recalled && now < l.expires }
+func (l *Lease) usable(now time.Duration) bool { return !l.gone && !l.recalled && now < l.expires }
 
 // idle reports whether no call is at work on l.
-func (l *lease) idle() bool { return l.free == l.Slots }
+func (l *Lease) idle() bool { return l.free == l.Slots }
 
 // extend lets l live for ttl from the moment from, less a margin for the two clocks and the way between.
-func (l *lease) extend(from, ttl time.Duration) {
+func (l *Lease) extend(from, ttl time.Duration) {
 	if ttl <= 0 {
 		ttl = starling.LeaseTTL
 	}
@@ -45,24 +44,26 @@ type leaseKey struct {
 
 func keyOf(l *starling.Lease) leaseKey { return leaseKey{l.Partition, l.Epoch, l.ID} }
 
-// The two lists that a lease can be in.
+// The lists that a lease can be in.
 const (
 	byUse  = iota // of its pool: has a free slot; the most recently used one first
 	byIdle        // of its shard: wholly idle; the one idle for longest first
+	byAge         // of its shard: known at all; the one granted first is first
+	listCount
 )
 
 type link struct {
-	prev, next *lease
+	prev, next *Lease
 	in         bool
 }
 
 // A leaseList is a doubly linked list through one of the links of its leases.
 type leaseList struct {
 	which       int
-	first, last *lease
+	first, last *Lease
 }
 
-func (q *leaseList) pushFirst(l *lease) {
+func (q *leaseList) pushFirst(l *Lease) {
 	k := &l.links[q.which]
 	if k.in {
 		return
@@ -76,7 +77,7 @@ func (q *leaseList) pushFirst(l *lease) {
 	q.first = l
 }
 
-func (q *leaseList) pushLast(l *lease) {
+func (q *leaseList) pushLast(l *Lease) {
 	k := &l.links[q.which]
 	if k.in {
 		return
@@ -90,7 +91,7 @@ func (q *leaseList) pushLast(l *lease) {
 	q.last = l
 }
 
-func (q *leaseList) remove(l *lease) {
+func (q *leaseList) remove(l *Lease) {
 	k := &l.links[q.which]
 	if !k.in {
 		return
@@ -111,12 +112,12 @@ func (q *leaseList) remove(l *lease) {
 // An index finds leases by name, for recalls and renewals. A lease that is gone stays in it for a while: a
 // grant that was sent twice must not bring back what was returned already.
 type index struct {
-	mu     sync.Mutex // a leaf
-	leases map[leaseKey]*lease
+	mu     Locker // a leaf
+	leases map[leaseKey]*Lease
 }
 
 // add puts l in and reports false when it is known.
-func (x *index) add(l *lease) bool {
+func (x *index) add(l *Lease) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	k := keyOf(&l.Lease)
@@ -128,25 +129,14 @@ func (x *index) add(l *lease) bool {
 }
 
 // find returns those of ids that are known, in the same order.
-func (x *index) find(p starling.PartitionID, e starling.Epoch, ids []starling.LeaseID) []*lease {
-	out := make([]*lease, 0, len(ids))
+func (x *index) find(p starling.PartitionID, e starling.Epoch, ids []starling.LeaseID) []*Lease {
+	out := make([]*Lease, 0, len(ids))
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, id := range ids {
 		if l := x.leases[leaseKey{p, e, id}]; l != nil {
 			out = append(out, l)
 		}
-	}
-	return out
-}
-
-// all returns every lease in the index.
-func (x *index) all() []*lease {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	out := make([]*lease, 0, len(x.leases))
-	for _, l := range x.leases {
-		out = append(out, l)
 	}
 	return out
 }
@@ -159,7 +149,7 @@ func (x *index) size() int {
 }
 
 // forget drops the given leases.
-func (x *index) forget(ls []*lease) {
+func (x *index) forget(ls []*Lease) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, l := range ls {

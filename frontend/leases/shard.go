@@ -1,7 +1,6 @@
-package dispatch
+package leases
 
 import (
-	"sync"
 	"time"
 
 	"starling"
@@ -9,28 +8,20 @@ import (
 	"starling/cluster/partmap"
 )
 
-// shardCount is a power of two; a call id carries its shard in the low bits.
-const (
-	shardBits  = 6
-	shardCount = 1 << shardBits
-)
-
-const (
-	askAgain    = 250 * time.Millisecond // first repetition of an acquire without an answer; then doubled
-	askAgainMax = time.Second
-	askNoOwner  = 20 * time.Millisecond // between looks at a map in which nobody owns the key
-)
-
 // A shard holds the pools of some versions, so that calls of different functions meet in no lock.
 type shard struct {
 	n  int
-	mu sync.Mutex // nothing is sent while it is held, and no lock taken but the index's
+	mu Locker // nothing is sent while it is held, and no lock taken but the index's
 
 	pools   map[starling.VersionID]*pool
 	asks    map[uint64]*ask
+	known   leaseList // every lease in the index, oldest first
 	idle    leaseList // wholly idle leases, idle for longest first
-	returns []*lease  // gone, the partition not told yet
+	returns []*Lease  // gone, the partition not told yet
 	live    int       // leases that are not gone
+	calls   uint64    // the last id drawn
+	stride  uint64    // between two ids: the number of shards
+	closed  bool      // no call may wait any more
 }
 
 // A pool is what this frontend holds of one version.
@@ -38,8 +29,8 @@ type pool struct {
 	shard    *shard
 	version  starling.VersionID
 	ready    leaseList // leases with a free slot, most recently used first, so that the rest can go
-	first    *waiter   // calls that wait, in order of arrival
-	last     *waiter
+	first    *Waiter   // calls that wait, in order of arrival
+	last     *Waiter
 	waiting  int
 	orphans  []*ask // asked for calls that were served otherwise; the next caller takes one over
 	leases   int
@@ -49,19 +40,20 @@ type pool struct {
 	round    uint64 // of the keeper's last report
 }
 
-// A waiter is one call without a slot. Its fields but ready are guarded by the shard's lock until ready
-// holds a value; then they belong to the call.
-type waiter struct {
-	ready      chan struct{} // of capacity 1; a value in it is the answer's arrival
+// A Waiter is one call without a slot. The caller sets Key, GiveUp, ByCaller and Ready and gives it to Cache.Wait;
+// from then on it belongs to the cache until Ready is called or Leave returned true.
+type Waiter struct {
+	Key      starling.Key64  // of the function's span, drawn for this call
+	GiveUp   time.Duration   // it is refused at this instant
+	ByCaller bool            // the caller's deadline set GiveUp
+	Ready    func()          // called once, when Lease or Err is set; a lock may be held, so it must neither block nor call the cache
+	Lease    *Lease          // with a slot taken for the call; give it back with Put
+	Phases   starling.Phases // what the call waited for
+	Err      error
+
 	pool       *pool
-	prev, next *waiter
-	key        starling.Key64
+	prev, next *Waiter
 	ask        *ask
-	giveUp     time.Duration
-	byCaller   bool
-	lease      *lease
-	phases     starling.Phases
-	err        error
 }
 
 // An ask is one acquire that is not answered.
@@ -69,7 +61,7 @@ type ask struct {
 	call   uint64
 	key    starling.Key64
 	pool   *pool
-	holder *waiter // nil for an orphan
+	holder *Waiter // nil for an orphan
 	since  time.Duration
 	giveUp time.Duration
 	to     partmap.Partition // whom it was sent to; the zero Partition for nobody yet
@@ -78,14 +70,19 @@ type ask struct {
 	done   bool
 }
 
-func (s *shard) init(n int) {
-	s.n = n
+func (s *shard) init(n int, cfg *Config) {
+	s.n, s.mu = n, cfg.Lock()
+	s.calls, s.stride = cfg.FirstCall*uint64(cfg.Shards)+uint64(n), uint64(cfg.Shards)
 	s.pools = map[starling.VersionID]*pool{}
 	s.asks = map[uint64]*ask{}
-	s.idle.which = byIdle
+	s.idle.which, s.known.which = byIdle, byAge
 }
 
-func (d *Dispatcher) shard(v starling.VersionID) *shard { return &d.shards[v&(shardCount-1)] }
+// draw returns the id of a new ask; its remainder by the number of shards names the shard.
+func (s *shard) draw() uint64 {
+	s.calls += s.stride
+	return s.calls
+}
 
 // poolOf returns the pool of a version, a new one if need be.
 func (s *shard) poolOf(v starling.VersionID) *pool {
@@ -98,20 +95,19 @@ func (s *shard) poolOf(v starling.VersionID) *pool {
 	return p
 }
 
-// take returns a lease with one of its slots taken, or nil, and the time.
-func (s *shard) take(d *Dispatcher, v starling.VersionID) (*lease, time.Duration) {
-	now := d.now()
+// take returns a lease with one of its slots taken, or nil.
+func (s *shard) take(now time.Duration, v starling.VersionID) *Lease {
 	s.mu.Lock()
 	p := s.poolOf(v)
 	p.demand.Arrivals++
 	p.used = now
 	l := p.slot(now)
 	s.mu.Unlock()
-	return l, now
+	return l
 }
 
 // slot takes a free slot; leases found too old on the way are returned.
-func (p *pool) slot(now time.Duration) *lease {
+func (p *pool) slot(now time.Duration) *Lease {
 	for l := p.ready.first; l != nil; l = p.ready.first {
 		if !l.usable(now) {
 			p.ready.remove(l)
@@ -127,7 +123,7 @@ func (p *pool) slot(now time.Duration) *lease {
 }
 
 // begin takes one slot of l.
-func (p *pool) begin(l *lease) {
+func (p *pool) begin(l *Lease) {
 	if l.idle() {
 		p.shard.idle.remove(l)
 	}
@@ -139,7 +135,7 @@ func (p *pool) begin(l *lease) {
 }
 
 // drop makes an idle or broken lease one that is not ours any more.
-func (p *pool) drop(l *lease, now time.Duration) {
+func (p *pool) drop(l *Lease, now time.Duration) {
 	if l.gone {
 		return
 	}
@@ -152,8 +148,7 @@ func (p *pool) drop(l *lease, now time.Duration) {
 }
 
 // put gives back a slot of l; broken leases end with it. The slot goes to the call that waits longest.
-func (s *shard) put(d *Dispatcher, l *lease, broken bool, start time.Duration) {
-	now := d.now()
+func (s *shard) put(now time.Duration, l *Lease, broken bool, start time.Duration) (urgent bool) {
 	p := l.pool
 	s.mu.Lock()
 	p.inFlight--
@@ -164,16 +159,14 @@ func (s *shard) put(d *Dispatcher, l *lease, broken bool, start time.Duration) {
 	if broken {
 		p.drop(l, now)
 	}
-	urgent := p.settle(d, l, now, false)
+	urgent = p.settle(l, now, false)
 	s.mu.Unlock()
-	if urgent {
-		d.keeper.hurry()
-	}
+	return urgent
 }
 
 // settle puts the free slots of l to use: for those who wait, else for those who come. It reports whether the
 // lease is one that its partition waits for. fresh says that the lease has just been granted.
-func (p *pool) settle(d *Dispatcher, l *lease, now time.Duration, fresh bool) (urgent bool) {
+func (p *pool) settle(l *Lease, now time.Duration, fresh bool) (urgent bool) {
 	if l.gone {
 		return false
 	}
@@ -188,11 +181,11 @@ func (p *pool) settle(d *Dispatcher, l *lease, now time.Duration, fresh bool) (u
 	for l.free > 0 && p.first != nil {
 		w := p.first
 		p.begin(l)
-		w.lease = l
+		w.Lease = l
 		if !fresh {
-			w.phases = starling.Phases{Queue: now - w.ask.since}
+			w.Phases = starling.Phases{Queue: now - w.ask.since}
 		} else {
-			w.phases = l.Phases
+			w.Phases = l.Phases
 		}
 		p.answer(w, now)
 	}
@@ -207,16 +200,16 @@ func (p *pool) settle(d *Dispatcher, l *lease, now time.Duration, fresh bool) (u
 }
 
 // answer ends the waiting of w; its ask, if it has no answer itself, is for the next who comes.
-func (p *pool) answer(w *waiter, now time.Duration) {
+func (p *pool) answer(w *Waiter, now time.Duration) {
 	p.unlink(w)
 	if a := w.ask; a != nil && !a.done {
 		a.holder, a.since = nil, now
 		p.orphans = append(p.orphans, a)
 	}
-	w.ready <- struct{}{}
+	w.Ready()
 }
 
-func (p *pool) unlink(w *waiter) {
+func (p *pool) unlink(w *Waiter) {
 	if w.prev != nil {
 		w.prev.next = w.next
 	} else {
@@ -233,14 +226,13 @@ func (p *pool) unlink(w *waiter) {
 
 // enqueue lets w wait. It returns a lease when a slot is free after all, or an ask that is to be sent: none
 // when w takes over the ask of a call that was served otherwise.
-func (s *shard) enqueue(d *Dispatcher, v starling.VersionID, w *waiter) (*lease, *ask, error) {
-	now := d.now()
-	if now >= w.giveUp {
+func (s *shard) enqueue(now time.Duration, v starling.VersionID, w *Waiter) (*Lease, *ask, error) {
+	if now >= w.GiveUp {
 		return nil, nil, w.tooLate()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if d.closed.Load() {
+	if s.closed {
 		return nil, nil, starling.Errorf(starling.Unavailable, "invoke function", "this frontend is closing: call another one")
 	}
 	p := s.poolOf(v)
@@ -264,19 +256,18 @@ func (s *shard) enqueue(d *Dispatcher, v starling.VersionID, w *waiter) (*lease,
 	if n := len(p.orphans); n > 0 {
 		a := p.orphans[n-1]
 		p.orphans = p.orphans[:n-1]
-		a.holder, w.ask, w.key = w, a, a.key
-		a.since, a.giveUp = now, w.giveUp
+		a.holder, w.ask, w.Key = w, a, a.key
+		a.since, a.giveUp = now, w.GiveUp
 		return nil, nil, nil
 	}
-	a := &ask{call: d.calls.Add(1)<<shardBits | uint64(s.n), key: w.key, pool: p, holder: w, since: now, giveUp: w.giveUp}
+	a := &ask{call: s.draw(), key: w.Key, pool: p, holder: w, since: now, giveUp: w.GiveUp}
 	w.ask = a
 	s.asks[a.call] = a
 	return nil, a, nil
 }
 
 // leave takes w out of the queue; false means that it was answered already.
-func (s *shard) leave(d *Dispatcher, w *waiter) bool {
-	now := d.now()
+func (s *shard) leave(now time.Duration, w *Waiter) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w.ask.holder != w {
@@ -289,8 +280,8 @@ func (s *shard) leave(d *Dispatcher, w *waiter) bool {
 }
 
 // tooLate is the error of a call whose time ran out while it waited.
-func (w *waiter) tooLate() error {
-	if w.byCaller {
+func (w *Waiter) tooLate() error {
+	if w.ByCaller {
 		return starling.Errorf(starling.Timeout, "invoke function", "the deadline passed before an instance was free")
 	}
 	return starling.Errorf(starling.Overloaded, "invoke function",
@@ -317,15 +308,15 @@ func (s *shard) asked(a *ask, p partmap.Partition, owned bool, now time.Duration
 	return &wire.Acquire{Call: a.call, Partition: p.ID, Epoch: p.Epoch, Key: a.key, Version: a.pool.version, Wait: a.giveUp - now}
 }
 
-// failAll answers every waiting call with err.
-func (s *shard) failAll(d *Dispatcher, err error) {
-	now := d.now()
+// failAll answers every waiting call with err and lets none wait from now on.
+func (s *shard) failAll(now time.Duration, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closed = true
 	for _, p := range s.pools {
 		for p.first != nil {
 			w := p.first
-			w.err = err
+			w.Err = err
 			p.answer(w, now)
 		}
 	}

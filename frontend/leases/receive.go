@@ -1,4 +1,4 @@
-package dispatch
+package leases
 
 import (
 	"time"
@@ -7,46 +7,45 @@ import (
 	"starling/actors/wire"
 )
 
-// Receive takes the answers of partitions. It is safe for concurrent use and does not block.
-func (d *Dispatcher) Receive(from starling.NodeID, batch []wire.Message) {
-	for _, m := range batch {
-		switch m := m.(type) {
-		case *wire.Grant:
-			d.granted(m)
-		case *wire.Reject:
-			d.rejected(from, m)
-		case *wire.Recall:
-			d.recalled(m)
-		case *wire.Renewed:
-			d.renewed(m)
-		}
+// Receive takes one answer of a partition. It reports whether something is to be sent at once: call Collect then.
+func (c *Cache) Receive(now time.Duration, from starling.NodeID, m wire.Message) (urgent bool) {
+	switch m := m.(type) {
+	case *wire.Grant:
+		return c.granted(now, m)
+	case *wire.Reject:
+		c.rejected(now, from, m)
+	case *wire.Recall:
+		return c.recalled(now, m)
+	case *wire.Renewed:
+		c.renewed(now, m)
 	}
+	return false
 }
 
 // granted hands a lease to the call it answers. If that call was served otherwise, whoever waits longest gets
 // it, and if nobody waits it is kept for a moment and then returned.
-func (d *Dispatcher) granted(m *wire.Grant) {
-	now := d.now()
-	s := d.shard(m.Lease.Version)
-	l := &lease{Lease: m.Lease, free: max(1, m.Lease.Slots)}
+func (c *Cache) granted(now time.Duration, m *wire.Grant) (urgent bool) {
+	s := c.shard(m.Lease.Version)
+	l := &Lease{Lease: m.Lease, free: max(1, m.Lease.Slots)}
 	l.Slots = l.free
 	l.extend(now, m.Lease.TTL)
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	p := s.poolOf(l.Version)
 	a := s.asks[m.Call]
-	var w *waiter
+	var w *Waiter
 	if a != nil && a.pool.version == l.Version {
 		w = p.finish(a)
 	}
-	if !d.index.add(l) {
+	if !c.index.add(l) {
 		// The same grant once more. A call that still waits for it was given another answer meanwhile only if
 		// the lease is gone: ask anew.
 		if w != nil {
-			s.renewAsk(d, w, now)
+			s.renewAsk(w, now)
 		}
-		s.mu.Unlock()
-		return
+		return false
 	}
+	s.known.pushLast(l)
 	l.pool = p
 	p.used = now
 	p.leases++
@@ -54,16 +53,11 @@ func (d *Dispatcher) granted(m *wire.Grant) {
 	if w != nil {
 		p.toFront(w)
 	}
-	urgent := p.settle(d, l, now, true)
-	s.mu.Unlock()
-	d.keeper.wake()
-	if urgent {
-		d.keeper.hurry()
-	}
+	return p.settle(l, now, true)
 }
 
 // finish ends an ask that has its answer and returns the call that it was for, nil if that left.
-func (p *pool) finish(a *ask) *waiter {
+func (p *pool) finish(a *ask) *Waiter {
 	delete(p.shard.asks, a.call)
 	w := a.holder
 	a.done, a.holder = true, nil
@@ -79,7 +73,7 @@ func (p *pool) finish(a *ask) *waiter {
 }
 
 // toFront lets w be served next: the lease that comes is the one that was granted to it.
-func (p *pool) toFront(w *waiter) {
+func (p *pool) toFront(w *Waiter) {
 	if p.first == w {
 		return
 	}
@@ -91,16 +85,15 @@ func (p *pool) toFront(w *waiter) {
 }
 
 // renewAsk gives a waiting call whose ask was used up a new one; the keeper sends it.
-func (s *shard) renewAsk(d *Dispatcher, w *waiter, now time.Duration) {
-	a := &ask{call: d.calls.Add(1)<<shardBits | uint64(s.n), key: w.key, pool: w.pool, holder: w, since: w.ask.since, giveUp: w.giveUp, next: now}
+func (s *shard) renewAsk(w *Waiter, now time.Duration) {
+	a := &ask{call: s.draw(), key: w.Key, pool: w.pool, holder: w, since: w.ask.since, giveUp: w.GiveUp, next: now}
 	w.ask = a
 	s.asks[a.call] = a
 }
 
 // rejected ends the call that is refused, unless the partition only lives elsewhere by now.
-func (d *Dispatcher) rejected(from starling.NodeID, m *wire.Reject) {
-	now := d.now()
-	s := &d.shards[m.Call&(shardCount-1)]
+func (c *Cache) rejected(now time.Duration, from starling.NodeID, m *wire.Reject) {
+	s := &c.shards[m.Call%uint64(len(c.shards))]
 	s.mu.Lock()
 	a := s.asks[m.Call]
 	if a == nil || a.to.ID != m.Partition || a.to.Owner != from {
@@ -109,19 +102,19 @@ func (d *Dispatcher) rejected(from starling.NodeID, m *wire.Reject) {
 	}
 	if m.Reject == starling.Moved && a.holder != nil {
 		s.mu.Unlock()
-		d.elsewhere(s, a, now)
+		c.elsewhere(s, a, now)
 		return
 	}
 	if w := a.pool.finish(a); w != nil {
-		w.err = &starling.Error{Kind: m.Reject, Op: "invoke function", Reason: m.Reason, Message: m.Message, After: m.After}
+		w.Err = &starling.Error{Kind: m.Reject, Op: "invoke function", Reason: m.Reason, Message: m.Message, After: m.After}
 		a.pool.answer(w, now)
 	}
 	s.mu.Unlock()
 }
 
 // elsewhere asks again when our map knows a newer owner, and otherwise waits for the map that does.
-func (d *Dispatcher) elsewhere(s *shard, a *ask, now time.Duration) {
-	p, ok := lookup(d.cfg.Topology.Map(), a.key)
+func (c *Cache) elsewhere(s *shard, a *ask, now time.Duration) {
+	p, ok := lookup(c.cfg.Map(), a.key)
 	s.mu.Lock()
 	same := ok && a.to.ID == p.ID && a.to.Epoch == p.Epoch && a.to.Owner == p.Owner
 	if same {
@@ -130,36 +123,26 @@ func (d *Dispatcher) elsewhere(s *shard, a *ask, now time.Duration) {
 	}
 	s.mu.Unlock()
 	if !same {
-		d.ask(s, a)
+		c.ask(s, a, now)
 	}
 }
 
-// recalled marks leases that the partition wants back and returns those that are idle at once.
-func (d *Dispatcher) recalled(m *wire.Recall) {
-	now := d.now()
-	hurry := false
-	for _, l := range d.index.find(m.Partition, m.Epoch, m.Leases) {
-		s := d.shard(l.Version)
+// recalled marks leases that the partition wants back; those that are idle can be returned at once.
+func (c *Cache) recalled(now time.Duration, m *wire.Recall) (urgent bool) {
+	for _, l := range c.index.find(m.Partition, m.Epoch, m.Leases) {
+		s := c.shard(l.Version)
 		s.mu.Lock()
-		if !l.gone {
-			l.recalled = true
-			l.pool.ready.remove(l)
-			if l.idle() {
-				l.pool.drop(l, now)
-				hurry = true
-			}
-		}
+		urgent = urgent || !l.gone && l.idle()
+		c.end(l, now)
 		s.mu.Unlock()
 	}
-	if hurry {
-		d.keeper.hurry()
-	}
+	return urgent
 }
 
 // renewed prolongs the leases that are named, counted from when they were asked for.
-func (d *Dispatcher) renewed(m *wire.Renewed) {
-	for _, l := range d.index.find(m.Partition, m.Epoch, m.Leases) {
-		s := d.shard(l.Version)
+func (c *Cache) renewed(now time.Duration, m *wire.Renewed) {
+	for _, l := range c.index.find(m.Partition, m.Epoch, m.Leases) {
+		s := c.shard(l.Version)
 		s.mu.Lock()
 		if !l.gone && l.asked != 0 {
 			l.extend(l.asked, m.TTL)
@@ -167,5 +150,5 @@ func (d *Dispatcher) renewed(m *wire.Renewed) {
 		}
 		s.mu.Unlock()
 	}
-	d.keeper.answered(m)
+	c.answered(now, m)
 }

@@ -1,0 +1,267 @@
+package sim
+
+import (
+	"time"
+
+	"starling"
+	"starling/actors/wire"
+	"starling/cluster"
+)
+
+// Check says what is looked at. The zero value looks at nothing; All is for seeds.
+type Check struct {
+	Answers bool // one answer for each call
+	Starved bool // no call waits beyond its bound
+	Owners  bool // at most one owner grants for a key at any instant
+	Tenants bool // no instance serves two versions, and so no two accounts
+	Fences  bool // no host honours a lease or a start of a past epoch
+	Slots   bool // no instance has more calls than slots, no host more memory than it has
+	Limits  bool // no function is granted more than its limit
+	Account bool // no account is granted more than its limit over all partitions
+	Map     bool // the partition map tiles the key space
+	Books   int  // every so many steps each scheduler's books are summed up anew; 0 for never
+	Rest    bool // at rest, schedulers and hosts agree
+}
+
+// All returns every check.
+func All() Check {
+	return Check{Answers: true, Starved: true, Owners: true, Tenants: true, Fences: true, Slots: true, Limits: true, Account: true, Map: true, Books: 100, Rest: true}
+}
+
+// A checker looks at a world after every step and at what it does meanwhile.
+type checker struct {
+	w         *World
+	owners    []ownership
+	lastGrant wire.Grant // of PlantCorruptNet
+}
+
+// An ownership is who granted last in a range.
+type ownership struct {
+	over  starling.Range
+	epoch starling.Epoch
+	node  *node
+	life  int
+}
+
+// A tenancy is the truth about one instance, noted apart from the code under test.
+type tenancy struct {
+	serves *function // whom it has served
+	epoch  starling.Epoch
+	shown  map[shown]bool // leases that were used here
+}
+
+type shown struct {
+	partition starling.PartitionID
+	epoch     starling.Epoch
+	id        starling.LeaseID
+}
+
+// fenced notes that a fence has reached the host.
+func (t *tenancy) fenced(m *wire.Fence) { t.epoch = max(t.epoch, m.Epoch) }
+
+// step looks at what costs little.
+func (k *checker) step() {
+	w := k.w
+	if c := w.open.first; c != nil && w.cfg.Check.Starved {
+		if late := w.now - c.giveUp - c.exec - (k.slept() - c.slept); late > lateMax {
+			w.fail("call %d of %s arrived at %v and has no answer %v after its bound", c.id, c.f.version.Function, c.began, late)
+		}
+	}
+	if n := w.cfg.Check.Books; n > 0 && w.steps%uint64(n) == 0 {
+		k.books()
+	}
+}
+
+// lateMax is what a call may be late: looks of its frontend, a lost host noticed twice, an answer on its way.
+const lateMax = 3 * time.Second
+
+// slept is how long nodes were stopped so far, those that still are included.
+func (k *checker) slept() (d time.Duration) {
+	if k.w.cfg.Static {
+		return 0
+	}
+	for _, n := range k.w.nodes {
+		d += n.slept
+		if n.paused {
+			d += k.w.now - n.since
+		}
+	}
+	return d
+}
+
+// answered looks at one answer.
+func (k *checker) answered(c *call) {
+	if k.w.cfg.Check.Answers && c.answers != 1 {
+		k.w.fail("call %d of %s got %d answers", c.id, c.f.version.Function, c.answers)
+	}
+}
+
+// granted looks at one grant.
+func (k *checker) granted(p *part, l *starling.Lease) {
+	w := k.w
+	k.owns(p)
+	f := w.versions[l.Version]
+	if w.cfg.Check.Limits && f != nil {
+		if leased := p.sched.Leased(l.Version); leased > f.limit {
+			w.fail("%v granted %d slots of %s, its limit is %d", p.entry.ID, leased, f.version.Function, f.limit)
+		}
+	}
+	if w.cfg.Check.Account && f != nil {
+		if sum := k.leasedBy(starling.AccountID(f.Account)); sum > w.cfg.Accounts {
+			w.fail("account %s has %d slots in all partitions, its limit is %d", f.Account, sum, w.cfg.Accounts)
+		}
+	}
+}
+
+// leasedBy sums the slots of an account over the newest life of each partition: what a deposed owner, stopped or cut off,
+// believes of his past is part of what his successor asked the hosts.
+func (k *checker) leasedBy(id starling.AccountID) (sum int) {
+	newest := make(map[starling.PartitionID]*part, k.w.cfg.Partitions)
+	for _, n := range k.w.fronts {
+		if !n.up {
+			continue
+		}
+		for _, p := range n.parts.order {
+			if o := newest[p.entry.ID]; o == nil || p.entry.Epoch > o.entry.Epoch {
+				newest[p.entry.ID] = p
+			}
+		}
+	}
+	for _, p := range newest {
+		sum += p.sched.LeasedBy(id)
+	}
+	return sum
+}
+
+// starts looks at the order to start an instance: only who may grant may give it.
+func (k *checker) starts(p *part) { k.owns(p) }
+
+// owns notes that p acts as the owner of its range, and looks whether somebody of a later life did so before.
+func (k *checker) owns(p *part) {
+	w := k.w
+	if !w.cfg.Check.Owners {
+		return
+	}
+	n := p.k.n
+	me := ownership{p.entry.Range, p.entry.Epoch, n, n.life}
+	kept := k.owners[:0]
+	for _, o := range k.owners {
+		switch {
+		case o == me:
+			return
+		case !overlap(o.over, me.over):
+		case o.epoch > me.epoch:
+			w.fail("%v grants in %v at epoch %d, after %v did at epoch %d", n.id, me.over, me.epoch, o.node.id, o.epoch)
+		case o.epoch == me.epoch && o.over == me.over:
+			w.fail("%v and %v both grant in %v at epoch %d", o.node.id, n.id, me.over, me.epoch)
+		}
+		if o.over != me.over {
+			kept = append(kept, o)
+		}
+	}
+	k.owners = append(kept, me)
+}
+
+func overlap(a, b starling.Range) bool {
+	return (b.Hi == 0 || a.Lo < b.Hi) && (a.Hi == 0 || b.Lo < a.Hi)
+}
+
+// started looks at a start that a host accepts.
+func (k *checker) started(i *instance, m *wire.Start) {
+	i.truth.epoch = m.Epoch
+}
+
+// entered looks at a call that a host lets begin.
+func (k *checker) entered(i *instance, c *call) {
+	w, check := k.w, &k.w.cfg.Check
+	if check.Tenants {
+		if t := &i.truth; t.serves == nil {
+			t.serves = c.f
+		} else if t.serves != c.f {
+			w.fail("%v serves %s after %s", i.id, c.f.version.Function, t.serves.version.Function)
+		}
+	}
+	if n := i.f.version.Config.Concurrency; check.Slots && i.busy > n {
+		w.fail("%v has %d calls in %d slots", i.id, i.busy, n)
+	}
+	if check.Fences {
+		k.shows(i, &c.lease.Lease)
+	}
+	if check.Limits && w.cfg.Static && c.f.running > c.f.limit {
+		w.fail("%d calls of %s run, its limit is %d", c.f.running, c.f.version.Function, c.f.limit)
+	}
+}
+
+// shows looks at a lease that a host honours: of a past epoch it may only be one that was in use.
+func (k *checker) shows(i *instance, l *starling.Lease) {
+	key := shown{l.Partition, l.Epoch, l.ID}
+	if l.Epoch < i.truth.epoch && !i.truth.shown[key] {
+		k.w.fail("%v honours a lease of epoch %d that it had never seen before it was fenced at epoch %d", i.id, l.Epoch, i.truth.epoch)
+	}
+	if i.truth.shown == nil {
+		i.truth.shown = map[shown]bool{}
+	}
+	i.truth.shown[key] = true
+}
+
+// memory looks at a host's claims.
+func (k *checker) memory(h *host) {
+	if k.w.cfg.Check.Slots && h.used > k.w.cfg.HostMiB {
+		k.w.fail("%v has given out %d MiB of %d", h.n.id, h.used, k.w.cfg.HostMiB)
+	}
+}
+
+// tiles looks at a map that reaches a node.
+func (k *checker) tiles(t *cluster.Topology) {
+	if k.w.cfg.Check.Map {
+		if err := t.Map.Check(); err != nil {
+			k.w.fail("the map of index %d: %v", t.Index, err)
+		}
+	}
+}
+
+// books sums up every scheduler anew.
+func (k *checker) books() {
+	for _, n := range k.w.fronts {
+		for _, p := range n.parts.order {
+			if err := p.sched.Check(); err != nil {
+				k.w.fail("%v on %v: %v", p.entry.ID, n.id, err)
+			}
+		}
+	}
+}
+
+// rest looks at a world in which nothing happens any more: no slot is leased, nobody waits, and the schedulers know
+// exactly the instances that the hosts run.
+func (k *checker) rest() {
+	w := k.w
+	if !w.cfg.Check.Rest {
+		return
+	}
+	if w.open.n > 0 {
+		w.fail("%d calls have no answer", w.open.n)
+	}
+	booked, run, parts := 0, 0, 0
+	for _, n := range w.fronts {
+		for _, p := range n.parts.order {
+			st := p.sched.Status()
+			booked += st.Instances
+			parts++
+			if st.Leased > 0 || st.Waiting > 0 {
+				w.fail("%v on %v at rest: %d slots leased, %d calls wait", st.Partition, n.id, st.Leased, st.Waiting)
+			}
+		}
+		if live := n.front.cache.Live(); live > 0 {
+			w.fail("%v at rest holds %d leases", n.id, live)
+		}
+	}
+	for _, n := range w.hosts {
+		run += len(n.host.all)
+	}
+	if booked != run {
+		w.fail("at rest the hosts run %d instances, the schedulers know of %d", run, booked)
+	}
+	if parts != w.cfg.Partitions {
+		w.fail("at rest %d of %d partitions have an owner", parts, w.cfg.Partitions)
+	}
+}

@@ -1,0 +1,217 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"starling"
+	"starling/actors/wire"
+	"starling/cluster/partmap"
+	"starling/sched"
+)
+
+// A keeper runs the schedulers of the partitions that a node owns, as actors/partition does.
+type keeper struct {
+	n     *node
+	parts map[starling.PartitionID]*part
+	order []*part // by id
+	alive []starling.NodeID
+}
+
+// A part is one partition in one epoch.
+type part struct {
+	k      *keeper
+	entry  partmap.Partition
+	sched  *sched.Scheduler
+	until  time.Duration // of the node lease, as last told to the scheduler
+	tickAt time.Duration // of the tick that is planned; 0 for none
+	ended  bool
+}
+
+// follow makes the parts what the map says, and tells them who died.
+func (k *keeper) follow() {
+	w, v := k.n.w, &k.n.view
+	var hosts []starling.NodeID
+	if w.cfg.Static {
+		for _, h := range w.hosts {
+			hosts = append(hosts, h.id)
+		}
+	}
+	for _, id := range v.alive {
+		if w.node(id).host != nil || w.node(id).roles.Has(starling.RoleHost) {
+			hosts = append(hosts, id)
+		}
+	}
+	for _, id := range k.alive {
+		if !slices.Contains(v.alive, id) {
+			for _, p := range slices.Clone(k.order) {
+				p.step(sched.NodeDown{Node: id})
+			}
+		}
+	}
+	k.alive = v.alive
+	var order []*part
+	for _, e := range v.topology.Map.Partitions {
+		if e.Owner != k.n.id {
+			continue
+		}
+		p := k.parts[e.ID]
+		if p == nil || p.ended || p.entry.Epoch != e.Epoch {
+			if p != nil {
+				p.end()
+			}
+			p = k.begin(e, hosts)
+		}
+		order = append(order, p)
+	}
+	for _, p := range k.order {
+		if !slices.Contains(order, p) {
+			p.end()
+		}
+	}
+	k.order = order
+	clear(k.parts)
+	for _, p := range order {
+		k.parts[p.entry.ID] = p
+	}
+}
+
+func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
+	w := k.n.w
+	p := &part{k: k, entry: e, sched: sched.New(w.cfg.Sched, rand.New(rand.NewPCG(w.rng.Uint64(), w.rng.Uint64())))}
+	w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
+	p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: uint64(w.clock().Add(k.n.wall).UnixMicro())})
+	return p
+}
+
+// end has the scheduler tell its waiting calls Moved.
+func (p *part) end() {
+	if !p.ended {
+		p.step(sched.Deactivate{})
+		p.ended = true
+	}
+}
+
+// receive hands a message to a partition; 0 stands for all. Calls for one that is not here are told so.
+func (k *keeper) receive(id starling.PartitionID, from starling.NodeID, m wire.Message) {
+	if id == 0 {
+		for _, p := range k.order {
+			p.step(sched.Message{From: from, Body: m})
+		}
+		return
+	}
+	if p := k.parts[id]; p != nil {
+		p.step(sched.Message{From: from, Body: m})
+		return
+	}
+	if q, ok := m.(*wire.Acquire); ok {
+		k.n.send(wire.Address{Node: from}, &wire.Reject{Call: q.Call, Partition: id, Reject: starling.Moved, Reason: sched.ReasonMoved, Message: "this node does not own the partition"})
+	}
+}
+
+// step gives the scheduler one event and carries its effects out.
+func (p *part) step(ev sched.Event) {
+	if p.ended {
+		return
+	}
+	n := p.k.n
+	if u := n.leaseUntil(); u != p.until {
+		p.until = u
+		p.apply(sched.LeaseUntil{Until: base.Add(u)})
+	}
+	p.apply(ev)
+	p.plan()
+}
+
+func (p *part) apply(ev sched.Event) {
+	w, n := p.k.n.w, p.k.n
+	for _, e := range p.sched.Step(w.clock(), ev) {
+		switch {
+		case e.Body == nil && e.Account != "":
+			p.lookupAccount(e.Account)
+			continue
+		case e.Body == nil:
+			p.lookup(e.Version)
+			continue
+		case e.Keys != (starling.Range{}):
+			p.spread(e.Keys, e.Body)
+			continue
+		}
+		switch m := e.Body.(type) {
+		case *wire.Grant:
+			w.checks.granted(p, &m.Lease)
+		case *wire.Start:
+			w.checks.starts(p)
+		}
+		n.send(wire.Address{Node: e.To, Partition: e.Partition}, e.Body)
+	}
+}
+
+// spread sends a message to every partition with keys in r, as the map of this node says.
+func (p *part) spread(r starling.Range, m wire.Message) {
+	for _, q := range p.k.n.view.topology.Map.Overlapping(r) {
+		if q.Owner != 0 && q.ID != p.entry.ID {
+			p.k.n.send(wire.Address{Node: q.Owner, Partition: q.ID}, m)
+		}
+	}
+}
+
+// plan has the scheduler woken when it wants to be.
+func (p *part) plan() {
+	t := p.sched.NextTick()
+	if t.IsZero() {
+		return
+	}
+	w := p.k.n.w
+	at := max(t.Sub(base), w.now)
+	if p.tickAt != 0 && p.tickAt <= at && p.tickAt >= w.now {
+		return
+	}
+	p.tickAt = at
+	p.k.n.after(at-w.now, func() {
+		if p.tickAt == at {
+			p.tickAt = 0
+			p.step(sched.Tick{})
+		}
+	})
+}
+
+// lookup asks the catalog, which is a way through the network away and sometimes does not answer.
+func (p *part) lookup(id starling.VersionID) {
+	w := p.k.n.w
+	if w.faulty() && w.rng.Float64() < w.cfg.Net.Loss {
+		return
+	}
+	f := w.versions[id]
+	p.k.n.after(2*w.cfg.Net.Delay, func() {
+		if f == nil {
+			p.step(sched.VersionGone{Version: id})
+			return
+		}
+		v := f.version
+		if w.cfg.Plant == PlantLimit {
+			c := *v
+			c.Config.InstanceMax = 0
+			v = &c
+		}
+		p.step(sched.VersionKnown{Version: v, ConcurrencyMax: w.accountMax()})
+	})
+}
+
+// lookupAccount is lookup of an account's limit.
+func (p *part) lookupAccount(id starling.AccountID) {
+	w := p.k.n.w
+	if w.faulty() && w.rng.Float64() < w.cfg.Net.Loss {
+		return
+	}
+	p.k.n.after(2*w.cfg.Net.Delay, func() { p.step(sched.AccountKnown{Account: id, ConcurrencyMax: w.accountMax()}) })
+}
+
+// accountMax is the limit of every account as the catalog tells it.
+func (w *World) accountMax() int {
+	if w.cfg.Plant == PlantLimit {
+		return 10 * w.cfg.Accounts
+	}
+	return w.cfg.Accounts
+}

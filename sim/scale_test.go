@@ -1,0 +1,113 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"runtime"
+	"sort"
+	"testing"
+	"time"
+
+	"starling/sched"
+	"starling/sim/load"
+)
+
+var (
+	scaleHosts     = flag.Int("hosts", 0, "run a world of so many hosts without faults and tell what it costs")
+	scaleFunctions = flag.Int("functions", 100_000, "with -hosts: functions")
+	scaleRate      = flag.Float64("rate", 1000, "with -hosts: calls per second over all functions")
+	scaleTime      = flag.Duration("time", 10*time.Minute, "with -hosts: virtual time")
+	scaleParts     = flag.Int("partitions", 8, "with -hosts: partitions")
+)
+
+// A zipf is a Poisson stream over functions whose popularity falls as a power of their rank.
+type zipf struct {
+	rng       *rand.Rand
+	functions []load.Function
+	sums      []float64
+	rate      float64
+	now, end  time.Duration
+}
+
+func newZipf(n int, rate float64, end time.Duration, seed uint64) *zipf {
+	z := &zipf{rng: rand.New(rand.NewPCG(seed, 1)), rate: rate, end: end, functions: make([]load.Function, n), sums: make([]float64, n)}
+	sum := 0.0
+	for i := range n {
+		sum += math.Pow(float64(i+10), -0.9)
+		z.sums[i] = sum
+		z.functions[i] = load.Function{Account: fmt.Sprintf("a%d", i%max(n/20, 1)), Name: fmt.Sprintf("f%d", i), MemoryMiB: 128, Slots: 1,
+			Start: 100 * time.Millisecond, Init: 100 * time.Millisecond}
+	}
+	return z
+}
+
+func (z *zipf) Functions() []load.Function { return z.functions }
+
+func (z *zipf) Next() (load.Call, bool) {
+	z.now += time.Duration(z.rng.ExpFloat64() / z.rate * float64(time.Second))
+	f := sort.SearchFloat64s(z.sums, z.rng.Float64()*z.sums[len(z.sums)-1])
+	return load.Call{At: z.now, Function: int32(min(f, len(z.functions)-1)), Exec: time.Duration(z.rng.ExpFloat64() * float64(200*time.Millisecond))}, z.now <= z.end
+}
+
+// still is a world in which nothing fails: for policies and for size.
+func still(l load.Load, hosts, hostMiB, partitions int) Config {
+	c := Config{Managers: 4, Hosts: hosts, Zones: 4, HostMiB: hostMiB, StartMax: 32, Partitions: partitions, Static: true, Report: 10 * time.Second, Load: l}
+	c.Sched = sched.DefaultConfig()
+	c.Sched.Audit = 10 * time.Minute
+	return c
+}
+
+// TestStillWorldServesEverybody: without faults and with room every call is answered, and the same load costs the same.
+func TestStillWorldServesEverybody(t *testing.T) {
+	var before *Result
+	for range 2 {
+		c := still(newZipf(200, 200, 30*time.Second, 1), 10, 16<<10, 4)
+		c.Check = All()
+		c.Check.Books, c.Check.Rest = 5000, false
+		w := New(c, 1)
+		r, err := w.Run(40 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Calls < 5000 || r.Answered != r.Calls || len(r.Refused) > 0 || r.Cold == 0 || r.Starts == 0 || r.Instances == 0 {
+			t.Fatalf("%d of %d calls answered, refused %v, %d starts", r.Answered, r.Calls, r.Refused, r.Starts)
+		}
+		if before != nil && (before.Cold != r.Cold || before.Instances != r.Instances || before.WaitP99 != r.WaitP99 || before.Events != r.Events) {
+			t.Fatalf("the same load gave %+v and %+v", before, r)
+		}
+		before = r
+	}
+}
+
+// TestScale tells what a large world costs: go test ./sim -run Scale -v -hosts 1000.
+func TestScale(t *testing.T) {
+	if *scaleHosts == 0 {
+		t.Skip("give -hosts")
+	}
+	began := time.Now()
+	w := New(still(newZipf(*scaleFunctions, *scaleRate, *scaleTime, 1), *scaleHosts, 64<<10, *scaleParts), 1)
+	made := time.Since(began)
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	t.Logf("made in %v, %.0f MiB", made, float64(m.HeapAlloc)/(1<<20))
+	began = time.Now()
+	peak := uint64(0)
+	for at := *scaleTime / 20; at <= *scaleTime; at += *scaleTime / 20 {
+		if _, err := w.Run(at); err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&m)
+		peak = max(peak, m.Sys)
+	}
+	d, r := time.Since(began), w.Result()
+	t.Logf("%v virtual in %v: %d events (%.0f/s, %.1f per call), %d calls, cold ratio %.4f, wait p50 %v p99 %v, %d starts, %.0f instance-seconds, refused %v, peak %.0f MiB",
+		r.Virtual, d.Round(time.Millisecond), r.Events, float64(r.Events)/d.Seconds(), float64(r.Events)/float64(r.Calls), r.Calls, r.ColdRatio, r.WaitP50, r.WaitP99, r.Starts, r.Instances, r.Refused, float64(peak)/(1<<20))
+	alive := 0
+	for _, n := range w.hosts {
+		alive += len(n.host.all)
+	}
+	t.Logf("%d instances live", alive)
+}

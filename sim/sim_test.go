@@ -1,0 +1,111 @@
+package sim
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	seeds  = flag.Uint64("seeds", 1000, "worlds to run")
+	seed   = flag.Uint64("seed", 0, "run this world only, with its trace")
+	from   = flag.Uint64("from", 1, "first seed")
+	events = flag.Int("events", 2000, "events with faults in each world")
+)
+
+// TestWhateverHappens runs the worlds of many seeds: no checker may see anything.
+func TestWhateverHappens(t *testing.T) {
+	if *seed != 0 {
+		if _, err := RunSeed(*seed, *events, os.Stdout); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	began, steps, bad := time.Now(), uint64(0), 0
+	sum := newResult()
+	for n := *from; n < *from+*seeds; n++ {
+		w, err := RunSeed(n, *events, nil)
+		steps += w.Steps()
+		r := w.Result()
+		sum.Calls, sum.Answered, sum.Cold, sum.starts = sum.Calls+r.Calls, sum.Answered+r.Answered, sum.Cold+r.Cold, sum.starts+r.starts
+		if err != nil {
+			t.Errorf("%v; replay with: make sim SEED=%d", err, n)
+			if bad++; bad == 20 {
+				t.FailNow()
+			}
+		}
+	}
+	d := time.Since(began).Seconds()
+	t.Logf("%d seeds, %d events in %.1f s: %.0f seeds/s, %.0f events/s; %d calls, %d answered, %d cold, %d starts", *seeds, steps, d, float64(*seeds)/d, float64(steps)/d, sum.Calls, sum.Answered, sum.Cold, sum.starts)
+	if sum.Answered < sum.Calls/2 || sum.Cold < sum.Answered/50 {
+		t.Errorf("the worlds are too quiet: %d calls, %d answered, %d cold", sum.Calls, sum.Answered, sum.Cold)
+	}
+}
+
+// TestEveryCheckerCanFail plants one bug after the other; the checker that it breaks must see it within a few worlds,
+// and must see nothing when it alone is switched on and nothing is planted.
+func TestEveryCheckerCanFail(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		plant Plant
+		check Check
+		want  string
+		tune  func(c *Config)
+	}{
+		{"answers", PlantTwoAnswers, Check{Answers: true}, "got 2 answers", nil},
+		{"starved", PlantLoseAnswer, Check{Starved: true}, "after its bound", nil},
+		{"owners", PlantNoGuard, Check{Owners: true}, "grant", nil},
+		{"tenants", PlantCorruptNet, Check{Tenants: true}, "serves", nil},
+		{"fences", PlantNoFence, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
+		{"slots", PlantSlots, Check{Slots: true}, "calls in", nil},
+		{"memory", PlantMemory, Check{Slots: true}, "has given out", nil},
+		{"limits", PlantLimit, Check{Limits: true}, "its limit is", nil},
+		{"account", PlantLimit, Check{Account: true}, "slots in all partitions", nil},
+		{"map", PlantGap, Check{Map: true}, "the map of index", nil},
+		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
+		{"rest: answers", PlantLoseAnswer, Check{Rest: true}, "calls have no answer", nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var seen error
+			for n := uint64(1); n <= 3000 && seen == nil; n++ {
+				cfg := ForSeed(n)
+				cfg.Plant, cfg.Check = c.plant, c.check
+				if c.tune != nil {
+					c.tune(&cfg)
+				}
+				_, seen = run(cfg, n, *events)
+			}
+			if seen == nil || !strings.Contains(seen.Error(), c.want) {
+				t.Fatalf("with the bug planted the checker saw: %v", seen)
+			}
+			t.Log(seen)
+		})
+	}
+}
+
+// TestSameSeedSameWorld: a seed is a bug report only if it always tells the same story.
+func TestSameSeedSameWorld(t *testing.T) {
+	for n := uint64(1); n <= 10; n++ {
+		var a, b strings.Builder
+		if _, err := RunSeed(n, 1000, &a); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := RunSeed(n, 1000, &b); err != nil {
+			t.Fatal(err)
+		}
+		if a.String() != b.String() {
+			t.Fatalf("seed %d tells two stories", n)
+		}
+		if len(a.String()) < 10_000 {
+			t.Fatalf("seed %d tells %d bytes", n, len(a.String()))
+		}
+	}
+}
+
+// stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
+func stoppedFronts(c *Config) {
+	c.Managers, c.Fronts = 3, 2
+	c.Faults = Faults{Pause: 4, Stopped: 800 * time.Millisecond, Crash: 0.5}
+}
