@@ -66,6 +66,8 @@ type Config struct {
 	Concurrency int               `cbor:"6,keyasint" json:"concurrency,omitempty" yaml:"concurrency"` // slots of one instance, 1–100; only provided may exceed 1
 	InstanceMax int               `cbor:"7,keyasint" json:"instanceMax,omitempty" yaml:"instanceMax"` // concurrent instances; 0 = the account's limit
 	Description string            `cbor:"8,keyasint" json:"description,omitempty" yaml:"description"` // ≤ 256 bytes
+	Provisioned int               `cbor:"9,keyasint" json:"provisioned,omitempty" yaml:"provisioned"` // instances kept ready at all times, 0–1000
+	Schedule    []Provision       `cbor:"10,keyasint" json:"schedule,omitempty" yaml:"schedule"`      // ≤ 32 lines; wins over Provisioned
 }
 
 // A Version is an immutable snapshot of a function: its configuration and code.
@@ -154,6 +156,9 @@ func (c Config) Validate() error {
 	}
 	if len(c.Description) > 256 {
 		return Errorf(Invalid, op, "description has %d bytes: use at most 256", len(c.Description))
+	}
+	if err := c.validateProvision(); err != nil {
+		return err
 	}
 	return c.validateEnv()
 }

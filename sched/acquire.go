@@ -24,9 +24,9 @@ func (s *Scheduler) acquire(from starling.NodeID, m *wire.Acquire) {
 		return
 	}
 	v := s.addVersion(m.Version)
-	v.arrivals++
 	if v.waiting == 0 && v.free.front != nil && s.mayLease(v) {
 		s.grant(v, v.free.front, from, m.Call, starling.Phases{})
+		s.count(v)
 		return
 	}
 	s.wait(v, from, m)
@@ -49,22 +49,23 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 	if s.waiters[k] != nil {
 		return // asked again while it waits: the answer will come
 	}
+	v.untold-- // the governor is asked below
 	ahead := int(v.waiting)
 	if v.of != nil {
 		ahead = v.of.waiting
 	}
 	switch {
 	case v.gone:
-		s.reject(from, m.Call, starling.NotFound, ReasonVersionGone, "the version was deleted", 0)
+		s.refuse(v, from, m.Call, starling.NotFound, ReasonVersionGone, "the version was deleted", 0)
 		return
 	case s.held(v) && v.ready == 0 && v.starting == 0:
-		s.reject(from, m.Call, starling.Failed, v.holdReason, v.holdText, v.hold-s.now)
+		s.refuse(v, from, m.Call, starling.Failed, v.holdReason, v.holdText, v.hold-s.now)
 		return
 	case m.Wait <= 0:
-		s.reject(from, m.Call, starling.Overloaded, ReasonQueueTimeout, "no instance is free and the call does not wait", time.Second)
+		s.refuse(v, from, m.Call, starling.Overloaded, ReasonQueueTimeout, "no instance is free and the call does not wait", time.Second)
 		return
 	case !s.cfg.Bounds.Admit(ahead, len(s.waiters)):
-		s.reject(from, m.Call, starling.Overloaded, ReasonQueueFull, "too many calls wait for this function: retry later or raise its limits", time.Second)
+		s.refuse(v, from, m.Call, starling.Overloaded, ReasonQueueFull, "too many calls wait for this function: retry later or raise its limits", time.Second)
 		return
 	}
 	w := s.newWaiter()
@@ -227,13 +228,13 @@ func (s *Scheduler) expireWaiters() {
 		s.leaveQueue(w)
 		switch {
 		case !v.known():
-			s.reject(w.node, w.call, starling.Unavailable, ReasonQueueTimeout, "the manager did not tell the version's configuration in time: retry", time.Second)
+			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonQueueTimeout, "the manager did not tell the version's configuration in time: retry", time.Second)
 		case v.ready > 0 || v.starting > 0 || v.of.leased >= int(v.limit) || v.of.account.leased >= v.of.account.max:
-			s.reject(w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", time.Second)
+			s.refuse(v, w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", time.Second)
 		case v.trouble != "":
-			s.reject(w.node, w.call, starling.Unavailable, ReasonNoHost, v.trouble, time.Second)
+			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonNoHost, v.trouble, time.Second)
 		default:
-			s.reject(w.node, w.call, starling.Unavailable, ReasonNoHost, "no host has room for an instance of this function: add hosts or retry later", time.Second)
+			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonNoHost, "no host has room for an instance of this function: add hosts or retry later", time.Second)
 		}
 		s.mayForget(v)
 	}
@@ -244,8 +245,17 @@ func (s *Scheduler) rejectWaiting(v *version, n int, k starling.Kind, reason, te
 	for ; n > 0 && v.waiting > 0; n-- {
 		w := s.nextWaiter(v)
 		s.leaveQueue(w)
-		s.reject(w.node, w.call, k, reason, text, after)
+		s.refuse(v, w.node, w.call, k, reason, text, after)
 	}
+}
+
+// refuse is reject for a call of a version that is known here.
+func (s *Scheduler) refuse(v *version, to starling.NodeID, call uint64, k starling.Kind, reason, text string, after time.Duration) {
+	if v.untold == 0 {
+		s.tell(v)
+	}
+	v.refused++
+	s.reject(to, call, k, reason, text, after)
 }
 
 func (s *Scheduler) reject(to starling.NodeID, call uint64, k starling.Kind, reason, text string, after time.Duration) {

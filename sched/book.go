@@ -2,7 +2,6 @@ package sched
 
 import (
 	"slices"
-	"time"
 
 	"starling"
 	"starling/sched/place"
@@ -48,14 +47,16 @@ type version struct {
 	leased  int32        // slots
 	waiting int32        // calls
 	free    instanceList // ready with a free slot
-	turn    int32        // holder served next
+	peak    int32        // most slots leased at once since the last plan
 	alone   bool         // the only version of its function: its sums are the function's
 	gone    bool         // deleted: nothing is granted, instances are on their way out
+	untold  uint16       // arrivals until the governor is told: 1 while it rests
 	holders []holder
 	first   [1]holder // room for the first of holders
 	id      starling.VersionID
 
-	arrivals uint64
+	scaling
+	turn     int32             // holder served next
 	config   *starling.Version // nil until the lookup is answered
 	most     int               // instances of the function that this version may ask for
 	all      instanceList      // not stopping
@@ -78,12 +79,10 @@ type version struct {
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
-	listed     bool // in Scheduler.empty
-	hungryAt   int  // in Scheduler.hungry; -1 when nobody waits
-	accountAt  int  // in account.hungry; -1 when not there
-	done       uint64
-	busy       time.Duration
-	_          [72]byte // up to a multiple of a cache line, so that the first two are whole
+	listed     bool    // in Scheduler.empty
+	hungryAt   int     // in Scheduler.hungry; -1 when nobody waits
+	accountAt  int     // in account.hungry; -1 when not there
+	_          [16]byte // up to a multiple of a cache line, so that the first two are whole
 }
 
 type state uint8
@@ -189,6 +188,7 @@ func (s *Scheduler) addVersion(id starling.VersionID) *version {
 		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
 			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause}
 		v.holders = v.first[:0]
+		v.slot, v.untold, v.given, v.retries = -1, tellMax, tellMax, retryMax
 		s.versions[id] = v
 		s.unknown = append(s.unknown, v)
 		s.lookup(v)

@@ -41,6 +41,10 @@ type VersionKnown struct {
 	ConcurrencyMax int // the account's
 }
 
+// Provisioned names all versions whose owners want instances at all times, and replaces what was named before. Those
+// of other partitions' spans are passed over.
+type Provisioned struct{ Versions []VersionKnown }
+
 // VersionGone answers a lookup of a version that does not exist any more.
 type VersionGone struct{ Version starling.VersionID }
 
@@ -56,6 +60,7 @@ func (Deactivate) event()   {}
 func (LeaseUntil) event()   {}
 func (VersionKnown) event() {}
 func (VersionGone) event()  {}
+func (Provisioned) event()  {}
 func (NodeDown) event()     {}
 func (Tick) event()         {}
 

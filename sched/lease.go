@@ -12,6 +12,7 @@ func (s *Scheduler) grant(v *version, i *instance, to starling.NodeID, call uint
 	s.counts.Grants++
 	if p.Cold() {
 		s.counts.Cold++
+		v.cold++
 	}
 	g := s.out.grants.next()
 	*g = wire.Grant{Call: call, Lease: starling.Lease{ID: l.id, Partition: s.id, Epoch: s.epoch, Version: v.id, Instance: i.id,
@@ -43,6 +44,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	i.leases.pushBack(l)
 	i.used++
 	v.leased++
+	v.peak = max(v.peak, v.leased)
 	s.leased++
 	if v.of != nil {
 		v.of.leased++
@@ -175,13 +177,10 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 	s.out.send(from, r)
 }
 
-// demand adds a frontend's report to the profile of the versions.
+// demand takes a frontend's report of its versions.
 func (s *Scheduler) demand(ds []wire.Demand) {
 	for i := range ds {
-		if v := s.versions[ds[i].Version]; v != nil {
-			v.done += uint64(ds[i].Done)
-			v.busy += ds[i].Busy
-		}
+		s.report(&ds[i])
 	}
 }
 

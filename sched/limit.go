@@ -24,6 +24,7 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	v.account, v.alone = f.account, len(f.members) == 1
 	f.members[0].alone = v.alone
 	v.of, v.config, v.slots = f, c, int32(max(c.Config.Concurrency, 1))
+	v.governor = s.remembered(v)
 	f.instances += int(v.all.n)
 	f.starting += v.starting
 	f.leased += int(v.leased)

@@ -12,6 +12,7 @@ import (
 
 	"starling"
 	"starling/actors/wire"
+	"starling/sched/scale"
 )
 
 var (
@@ -69,7 +70,9 @@ func newWorld(n uint64) *world {
 	rng := rand.New(rand.NewPCG(n, n))
 	cfg := DefaultConfig()
 	cfg.Bounds.Function, cfg.Bounds.Age = 5+rng.IntN(30), time.Second+time.Duration(rng.IntN(5))*time.Second
-	cfg.KeepAlive = time.Duration(1+rng.IntN(5)) * time.Second
+	if keep := time.Duration(1+rng.IntN(5)) * time.Second; n%2 == 0 {
+		cfg.Policy = scale.Fixed{KeepAlive: keep}
+	}
 	cfg.Audit = time.Second
 	w := &world{rng: rng, s: New(cfg, rng), now: time.Unix(1_700_000_000, 0), hosts: map[starling.NodeID]*fakeHost{}, open: map[callKey]starling.VersionID{},
 		leases: map[starling.LeaseID]starling.Lease{}, ends: map[starling.LeaseID]time.Time{}, holder: map[starling.LeaseID]starling.NodeID{},

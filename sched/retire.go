@@ -2,13 +2,16 @@ package sched
 
 import "slices"
 
-// dueOf returns when a ready instance will have been idle for the keep-alive, or, while it is in use, a bound below.
+// dueOf returns since when a ready instance is idle, or, while it is in use or its owner's floor needs it, a bound below.
 func (s *Scheduler) dueOf(i *instance) instant {
-	if i.used > 0 {
-		return s.now + s.cfg.KeepAlive
+	if !i.spare() {
+		return s.now
 	}
-	return i.idle + s.cfg.KeepAlive
+	return i.idle
 }
+
+// spare reports whether a ready instance could go.
+func (i *instance) spare() bool { return i.used == 0 && int(i.version.all.n) > i.version.floor }
 
 // oldest returns the ready instance that is idle for the longest time, or nil. Bounds that passed are corrected on
 // the way, a few in each call: while thousands of instances are busy, finding the idle one takes several calls.
@@ -16,7 +19,7 @@ func (s *Scheduler) oldest() *instance {
 	for n := 0; n < 64 && len(s.idle) > 0; n++ {
 		i := s.idle[0]
 		due := s.dueOf(i)
-		if due == i.due && i.used == 0 {
+		if due == i.due && i.spare() {
 			return i
 		}
 		if due == i.due {
@@ -28,13 +31,27 @@ func (s *Scheduler) oldest() *instance {
 	return nil
 }
 
-// retireIdle stops what was idle for the keep-alive, down to nothing.
-func (s *Scheduler) retireIdle() {
-	for i := s.oldest(); i != nil && i.due <= s.now; i = s.oldest() {
-		v := i.version
-		s.stop(i, false)
-		s.mayForget(v)
+// retireSurplus stops what v has more than its plan keeps and was idle for long enough, least recently used first. It
+// returns when the next one may go, or never.
+func (s *Scheduler) retireSurplus(v *version) instant {
+	for i := v.free.back; i != nil && int(v.all.n) > v.keep; {
+		prev := i.in[byFree].prev
+		if i.used == 0 {
+			if due := i.idle + v.idleKeep; due > s.now {
+				return due
+			}
+			s.stop(i, false)
+		}
+		i = prev
 	}
+	if int(v.all.n) > v.keep && v.ready > 0 {
+		return s.now + v.idleKeep // all in use, until then at least
+	}
+	return never
+}
+
+// drainHosts stops the idle instances of hosts that want to leave.
+func (s *Scheduler) drainHosts() {
 	for _, h := range s.order {
 		if h.draining {
 			s.drain(h)
@@ -73,7 +90,7 @@ func (s *Scheduler) evictFor(v *version) {
 	}
 	var idle []*instance
 	for i := h.all.front; i != nil; i = i.in[byHost].next {
-		if i.state == isReady && i.used == 0 && s.now-i.idle >= s.cfg.EvictIdle {
+		if i.state == isReady && i.spare() && s.now-i.idle >= s.cfg.EvictIdle {
 			idle = append(idle, i)
 		}
 	}
@@ -121,7 +138,7 @@ func (s *Scheduler) mayForget(v *version) {
 }
 
 func (v *version) isEmpty() bool {
-	return v.waiting == 0 && v.all.n == 0 && v.leaving == 0 && v.evicting == 0
+	return v.waiting == 0 && v.all.n == 0 && v.leaving == 0 && v.evicting == 0 && v.slot < 0 && !v.floored
 }
 
 // forget drops versions that served nobody for a long time, and deleted ones at once.
@@ -138,6 +155,10 @@ func (s *Scheduler) forget() {
 
 func (s *Scheduler) dropVersion(v *version) {
 	delete(s.versions, v.id)
+	s.wheel.disarm(v)
+	if v.governor != nil && !v.gone {
+		s.memory.put(v.id, v.governor)
+	}
 	if k := slices.Index(s.unknown, v); k >= 0 {
 		s.unknown = slices.Delete(s.unknown, k, k+1)
 	}

@@ -13,6 +13,7 @@ import (
 	"starling/actors/wire"
 	"starling/sched/flow"
 	"starling/sched/place"
+	"starling/sched/scale"
 )
 
 // Config is what an operator may tune.
@@ -21,7 +22,7 @@ type Config struct {
 	LeaseTTL     time.Duration // what a grant and a renewal give
 	LeaseGrace   time.Duration // a slot is free only so long after its lease ended here: the frontend heard of it later
 	Guard        time.Duration // nothing is granted so long before the node lease ends
-	KeepAlive    time.Duration // an instance idle for so long is stopped
+	Policy       scale.Policy  // how many instances a version has; nil for scale.Default
 	EvictIdle    time.Duration // where hosts are full, one idle for so long is stopped for the sake of others
 	FunctionMax  int           // starts in flight of one function
 	HostMax      int           // starts in flight at one host
@@ -36,6 +37,7 @@ type Config struct {
 	RecallPause  time.Duration // between two recalls for one version
 	LookupAgain  time.Duration // a lookup without an answer is made again
 	Forget       time.Duration // a version without instance and call is forgotten after this
+	Remember     int           // forgotten versions whose governor is kept with what it learned
 	Weights      place.Weights
 }
 
@@ -44,11 +46,11 @@ func DefaultConfig() Config {
 	return Config{
 		Bounds:   flow.Bounds{Function: starling.QueueMax, Total: 20 * starling.QueueMax, Age: starling.QueueAgeMax},
 		LeaseTTL: starling.LeaseTTL, LeaseGrace: 100 * time.Millisecond, Guard: starling.NodeLeaseGuard,
-		KeepAlive: 5 * time.Minute, EvictIdle: 100 * time.Millisecond,
+		EvictIdle:   100 * time.Millisecond,
 		FunctionMax: 128, HostMax: 32, StartAgain: 2 * time.Second, StartMax: 30 * time.Second,
 		BackoffFirst: 100 * time.Millisecond, BackoffMax: 30 * time.Second, DeathMax: 5, DeathYoung: time.Second,
 		FenceAgain: 100 * time.Millisecond, Audit: 10 * time.Second, RecallPause: 5 * time.Millisecond,
-		LookupAgain: time.Second, Forget: 10 * time.Minute, Weights: place.DefaultWeights(),
+		LookupAgain: time.Second, Forget: 10 * time.Minute, Remember: 1 << 16, Weights: place.DefaultWeights(),
 	}
 }
 
@@ -58,7 +60,7 @@ func (c Config) Validate() error {
 		name string
 		v    int64
 	}{{"Bounds.Function", int64(c.Bounds.Function)}, {"Bounds.Total", int64(c.Bounds.Total)}, {"Bounds.Age", int64(c.Bounds.Age)},
-		{"LeaseTTL", int64(c.LeaseTTL)}, {"KeepAlive", int64(c.KeepAlive)}, {"FunctionMax", int64(c.FunctionMax)}, {"HostMax", int64(c.HostMax)},
+		{"LeaseTTL", int64(c.LeaseTTL)}, {"FunctionMax", int64(c.FunctionMax)}, {"HostMax", int64(c.HostMax)},
 		{"StartAgain", int64(c.StartAgain)}, {"StartMax", int64(c.StartMax)}, {"BackoffFirst", int64(c.BackoffFirst)},
 		{"FenceAgain", int64(c.FenceAgain)}, {"Audit", int64(c.Audit)}, {"LookupAgain", int64(c.LookupAgain)}, {"Forget", int64(c.Forget)},
 		{"DeathMax", int64(c.DeathMax)}}
@@ -131,6 +133,9 @@ type Scheduler struct {
 	empty     []*version // may be forgotten, oldest first
 
 	idle      heap[*instance] // ready instances, see instance.before
+	wheel     wheel           // versions by their next plan
+	floors    []*version      // whose owner wants some instances at all times
+	memory    memory          // of forgotten versions
 	starting  instanceList    // by next look
 	gates     int             // hosts that activation still waits for
 	cursor    int             // of the audit, into order
@@ -143,8 +148,12 @@ type Scheduler struct {
 // New returns a scheduler that owns nothing; give it Activate first. rng breaks ties in placement and spreads
 // pauses, and only that.
 func New(cfg Config, rng *rand.Rand) *Scheduler {
+	if cfg.Policy == nil {
+		cfg.Policy = scale.Default()
+	}
 	return &Scheduler{
 		cfg: cfg, rng: rng,
+		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}},
 		versions:  map[starling.VersionID]*version{},
 		functions: map[starling.FunctionRef]*function{},
 		accounts:  map[starling.AccountID]*account{},
@@ -174,6 +183,8 @@ func (s *Scheduler) Step(now time.Time, ev Event) []Effect {
 		s.versionKnown(ev.Version, ev.ConcurrencyMax)
 	case VersionGone:
 		s.versionGone(ev.Version)
+	case Provisioned:
+		s.provisioned(ev.Versions)
 	case LeaseUntil:
 		s.leaseUntil(ev.Until)
 	case NodeDown:
@@ -230,7 +241,8 @@ func (s *Scheduler) tick() {
 	s.expireLeases()
 	s.expireWaiters()
 	s.lookAtStarts()
-	s.retireIdle()
+	s.wheel.turn(s.now, s.plan)
+	s.drainHosts()
 	s.lookupAgain()
 	s.fenceAgain()
 	s.forget()
@@ -259,9 +271,7 @@ func (s *Scheduler) NextTick() time.Time {
 	if i := s.starting.front; i != nil {
 		next = min(next, i.look)
 	}
-	if len(s.idle) > 0 {
-		next = min(next, s.idle[0].due)
-	}
+	next = min(next, s.wheel.nextTurn())
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}

@@ -7,29 +7,20 @@ import (
 	"starling/actors/wire"
 	"starling/sched/flow"
 	"starling/sched/place"
-	"starling/sched/scale"
 )
 
 // held reports whether failures keep v from starting instances now.
 func (s *Scheduler) held(v *version) bool { return v.hold > s.now }
 
-// startFor starts the instances that the queue of v lacks, within the limits.
-func (s *Scheduler) startFor(v *version) {
-	if !s.granting() || !v.known() || s.held(v) {
-		return
+// probing reports whether the last start of v failed, or the breaker is half open: its instances kept dying, its pause is
+// over, and one instance may show by its life whether the next ones are started.
+func (s *Scheduler) probing(v *version) bool {
+	if v.deaths >= s.cfg.DeathMax {
+		if i := v.all.front; i != nil && i.state == isReady && s.now-i.readyAt >= s.cfg.DeathYoung {
+			v.deaths, v.hold = 0, 0
+		}
 	}
-	a := v.of.account
-	left := v.most - v.of.instances
-	each := int(v.slots)
-	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
-	n := scale.Starts(scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Ramp: s.ramp(), Slots: each, Left: (slots + each - 1) / each,
-		StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0})
-	if n > left {
-		s.makeWay(v, n-left)
-		n = left
-	}
-	for ; n > 0 && s.startOne(v, s.now); n-- {
-	}
+	return v.failures+v.troubles > 0 || v.deaths >= s.cfg.DeathMax
 }
 
 // rampMin and rampHost say how many starts of a version may be on their way before it has proven a need of more.
@@ -65,7 +56,9 @@ func (s *Scheduler) makeWay(v *version, n int) {
 func (s *Scheduler) startOne(v *version, began instant) bool {
 	h := s.choose(v)
 	if h == nil {
-		s.evictFor(v)
+		if v.waiting > 0 || int(v.all.n) < v.floor {
+			s.evictFor(v)
+		}
 		return false
 	}
 	s.seq++
@@ -123,6 +116,7 @@ func (h *host) usable(now instant) bool {
 func (s *Scheduler) enter(i *instance) {
 	v, h := i.version, i.host
 	i.node = h.node
+	v.stale = true
 	s.instances[i.id] = i
 	h.all.pushBack(i)
 	v.all.pushBack(i)
@@ -178,6 +172,10 @@ func (s *Scheduler) retire(i *instance) {
 		return
 	}
 	v.all.remove(i)
+	v.stale = true
+	if v.floor > 0 {
+		s.wheel.arm(v, s.now)
+	}
 	count(v.onHost, i.host.node)
 	count(v.onZone, i.host.zone)
 	if v.of != nil {
@@ -245,8 +243,14 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 	if v.deaths < s.cfg.DeathMax {
 		v.hold = 0
 	}
+	v.stale = true
+	v.news.Started++
+	v.news.Start += s.now - i.began
 	s.becomeReady(i, s.now)
 	s.pump(v, i, start, init)
+	if v.governor != nil && v.slot < 0 {
+		s.wheel.arm(v, s.now) // nobody waited: whether it stays is to be planned
+	}
 	s.moreRoom() // its host may take the next start
 	if v.of != nil && v.of.waiting > int(v.waiting) {
 		s.pumpAccount(v.of.account)
@@ -257,7 +261,7 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 func (s *Scheduler) becomeReady(i *instance, idle instant) {
 	i.host.ready++
 	i.readyAt, i.idle = s.now, idle
-	i.due = idle + s.cfg.KeepAlive
+	i.due = idle
 	s.idle.push(i)
 	s.setFree(i)
 }
@@ -300,9 +304,15 @@ func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 	s.mayForget(v)
 }
 
-// startAgain replaces a start that a host refused, when it is still wanted.
+// startAgain replaces a start that a host refused, when it is still wanted: at once while the version has retries to
+// spend, and else with the next tick.
 func (s *Scheduler) startAgain(v *version, began instant) {
 	if int(v.waiting) > v.starting*int(v.slots) && s.granting() && v.known() && !s.held(v) {
+		if v.untell(); v.retries < 1 {
+			s.counts.RetriesSpared++
+			return
+		}
+		v.retries--
 		s.startOne(v, began)
 	}
 }
@@ -325,6 +335,7 @@ func (s *Scheduler) exited(from starling.NodeID, m *wire.Exited) {
 	v := i.version
 	if i.state == isReady {
 		s.counts.Exits++
+		v.news.Lost++
 		switch {
 		case m.Reason == reasonStopped: // the host closes, say: that tells nothing of the function
 		case s.now-i.readyAt >= s.cfg.DeathYoung || v.ready > 1:

@@ -13,6 +13,7 @@ type Counts struct {
 	Acquires, Grants, Cold, Cancelled             uint64
 	Releases, Expired, Recalls                    uint64
 	Starts, StartsFailed, Stops, Exits, Evictions uint64
+	Prewarmed, RetriesSpared                      uint64 // starts that no call waited for; starts put off by the retry budget
 	QueueFull, QueueTimeout, NoHost, Failed       uint64 // refusals by reason
 	Moved, Other                                  uint64
 }
@@ -78,9 +79,22 @@ type VersionStatus struct {
 	Waiting   int // calls
 	HeldUntil time.Duration
 	Reason    string // of the hold
-	Arrivals  uint64
+	Arrivals  uint64 // calls, those under a lease included
 	Done      uint64
 	Busy      time.Duration
+	Wanted    int // instances, by the last plan
+	Kept      int // of these, however long they idle
+	Floor     int // of these, by the owner's word
+	Cold      uint64
+	Refused   uint64
+}
+
+// ColdRatio returns the share of calls that waited for a start, 0 without calls.
+func (v *VersionStatus) ColdRatio() float64 {
+	if v.Arrivals == 0 {
+		return 0
+	}
+	return float64(v.Cold) / float64(v.Arrivals)
 }
 
 // VersionStatuses returns the state of every version, by id.
@@ -88,7 +102,7 @@ func (s *Scheduler) VersionStatuses() []VersionStatus {
 	out := make([]VersionStatus, 0, len(s.versions))
 	for _, v := range s.inOrder() {
 		st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
-			Arrivals: v.arrivals, Done: v.done, Busy: v.busy}
+			Arrivals: v.arrivals + uint64(v.given-v.untold), Done: v.done, Busy: v.busy, Wanted: v.want, Kept: v.keep, Floor: v.floor, Cold: v.cold, Refused: v.refused}
 		if v.of != nil {
 			st.Function = v.of.ref
 		}

@@ -11,6 +11,7 @@ import (
 
 	"starling"
 	"starling/actors/wire"
+	"starling/sched/scale"
 )
 
 // TestTranscripts replays sched/testdata: each command is one event, each block below it the effects. The clock
@@ -53,7 +54,9 @@ func (w *transcript) run(t *testing.T, d *datadriven.TestData) string {
 
 func (w *transcript) configure(d *datadriven.TestData) {
 	w.cfg = DefaultConfig()
-	w.cfg.KeepAlive = duration(d, "keep", w.cfg.KeepAlive)
+	if keep := duration(d, "keep", 0); keep > 0 {
+		w.cfg.Policy = scale.Fixed{KeepAlive: keep}
+	}
 	w.cfg.Bounds.Function = number(d, "queue", w.cfg.Bounds.Function)
 	w.cfg.Bounds.Age = duration(d, "age", w.cfg.Bounds.Age)
 	w.cfg.HostMax = number(d, "host-max", w.cfg.HostMax)

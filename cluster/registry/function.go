@@ -100,7 +100,8 @@ func sameContent(v *starling.Version, c starling.Config, code starling.CodeHash)
 	env := maps.Equal(v.Config.Env, c.Env)
 	a, b := v.Config, c
 	return env && v.Code == code && a.Runtime == b.Runtime && a.Handler == b.Handler && a.MemoryMiB == b.MemoryMiB &&
-		a.TimeoutMS == b.TimeoutMS && a.Concurrency == b.Concurrency && a.InstanceMax == b.InstanceMax && a.Description == b.Description
+		a.TimeoutMS == b.TimeoutMS && a.Concurrency == b.Concurrency && a.InstanceMax == b.InstanceMax && a.Description == b.Description &&
+		a.Provisioned == b.Provisioned && slices.Equal(a.Schedule, b.Schedule)
 }
 
 // PublishVersion numbers a copy of the latest snapshot, under id. When the newest published version has the

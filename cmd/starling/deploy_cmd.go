@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,7 +34,8 @@ type manifest struct {
 type deployFlags struct {
 	name, runtime, handler, description string
 	memory, timeout, concurrency        int
-	instanceMax                         int
+	instanceMax, provisioned            int
+	schedule                            []string
 	env                                 []string
 	publish, dryRun                     bool
 }
@@ -51,10 +53,11 @@ func deployCommand(a *app) *cobra.Command {
 		Long: `Deploy packs a folder (the current one by default) or takes a zip, uploads it and creates the function, or
 updates it when it exists. The runtime is guessed from the files: main.py or lambda_function.py is Python,
 index.js or index.mjs is Node, an executable bootstrap is provided. A starling.yaml in the folder sets name and
-configuration (runtime, handler, memoryMiB, timeoutMS, env, concurrency, instanceMax, description); flags win.
+configuration (runtime, handler, memoryMiB, timeoutMS, env, concurrency, instanceMax, provisioned, schedule,
+description); flags win.
 Packing the same files twice gives the same zip. Left out: .git, __pycache__, .venv, *.pyc, .DS_Store, starling.yaml.`,
 		Example: "  starling deploy ./hello\n  starling deploy fn.zip --name resize --runtime python3.11 --handler main.handler --memory 512\n" +
-			"  starling deploy . --env STAGE=prod --publish",
+			"  starling deploy . --env STAGE=prod --publish\n  starling deploy . --provisioned 2 --schedule 'Mon-Fri 08:00=10' --schedule 'Mon-Fri 20:00=2'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := "."
 			if len(args) == 1 {
@@ -70,6 +73,8 @@ Packing the same files twice gives the same zip. Left out: .git, __pycache__, .v
 	fl.IntVar(&f.timeout, "timeout", 0, "longest run in milliseconds, 1-900000")
 	fl.IntVar(&f.concurrency, "concurrency", 0, "calls an instance serves at once (runtime provided only)")
 	fl.IntVar(&f.instanceMax, "instance-max", 0, "most instances at once; 0 for the account's limit")
+	fl.IntVar(&f.provisioned, "provisioned", 0, "instances kept ready at all times")
+	fl.StringArrayVar(&f.schedule, "schedule", nil, "instances kept ready from an instant of the week on, UTC, as \"Mon-Fri 08:00=10\"; repeat for more")
 	fl.StringVar(&f.description, "description", "", "a line for people")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable NAME=value; repeat for more")
 	fl.BoolVar(&f.publish, "publish", false, "also publish a numbered version")
@@ -151,10 +156,14 @@ func (f *deployFlags) manifest(cmd *cobra.Command, path string, p *packed) (mani
 		to   *int
 		from int
 		flag string
-	}{{&m.MemoryMiB, f.memory, "memory"}, {&m.TimeoutMS, f.timeout, "timeout"}, {&m.Concurrency, f.concurrency, "concurrency"}, {&m.InstanceMax, f.instanceMax, "instance-max"}} {
+	}{{&m.MemoryMiB, f.memory, "memory"}, {&m.TimeoutMS, f.timeout, "timeout"}, {&m.Concurrency, f.concurrency, "concurrency"}, {&m.InstanceMax, f.instanceMax, "instance-max"},
+		{&m.Provisioned, f.provisioned, "provisioned"}} {
 		if cmd.Flags().Changed(n.flag) {
 			*n.to = n.from
 		}
+	}
+	if err := f.provisions(&m); err != nil {
+		return m, err
 	}
 	for _, e := range f.env {
 		name, value, ok := strings.Cut(e, "=")
@@ -188,6 +197,22 @@ func (f *deployFlags) manifest(cmd *cobra.Command, path string, p *packed) (mani
 		return m, err
 	}
 	return m, m.Config.Validate()
+}
+
+// provisions reads --schedule, which replaces the file's.
+func (f *deployFlags) provisions(m *manifest) error {
+	if len(f.schedule) > 0 {
+		m.Schedule = nil
+	}
+	for _, line := range f.schedule {
+		at, count, ok := strings.Cut(line, "=")
+		n, err := strconv.Atoi(count)
+		if !ok || err != nil {
+			return usagef("--schedule %q: use \"Mon-Fri 08:00=10\"", line)
+		}
+		m.Schedule = append(m.Schedule, starling.Provision{At: at, Count: n})
+	}
+	return nil
 }
 
 // guess tells runtime and handler from the names at the top of a package; empty when none is known.
