@@ -51,6 +51,7 @@ var door = map[string][]string{
 	"github.com/asynkron/protoactor-go":          {"actors/protoactor"},
 	"gocloud.dev":                                {"store/blob"},
 	"github.com/danielgtaylor/huma":              {"frontend/api"},
+	"github.com/parquet-go/parquet-go":           {"store/trace"},
 	"github.com/spf13/cobra":                     {"cmd/starling"},
 	"github.com/knadh/koanf":                     {"cmd/starling"},
 	"github.com/fxamacker/cbor":                  {"cluster", "cluster/manager", "cluster/identity", "store/code", "store/logs", "actors/host", "frontend", "frontend/client"},
