@@ -148,7 +148,7 @@ func (f *analyzeFlags) trace(path string) (*policy.Trace, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return t, fmt.Sprintf("%d calls of %d functions over %s recorded in %s", t.Count, len(t.Functions), t.End.Round(time.Second), path), nil
+	return t, fmt.Sprintf("%d calls (%.0f s of run time) of %d functions over %s recorded in %s", t.Count, t.Seconds, len(t.Functions), t.End.Round(time.Second), path), nil
 }
 
 func (f *analyzeFlags) drawn() (*policy.Trace, string, error) {
@@ -164,7 +164,7 @@ func (f *analyzeFlags) drawn() (*policy.Trace, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return t, fmt.Sprintf("%d calls of %d functions over %s, Azure-like, seed %d", t.Count, f.model.Functions, f.model.Length, f.seed), nil
+	return t, fmt.Sprintf("%d calls (%.0f s of run time) of %d functions over %s, Azure-like, seed %d", t.Count, t.Seconds, f.model.Functions, f.model.Length, f.seed), nil
 }
 
 // replay runs the candidates, several at once, and returns their results in the same order.

@@ -78,14 +78,14 @@ func Front(results []*Result) []*Result {
 	return front
 }
 
-// Best returns the result with the fewest cold starts, then the shortest p99 wait, that costs at most so many
+// Best returns the result with the fewest cold starts, then the shortest p99 wait, then the lowest cost, that costs at most so many
 // instance-seconds and refuses no more calls than refused; nil when none does.
 func Best(results []*Result, instanceSeconds float64, refused int64) (best *Result) {
 	for _, r := range results {
 		if r.InstanceSeconds > instanceSeconds || r.Refused > refused {
 			continue
 		}
-		if best == nil || cmp.Or(cmp.Compare(r.Cold, best.Cold), cmp.Compare(r.WaitP99, best.WaitP99)) < 0 {
+		if best == nil || cmp.Or(cmp.Compare(r.Cold, best.Cold), cmp.Compare(r.WaitP99, best.WaitP99), cmp.Compare(r.InstanceSeconds, best.InstanceSeconds)) < 0 {
 			best = r
 		}
 	}

@@ -20,6 +20,7 @@ type Trace struct {
 	Functions []load.Function
 	Calls     [][]Span // by function, in order of At
 	Count     int
+	Seconds   float64       // of run time, summed: no policy costs fewer, where instances have one slot
 	End       time.Duration // when the last call was over, at least
 }
 
@@ -36,6 +37,7 @@ func Gather(l load.Load, most int) (*Trace, error) {
 		}
 		t.Calls[c.Function] = append(t.Calls[c.Function], Span{c.At, c.Exec})
 		t.Count++
+		t.Seconds += c.Exec.Seconds()
 		t.End = max(t.End, c.At+c.Exec)
 	}
 	return t, nil
