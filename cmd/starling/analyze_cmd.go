@@ -58,7 +58,7 @@ Each function is replayed alone, so hosts never fill up and one function does no
 	fl.DurationVar(&f.model.Init, "init", f.model.Init, "median of the functions' own initialisation, where no trace says it")
 	fl.BoolVar(&f.burst, "burst", false, "replay one function and 1,000 calls of 50 ms in 100 ms instead")
 	fl.Uint64Var(&f.seed, "seed", 1, "of the model load: the same seed is the same load")
-	fl.StringArrayVar(&f.sweep, "sweep", nil, "setting=value,value,... to try; repeat for all combinations; 'none' for no sweep (default: worth and idleMin)")
+	fl.StringArrayVar(&f.sweep, "sweep", nil, "setting=value,value,... to try; repeat for all combinations; 'none' for no sweep (default: worth, downAfter and idleMin)")
 	fl.StringVar(&f.config, "scale-config", "", "file with the settings to start from (default: built in)")
 	fl.StringVar(&f.html, "html", "", "also write the charts to this file")
 	fl.StringVar(&f.tune, "tune", "", "write the best settings to this file")
@@ -69,7 +69,7 @@ Each function is replayed alone, so hosts never fill up and one function does no
 	return c
 }
 
-var defaultSweep = []string{"worth=2m,5m,10m,20m,40m,80m,160m", "idleMin=2s,15s,60s"}
+var defaultSweep = []string{"worth=5m,20m,80m,320m", "downAfter=30s,2m,10m", "idleMin=2s,60s"}
 
 func (a *app) analyze(ctx context.Context, f *analyzeFlags, path string) error {
 	if f.model.Functions < 1 || f.model.Functions > 1_000_000 || f.model.Length <= 0 || f.model.RateMax <= 0 || f.workers < 1 || f.budget <= 0 {

@@ -11,7 +11,7 @@ import (
 
 	"starling"
 	"starling/cmd/starling/node"
-	"starling/sim/compare"
+	policy "starling/sim/compare"
 	"starling/store/trace"
 )
 
@@ -44,7 +44,7 @@ func TestAnalyzeTunesFromARecordedTrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var report compare.Report
+	var report policy.Report
 	if err := json.Unmarshal([]byte(out), &report); err != nil {
 		t.Fatal(err)
 	}
