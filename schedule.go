@@ -84,8 +84,17 @@ func (c *Config) ProvisionedAt(t time.Time) int {
 	return count
 }
 
-// HasProvision reports whether instances are wanted at any time.
-func (c *Config) HasProvision() bool { return c.Provisioned > 0 || len(c.Schedule) > 0 }
+// ProvisionedPeak returns the most instances that are wanted at any time.
+func (c *Config) ProvisionedPeak() int {
+	if len(c.Schedule) == 0 {
+		return c.Provisioned
+	}
+	most := 0
+	for _, p := range c.Schedule {
+		most = max(most, p.Count)
+	}
+	return most
+}
 
 func (c Config) validateProvision() error {
 	const op = "check function"

@@ -57,6 +57,21 @@ func (v *View) Account(ctx context.Context, id starling.AccountID) (starling.Acc
 	return v.cache.accounts.get(ctx, id, v.cache.readAccount)
 }
 
+// Provisioned returns all snapshots that want instances at all times, by id. It asks the manager each time.
+func (v *View) Provisioned(ctx context.Context) ([]starling.Version, error) {
+	var all []starling.Version
+	for q := (Query{What: QueryFloors, Limit: 1000}); ; {
+		r, err := v.Read(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, r.Versions...)
+		if q.After = r.Next; r.Next == "" {
+			return all, nil
+		}
+	}
+}
+
 func (c *catalog) readVersion(ctx context.Context, id starling.VersionID) (*starling.Version, error) {
 	r, err := c.read(ctx, Query{What: QueryVersion, Version: id})
 	return r.Version, orEmpty(err, r.Version)

@@ -129,6 +129,7 @@ const (
 	QueryTopology  What = 9 // map, nodes, cluster name
 	QueryClaim     What = 10
 	QueryToken     What = 11 // by Hash; NotFound when nobody may join with it
+	QueryFloors    What = 12 // a page of the latest snapshots that want instances at all times, in Versions
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.

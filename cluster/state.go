@@ -215,6 +215,8 @@ func (s *State) Query(q Query) (Reply, error) {
 		r.Topology = s.topology
 	case QueryClaim:
 		r.Claim = &Claim{Index: s.claim.Index, Node: s.claim.Node}
+	case QueryFloors:
+		r.Versions, r.Next = s.catalog.Provisioned(q.After, q.Limit)
 	case QueryToken:
 		err = s.members.FindToken(q.Hash)
 	default:

@@ -1,16 +1,20 @@
 package frontend
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strconv"
 	"time"
 
 	"starling"
+	"starling/frontend/protocol"
 	"starling/internal/run"
 )
 
@@ -18,9 +22,11 @@ import (
 type AdminDeps struct {
 	Addr    string                // host:port; an address that tenants cannot reach
 	Metrics func(io.Writer) error // writes the exposition of all parts
-	Ready   func() error          // nil when this node can serve; the error says what is missing
-	Pprof   bool                  // also /debug/pprof
-	Log     *slog.Logger
+	// Functions returns the busiest functions that this node decides for, at most so many; nil for none.
+	Functions func(ctx context.Context, rows int) []protocol.FunctionLoad
+	Ready     func() error // nil when this node can serve; the error says what is missing
+	Pprof     bool         // also /debug/pprof
+	Log       *slog.Logger
 }
 
 // Admin is the operators' server: metrics, health, and profiles if asked for. It has no key, so its address is
@@ -44,6 +50,7 @@ func (a *Admin) Handler() http.Handler {
 			a.deps.Log.Warn("write metrics", "error", err)
 		}
 	})
+	mux.HandleFunc("GET /functions", a.functions)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := a.deps.Ready(); err != nil {
@@ -61,6 +68,26 @@ func (a *Admin) Handler() http.Handler {
 	}
 	return mux
 }
+
+// functions answers with a JSON list; ?rows=N bounds it.
+func (a *Admin) functions(w http.ResponseWriter, r *http.Request) {
+	rows, err := strconv.Atoi(cmp.Or(r.FormValue("rows"), "20"))
+	if err != nil || rows < 1 || rows > functionRows {
+		http.Error(w, fmt.Sprintf("rows: use 1-%d", functionRows), http.StatusBadRequest)
+		return
+	}
+	list := []protocol.FunctionLoad{}
+	if a.deps.Functions != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		list = append(list, a.deps.Functions(ctx, rows)...)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(list) // the caller left
+}
+
+// functionRows bounds one answer of /functions.
+const functionRows = 1000
 
 // Addr is the address that was bound, with its port.
 func (a *Admin) Addr() string { return a.listener.Addr().String() }

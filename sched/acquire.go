@@ -229,7 +229,7 @@ func (s *Scheduler) expireWaiters() {
 		switch {
 		case !v.known():
 			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonQueueTimeout, "the manager did not tell the version's configuration in time: retry", time.Second)
-		case v.ready > 0 || v.starting > 0 || v.of.leased >= int(v.limit) || v.of.account.leased >= v.of.account.max:
+		case v.ready > 0 || v.starting > 0 || v.of.inUse() >= int(v.limit) || v.of.account.leased >= v.of.account.max:
 			s.refuse(v, w.node, w.call, starling.Overloaded, ReasonQueueTimeout, "no instance came free in time: retry later or raise the limits", time.Second)
 		case v.trouble != "":
 			s.refuse(v, w.node, w.call, starling.Unavailable, ReasonNoHost, v.trouble, time.Second)

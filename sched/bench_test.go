@@ -52,12 +52,45 @@ func BenchmarkAcquireRelease(b *testing.B) {
 			rng := rand.New(rand.NewPCG(2, 2))
 			a := &wire.Acquire{Partition: 1, Epoch: 1, Key: 5, Wait: time.Second}
 			r := &wire.Release{Partition: 1, Epoch: 1, Leases: make([]starling.LeaseID, 1)}
+			call := func(v int) {
+				a.Call++
+				a.Version = starling.VersionID(v)
+				out := s.Step(now, Message{200, a})
+				r.Leases[0] = out[0].Body.(*wire.Grant).Lease.ID
+				s.Step(now, Message{200, r})
+			}
+			for v := range n {
+				call(v + 1) // the first call of each is planned for; BenchmarkTime has the plans
+			}
 			b.ReportAllocs()
 			for b.Loop() {
+				call(rng.IntN(n) + 1)
+			}
+		})
+	}
+}
+
+// BenchmarkTime is the same while time passes, half a microsecond a call, with the ticks and plans that belong to it.
+func BenchmarkTime(b *testing.B) {
+	for _, n := range []int{1, 1000, 100_000} {
+		b.Run(fmt.Sprintf("functions=%d", n), func(b *testing.B) {
+			s, now := warmed(b, n)
+			rng := rand.New(rand.NewPCG(2, 2))
+			a := &wire.Acquire{Partition: 1, Epoch: 1, Key: 5, Wait: time.Second}
+			r := &wire.Release{Partition: 1, Epoch: 1, Leases: make([]starling.LeaseID, 1), Demand: make([]wire.Demand, 1)}
+			next := now
+			b.ReportAllocs()
+			for b.Loop() {
+				now = now.Add(500 * time.Nanosecond)
+				if now.After(next) {
+					s.Step(now, Tick{})
+					next = now.Add(100 * time.Millisecond)
+				}
 				a.Call++
 				a.Version = starling.VersionID(rng.IntN(n) + 1)
 				out := s.Step(now, Message{200, a})
 				r.Leases[0] = out[0].Body.(*wire.Grant).Lease.ID
+				r.Demand[0] = wire.Demand{Version: a.Version, Arrivals: 1, Done: 1, Busy: time.Millisecond}
 				s.Step(now, Message{200, r})
 			}
 		})

@@ -21,12 +21,21 @@ type account struct {
 // A function sums what its versions use.
 type function struct {
 	account   *account
-	leased    int
+	leased    int // of several versions; a single one counts for itself, see inUse
 	waiting   int
 	instances int // starting or ready
 	starting  int
 	members   []*version
 	ref       starling.FunctionRef
+}
+
+// inUse returns the slots leased of all versions. That of a single one is not summed: a warm call looks into one place
+// less.
+func (f *function) inUse() int {
+	if len(f.members) == 1 {
+		return int(f.members[0].leased)
+	}
+	return f.leased
 }
 
 // A holder is one frontend's share of one version.
@@ -79,10 +88,10 @@ type version struct {
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
-	listed     bool    // in Scheduler.empty
-	hungryAt   int     // in Scheduler.hungry; -1 when nobody waits
-	accountAt  int     // in account.hungry; -1 when not there
-	_          [16]byte // up to a multiple of a cache line, so that the first two are whole
+	listed     bool     // in Scheduler.empty
+	hungryAt   int      // in Scheduler.hungry; -1 when nobody waits
+	accountAt  int      // in account.hungry; -1 when not there
+	_          [80]byte // up to a multiple of two cache lines: processors fetch them in pairs
 }
 
 type state uint8
@@ -183,13 +192,13 @@ func (s *Scheduler) addHost(node starling.NodeID) *host {
 }
 
 func (s *Scheduler) addVersion(id starling.VersionID) *version {
-	v := s.versions[id]
+	v := s.versions.find(id)
 	if v == nil {
 		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
 			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause}
 		v.holders = v.first[:0]
 		v.slot, v.untold, v.given, v.retries = -1, tellMax, tellMax, retryMax
-		s.versions[id] = v
+		s.versions.add(v)
 		s.unknown = append(s.unknown, v)
 		s.lookup(v)
 	}

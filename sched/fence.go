@@ -238,7 +238,7 @@ func (s *Scheduler) fenceAgain() {
 
 // versionKnown sets the limits of a version and serves the calls that waited for them.
 func (s *Scheduler) versionKnown(c *starling.Version, most int) {
-	v := s.versions[c.ID]
+	v := s.versions.find(c.ID)
 	if v == nil || v.gone || s.phase != Activating && s.phase != Active {
 		return
 	}
@@ -248,6 +248,9 @@ func (s *Scheduler) versionKnown(c *starling.Version, most int) {
 	v.of.account.max = most
 	s.setLimits(v, c)
 	s.pump(v, nil, 0, 0)
+	if v.slot < 0 {
+		s.plan(v)
+	}
 }
 
 // lookupAgain repeats lookups that were not answered.
@@ -268,7 +271,7 @@ func (s *Scheduler) lookupAgain() {
 
 // versionGone refuses the calls of a deleted version and stops its instances when their calls have ended.
 func (s *Scheduler) versionGone(id starling.VersionID) {
-	v := s.versions[id]
+	v := s.versions.find(id)
 	if v == nil {
 		return
 	}

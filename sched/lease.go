@@ -47,8 +47,10 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	v.peak = max(v.peak, v.leased)
 	s.leased++
 	if v.of != nil {
-		v.of.leased++
 		v.account.leased++
+		if !v.alone {
+			v.of.leased++
+		}
 	}
 	v.holderOf(node, true).held++
 	if i.isFree && i.used >= v.slots {
@@ -61,7 +63,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.account.leased >= v.account.max || v.of.waiting > int(v.waiting))
+	others := v.of != nil && (v.account.leased >= v.account.max || !v.alone && v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
@@ -87,8 +89,10 @@ func (s *Scheduler) forgetLease(l *lease) {
 	v.leased--
 	s.leased--
 	if v.of != nil {
-		v.of.leased--
 		v.account.leased--
+		if !v.alone {
+			v.of.leased--
+		}
 	}
 	h := v.holderOf(l.node, false)
 	h.held--

@@ -27,6 +27,9 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	v.governor = s.remembered(v)
 	f.instances += int(v.all.n)
 	f.starting += v.starting
+	if len(f.members) == 2 {
+		f.leased = int(f.members[0].leased)
+	}
 	f.leased += int(v.leased)
 	f.waiting += int(v.waiting)
 	f.account.leased += int(v.leased)

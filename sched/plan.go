@@ -75,7 +75,7 @@ func (s *Scheduler) tell(v *version) {
 // acquires have counted ahead is taken off the report. What is ahead of all reports either waits or holds a slot, so
 // a report that was lost, or a call that was placed twice, cannot hide arrivals for long.
 func (s *Scheduler) report(d *wire.Demand) {
-	v := s.versions[d.Version]
+	v := s.versions.find(d.Version)
 	if v == nil {
 		return
 	}
@@ -97,9 +97,9 @@ func (s *Scheduler) report(d *wire.Demand) {
 // load describes v to its governor.
 func (s *Scheduler) load(v *version) scale.Load {
 	a, each := v.of.account, int(v.slots)
-	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.leased-v.starting*each)
+	slots := min(a.max-a.leased-a.starting, int(v.limit)-v.of.inUse()-v.starting*each)
 	return scale.Load{Waiting: int(v.waiting), Starting: v.starting, Ready: v.ready, Busy: int(v.leased), Ramp: s.ramp(), Slots: each,
-		Left: (slots + each - 1) / each, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: s.probing(v)}
+		Left: (slots + each - 1) / each, StartsLeft: s.cfg.FunctionMax - v.of.starting, OnProbation: v.failures+v.troubles > 0}
 }
 
 // plan asks the governor of v, starts what is missing, stops what is too much, and plans the next plan.
@@ -115,7 +115,9 @@ func (s *Scheduler) plan(v *version) {
 	p := v.governor.Plan(s.now, l)
 	v.planned, v.queued, v.stale = s.now, v.waiting, false
 	v.floor = s.floorOf(v)
+	s.wanted -= v.want
 	v.want, v.keep, v.idleKeep = max(p.Want, v.floor), max(p.Keep, v.floor), p.IdleKeep
+	s.wanted += v.want
 	v.untold = 1
 	if p.Again > 0 && p.Again < scale.Lively {
 		v.untold = tellMax
@@ -167,6 +169,9 @@ func (s *Scheduler) launch(v *version, l scale.Load) {
 		return
 	}
 	n, left := l.Bound(v.want-v.ready-v.starting), v.most-v.of.instances
+	if s.halfOpen(v) {
+		n = min(n, 1-int(v.all.n))
+	}
 	if n > left {
 		if v.waiting > 0 {
 			s.makeWay(v, n-left)

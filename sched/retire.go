@@ -154,8 +154,9 @@ func (s *Scheduler) forget() {
 }
 
 func (s *Scheduler) dropVersion(v *version) {
-	delete(s.versions, v.id)
+	s.versions.remove(v)
 	s.wheel.disarm(v)
+	s.wanted -= v.want
 	if v.governor != nil && !v.gone {
 		s.memory.put(v.id, v.governor)
 	}

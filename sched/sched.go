@@ -69,6 +69,11 @@ func (c Config) Validate() error {
 			return starling.Errorf(starling.Invalid, "check scheduler settings", "%s is %d: use more than 0", p.name, p.v)
 		}
 	}
+	if p, ok := c.Policy.(interface{ Validate() error }); ok {
+		if err := p.Validate(); err != nil {
+			return err
+		}
+	}
 	if c.BackoffMax < c.BackoffFirst {
 		return starling.Errorf(starling.Invalid, "check scheduler settings", "BackoffMax %v is below BackoffFirst %v", c.BackoffMax, c.BackoffFirst)
 	}
@@ -111,7 +116,7 @@ type Scheduler struct {
 	seq   uint64  // of the last instance drawn
 	life  uint32  // first generation of every lease slot
 
-	versions  map[starling.VersionID]*version
+	versions  index
 	functions map[starling.FunctionRef]*function
 	accounts  map[starling.AccountID]*account
 	hosts     map[starling.NodeID]*host
@@ -134,6 +139,7 @@ type Scheduler struct {
 
 	idle      heap[*instance] // ready instances, see instance.before
 	wheel     wheel           // versions by their next plan
+	wanted    int             // instances, summed over versions
 	floors    []*version      // whose owner wants some instances at all times
 	memory    memory          // of forgotten versions
 	starting  instanceList    // by next look
@@ -154,7 +160,6 @@ func New(cfg Config, rng *rand.Rand) *Scheduler {
 	return &Scheduler{
 		cfg: cfg, rng: rng,
 		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}},
-		versions:  map[starling.VersionID]*version{},
 		functions: map[starling.FunctionRef]*function{},
 		accounts:  map[starling.AccountID]*account{},
 		hosts:     map[starling.NodeID]*host{},

@@ -12,15 +12,17 @@ import (
 // held reports whether failures keep v from starting instances now.
 func (s *Scheduler) held(v *version) bool { return v.hold > s.now }
 
-// probing reports whether the last start of v failed, or the breaker is half open: its instances kept dying, its pause is
-// over, and one instance may show by its life whether the next ones are started.
-func (s *Scheduler) probing(v *version) bool {
-	if v.deaths >= s.cfg.DeathMax {
-		if i := v.all.front; i != nil && i.state == isReady && s.now-i.readyAt >= s.cfg.DeathYoung {
-			v.deaths, v.hold = 0, 0
-		}
+// halfOpen reports whether the breaker of v is half open: its instances kept dying young, the pause is over, and one
+// instance may show by its life whether others are started. One that lived for DeathYoung closes the breaker.
+func (s *Scheduler) halfOpen(v *version) bool {
+	if v.deaths < s.cfg.DeathMax {
+		return false
 	}
-	return v.failures+v.troubles > 0 || v.deaths >= s.cfg.DeathMax
+	if i := v.all.front; i != nil && i.state == isReady && s.now-i.readyAt >= s.cfg.DeathYoung {
+		v.deaths, v.hold = 0, 0
+		return false
+	}
+	return true
 }
 
 // rampMin and rampHost say how many starts of a version may be on their way before it has proven a need of more.

@@ -52,6 +52,7 @@ type Status struct {
 	Versions  int
 	Instances int // starting, ready and stopping
 	Starting  int
+	Wanted    int // instances, by the plans of all versions
 	Leased    int // slots
 	Waiting   int // calls
 	Counts    Counts
@@ -60,7 +61,7 @@ type Status struct {
 // Status returns the state in numbers. It costs little enough for every batch.
 func (s *Scheduler) Status() Status {
 	st := Status{Partition: s.id, Epoch: s.epoch, Range: s.keys, Phase: s.phase, Granting: s.granting(), Functions: len(s.functions),
-		Versions: len(s.versions), Instances: len(s.instances), Starting: int(s.starting.n), Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
+		Versions: s.versions.n, Instances: len(s.instances), Starting: int(s.starting.n), Wanted: s.wanted, Leased: s.leased, Waiting: len(s.waiters), Counts: s.counts}
 	for _, h := range s.order {
 		if h.fenced {
 			st.Hosts++
@@ -99,26 +100,70 @@ func (v *VersionStatus) ColdRatio() float64 {
 
 // VersionStatuses returns the state of every version, by id.
 func (s *Scheduler) VersionStatuses() []VersionStatus {
-	out := make([]VersionStatus, 0, len(s.versions))
+	out := make([]VersionStatus, 0, s.versions.n)
 	for _, v := range s.inOrder() {
-		st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
-			Arrivals: v.arrivals + uint64(v.given-v.untold), Done: v.done, Busy: v.busy, Wanted: v.want, Kept: v.keep, Floor: v.floor, Cold: v.cold, Refused: v.refused}
-		if v.of != nil {
-			st.Function = v.of.ref
-		}
-		if s.held(v) {
-			st.HeldUntil, st.Reason = v.hold-s.now, v.holdReason
-		}
-		out = append(out, st)
+		out = append(out, s.statusOf(v))
 	}
 	return out
 }
 
-// inOrder returns the versions by id: Go's map order is random, and what leaves this package must not be.
+func (s *Scheduler) statusOf(v *version) VersionStatus {
+	st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
+		Arrivals: v.arrivals + uint64(v.given-v.untold), Done: v.done, Busy: v.busy, Wanted: v.want, Kept: v.keep, Floor: v.floor, Cold: v.cold, Refused: v.refused}
+	if v.of != nil {
+		st.Function = v.of.ref
+	}
+	if s.held(v) {
+		st.HeldUntil, st.Reason = v.hold-s.now, v.holdReason
+	}
+	return st
+}
+
+// Busiest returns the state of up to n versions: those with the longest queues first, then those with most slots at
+// work, then those that were called most. It looks at every version once, for people who ask.
+func (s *Scheduler) Busiest(n int) []VersionStatus {
+	var top []*version
+	for _, x := range s.versions.slots {
+		if x.v == nil || n <= 0 || len(top) == n && !x.v.busierThan(top[n-1]) {
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(top, x.v, func(a, b *version) int {
+			if a.busierThan(b) {
+				return -1
+			}
+			return 1
+		})
+		if top = slices.Insert(top, at, x.v); len(top) > n {
+			top = top[:n]
+		}
+	}
+	out := make([]VersionStatus, 0, len(top))
+	for _, v := range top {
+		out = append(out, s.statusOf(v))
+	}
+	return out
+}
+
+// busierThan is an order of all versions.
+func (v *version) busierThan(o *version) bool {
+	switch {
+	case v.waiting != o.waiting:
+		return v.waiting > o.waiting
+	case v.leased != o.leased:
+		return v.leased > o.leased
+	case v.arrivals != o.arrivals:
+		return v.arrivals > o.arrivals
+	}
+	return v.id < o.id
+}
+
+// inOrder returns the versions by id: what leaves this package is in order.
 func (s *Scheduler) inOrder() []*version {
-	vs := make([]*version, 0, len(s.versions))
-	for _, v := range s.versions {
-		vs = append(vs, v)
+	vs := make([]*version, 0, s.versions.n)
+	for _, x := range s.versions.slots {
+		if x.v != nil {
+			vs = append(vs, x.v)
+		}
 	}
 	slices.SortFunc(vs, func(a, b *version) int {
 		if a.id < b.id {
@@ -140,11 +185,12 @@ func (s *Scheduler) Check() error {
 			accounts[f.account] = &sums{}
 		}
 	}
-	total := 0
+	total, wanted := 0, 0
 	for _, v := range s.inOrder() {
 		if err := s.checkVersion(v); err != nil {
 			return err
 		}
+		wanted += v.want
 		total += int(v.waiting)
 		if v.of == nil {
 			continue
@@ -157,7 +203,7 @@ func (s *Scheduler) Check() error {
 		a.leased, a.starting = a.leased+int(v.leased), a.starting+v.starting*int(v.slots)
 	}
 	for f, n := range functions {
-		if *n != (sums{f.instances, f.starting, f.leased, f.waiting}) {
+		if *n != (sums{f.instances, f.starting, f.inUse(), f.waiting}) {
 			return fmt.Errorf("function %s: books say %+v, its versions sum to %+v", f.ref, *f, *n)
 		}
 	}
@@ -165,6 +211,9 @@ func (s *Scheduler) Check() error {
 		if n.leased != a.leased || n.starting != a.starting {
 			return fmt.Errorf("account %s: books say %d leased %d starting, versions sum to %+v", a.id, a.leased, a.starting, *n)
 		}
+	}
+	if wanted != s.wanted {
+		return fmt.Errorf("versions want %d instances, counted %d", wanted, s.wanted)
 	}
 	if total != len(s.waiters) || total != len(s.deadlines) {
 		return fmt.Errorf("%d calls wait by version, %d by call, %d by deadline", total, len(s.waiters), len(s.deadlines))

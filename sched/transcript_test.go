@@ -28,6 +28,9 @@ type transcript struct {
 	s   *Scheduler
 	cfg Config
 	now time.Time
+
+	drawn  uint64                // call ids
+	coming []starling.InstanceID // starts that ready answers
 }
 
 func (w *transcript) run(t *testing.T, d *datadriven.TestData) string {
@@ -45,7 +48,13 @@ func (w *transcript) run(t *testing.T, d *datadriven.TestData) string {
 	if ev == nil {
 		return w.question(d)
 	}
-	out := render(w.s.Step(w.now, ev))
+	effects := w.s.Step(w.now, ev)
+	for _, e := range effects {
+		if m, ok := e.Body.(*wire.Start); ok {
+			w.coming = append(w.coming, m.Instance)
+		}
+	}
+	out := render(effects)
 	if err := w.s.Check(); err != nil {
 		t.Fatalf("%s: %s: %v", d.Pos, d.Cmd, err)
 	}
@@ -81,6 +90,17 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 		c := starling.Config{Runtime: starling.Python311, Concurrency: number(d, "slots", 1), InstanceMax: number(d, "most", 0), MemoryMiB: number(d, "memory", 128)}
 		return VersionKnown{&starling.Version{ID: starling.VersionID(number(d, "v", 1)), Config: c.WithDefaults(),
 			Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
+	case "provisioned":
+		var list []VersionKnown
+		for _, n := range nodes(d, "v") {
+			c := starling.Config{Runtime: starling.Python311, Provisioned: number(d, "n", 0)}
+			if at := arg(d, "at"); at != nil {
+				c.Schedule = []starling.Provision{{At: "00:00"}, {At: at[0], Count: number(d, "count", 0)}}
+			}
+			list = append(list, VersionKnown{&starling.Version{ID: starling.VersionID(n), Config: c.WithDefaults(),
+				Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(text(d, "fn", "f"))}}, 1000})
+		}
+		return Provisioned{list}
 	case "version-gone":
 		return VersionGone{starling.VersionID(number(d, "v", 1))}
 	case "node-down":
@@ -93,9 +113,9 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "cancel":
 		return Message{from, &wire.Cancel{Partition: 1, Call: uint64(number(d, "call", 1))}}
 	case "release":
-		return Message{from, &wire.Release{Partition: 1, Epoch: epoch, Leases: leases(d)}}
+		return Message{from, &wire.Release{Partition: 1, Epoch: epoch, Leases: leases(d), Demand: demand(d)}}
 	case "renew":
-		return Message{from, &wire.Renew{Partition: 1, Epoch: epoch, Leases: leases(d)}}
+		return Message{from, &wire.Renew{Partition: 1, Epoch: epoch, Leases: leases(d), Demand: demand(d)}}
 	case "report":
 		r := &wire.HostReport{Host: host, Zone: starling.Zone(text(d, "zone", "")), FreeMiB: uint32(number(d, "free", 1024)), TotalMiB: 1024, Draining: d.HasArg("draining"),
 			Instances: uint32(number(d, "instances", 99))}
@@ -114,6 +134,94 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 		return Message{host, &wire.Fenced{Partition: 1, Epoch: epoch, Host: host, Instances: w.reports(d)}}
 	}
 	return nil
+}
+
+// calls is many acquires at one instant; the grants are given back "busy" later, with the report that frontends send.
+func (w *transcript) calls(d *datadriven.TestData) string {
+	n, starts, grants := number(d, "n", 1), 0, &wire.Release{Partition: 1, Epoch: w.s.epoch}
+	for range n {
+		w.drawn++
+		for _, e := range w.s.Step(w.now, Message{10, &wire.Acquire{Call: w.drawn, Partition: 1, Epoch: w.s.epoch, Key: 5, Version: 1, Wait: time.Minute}}) {
+			switch m := e.Body.(type) {
+			case *wire.Start:
+				starts++
+				w.coming = append(w.coming, m.Instance)
+			case *wire.Grant:
+				grants.Leases = append(grants.Leases, m.Lease.ID)
+			}
+		}
+	}
+	w.finish(grants, duration(d, "busy", 0))
+	return fmt.Sprintf("%d granted, %d starts", len(grants.Leases), starts)
+}
+
+// finish ends calls and reports them.
+func (w *transcript) finish(r *wire.Release, busy time.Duration) {
+	if busy == 0 || len(r.Leases) == 0 {
+		return
+	}
+	w.now = w.now.Add(busy)
+	n := len(r.Leases)
+	r.Demand = []wire.Demand{{Version: 1, Arrivals: uint32(n), Done: uint32(n), Busy: time.Duration(n) * busy}}
+	for _, e := range w.s.Step(w.now, Message{10, r}) {
+		if m, ok := e.Body.(*wire.Start); ok {
+			w.coming = append(w.coming, m.Instance)
+		}
+	}
+}
+
+// ready is the answer of the hosts to all starts that calls and wait have seen.
+func (w *transcript) ready(d *datadriven.TestData) string {
+	granted := &wire.Release{Partition: 1, Epoch: w.s.epoch}
+	coming := w.coming
+	w.coming = nil
+	for _, id := range coming {
+		for _, e := range w.s.Step(w.now, Message{1, &wire.Started{Partition: 1, Host: 1, Instance: id}}) {
+			switch m := e.Body.(type) {
+			case *wire.Start:
+				w.coming = append(w.coming, m.Instance)
+			case *wire.Grant:
+				granted.Leases = append(granted.Leases, m.Lease.ID)
+			}
+		}
+	}
+	w.finish(granted, duration(d, "busy", 0))
+	return fmt.Sprintf("%d ready, %d granted", len(coming), len(granted.Leases))
+}
+
+// wait lets time pass as the shell does, and says what happens when, but for the audit. With "start", hosts answer the
+// last start so much later.
+func (w *transcript) wait(d *datadriven.TestData) string {
+	var b strings.Builder
+	begin, start := w.now, duration(d, "start", 0)
+	due := begin.Add(start)
+	for end := w.now.Add(duration(d, "for", time.Second)); w.now.Before(end); {
+		w.now = w.now.Add(100 * time.Millisecond)
+		for _, e := range w.s.Step(w.now, Tick{}) {
+			switch m := e.Body.(type) {
+			case *wire.Start:
+				w.coming = append(w.coming, m.Instance)
+				due = w.now.Add(start)
+			case *wire.Fence:
+				continue
+			}
+			fmt.Fprintf(&b, "%v: %s", w.now.Sub(begin), render([]Effect{e}))
+		}
+		if start > 0 && len(w.coming) > 0 && !w.now.Before(due) {
+			fmt.Fprintf(&b, "%v: %s\n", w.now.Sub(begin), w.ready(d))
+		}
+		if err := w.s.Check(); err != nil {
+			w.t.Fatalf("%s: %v", d.Pos, err)
+		}
+	}
+	return b.String()
+}
+
+func demand(d *datadriven.TestData) []wire.Demand {
+	if number(d, "done", 0)+number(d, "arrivals", 0) == 0 {
+		return nil
+	}
+	return []wire.Demand{{Version: starling.VersionID(number(d, "v", 1)), Arrivals: uint32(number(d, "arrivals", 0)), Done: uint32(number(d, "done", 0)), Busy: duration(d, "busy", 0)}}
 }
 
 // reports reads the lines under a fenced command: "i=1 of=1 v=1 ready leases=(3)".
@@ -144,6 +252,20 @@ func (w *transcript) question(d *datadriven.TestData) string {
 	switch d.Cmd {
 	case "status":
 		return fmt.Sprintf("%s granting=%t instances=%d starting=%d leased=%d waiting=%d", st.Phase, st.Granting, st.Instances, st.Starting, st.Leased, st.Waiting)
+	case "plan":
+		for _, v := range w.s.VersionStatuses() {
+			if v.Version == starling.VersionID(number(d, "v", 1)) {
+				return fmt.Sprintf("wanted=%d kept=%d floor=%d ready=%d starting=%d waiting=%d calls=%d cold=%d refused=%d", v.Wanted, v.Kept, v.Floor, v.Ready, v.Starting, v.Waiting,
+					v.Arrivals, v.Cold, v.Refused)
+			}
+		}
+		return "forgotten"
+	case "calls":
+		return w.calls(d)
+	case "ready":
+		return w.ready(d)
+	case "wait":
+		return w.wait(d)
 	case "next-tick":
 		if n := w.s.NextTick(); !n.IsZero() {
 			return n.Sub(w.now).String()

@@ -34,6 +34,11 @@ type Registry interface {
 	Remove(*metrics.Set)
 }
 
+// Floors lists the functions whose owners want instances at all times; cluster.View is one.
+type Floors interface {
+	Provisioned(ctx context.Context) ([]starling.Version, error)
+}
+
 // Config says what a keeper works with. The zero values of the numbers mean the defaults.
 type Config struct {
 	Node     starling.NodeID
@@ -41,6 +46,7 @@ type Config struct {
 	Topology Topology
 	Catalog  cluster.Catalog
 	Sched    sched.Config
+	Floors   Floors   // functions that want instances at all times; nil for none
 	Registry Registry // of the partitions' sets; nil for none
 	Log      *slog.Logger
 	Now      func() time.Time // time.Now when nil
@@ -48,10 +54,12 @@ type Config struct {
 	MailboxMax    int           // events waiting for one partition; 65,536
 	Lookups       int           // lookups at once; 16
 	LookupTimeout time.Duration // of one; 5 s
+	FloorsAgain   time.Duration // between two looks at Floors; 2 s
 }
 
 // A Keeper runs an actor for every partition that the map gives to this node. Create it with New, bind it to the
-// hub, Open it and Close it. It has two goroutines, one for the map and one for the clock, and Lookups workers;
+// hub, Open it and Close it. It has three goroutines, one for the map, one for the clock and one for
+// the floors, and Lookups workers;
 // Close tells every waiting call Moved and waits for all.
 type Keeper struct {
 	cfg       Config
@@ -67,6 +75,7 @@ type Keeper struct {
 	strays    *metrics.Counter // calls for partitions that are not here
 	failures  *metrics.Counter // actors that ended by a fault of ours
 
+	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
 	mu     sync.Mutex                                      // guards broken; a leaf
 	broken map[*actor]bool                                 // failed, to be replaced
@@ -86,6 +95,9 @@ func New(cfg Config) *Keeper {
 	}
 	if cfg.LookupTimeout == 0 {
 		cfg.LookupTimeout = 5 * time.Second
+	}
+	if cfg.FloorsAgain == 0 {
+		cfg.FloorsAgain = 2 * time.Second
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -113,6 +125,9 @@ func (k *Keeper) Open(ctx context.Context) error {
 	k.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
 	k.group.Go(k.watch)
 	k.group.Go(k.clock)
+	if k.cfg.Floors != nil {
+		k.group.Go(k.followFloors)
+	}
 	for range k.cfg.Lookups {
 		k.group.Go(func(ctx context.Context) {
 			for {

@@ -15,8 +15,8 @@ type numbers struct {
 	all  *metrics.Set
 	step *metrics.PrometheusHistogram
 
-	queue, instances, starting, leased, cold, rate *metrics.Gauge
-	counters                                       []counter
+	queue, instances, starting, wanted, leased, cold, rate *metrics.Gauge
+	counters                                               []counter
 }
 
 // A counter shows one sum of the scheduler.
@@ -33,7 +33,7 @@ func newNumbers(p starling.PartitionID) *numbers {
 		step: s.NewPrometheusHistogramExt(label("starling_partition_step_seconds", ""),
 			[]float64{1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1}),
 		queue: gauge("starling_partition_waiting_calls"), instances: gauge("starling_partition_instances"),
-		starting: gauge("starling_partition_starting_instances"), leased: gauge("starling_partition_leased_slots"),
+		starting: gauge("starling_partition_starting_instances"), wanted: gauge("starling_partition_wanted_instances"), leased: gauge("starling_partition_leased_slots"),
 		cold: gauge("starling_partition_cold_ratio"), rate: gauge("starling_partition_acquires_per_second")}
 	add := func(name, more string, sum func(*sched.Counts) uint64) {
 		n.counters = append(n.counters, counter{s.NewCounter(label(name, more)), sum})
@@ -43,6 +43,8 @@ func newNumbers(p starling.PartitionID) *numbers {
 	add("starling_partition_grants_total", `,start="cold"`, func(c *sched.Counts) uint64 { return c.Cold })
 	add("starling_partition_starts_total", "", func(c *sched.Counts) uint64 { return c.Starts })
 	add("starling_partition_starts_failed_total", "", func(c *sched.Counts) uint64 { return c.StartsFailed })
+	add("starling_partition_prewarmed_total", "", func(c *sched.Counts) uint64 { return c.Prewarmed })
+	add("starling_partition_retries_spared_total", "", func(c *sched.Counts) uint64 { return c.RetriesSpared })
 	add("starling_partition_stops_total", "", func(c *sched.Counts) uint64 { return c.Stops })
 	add("starling_partition_evictions_total", "", func(c *sched.Counts) uint64 { return c.Evictions })
 	add("starling_partition_exits_total", "", func(c *sched.Counts) uint64 { return c.Exits })
@@ -62,6 +64,7 @@ func (n *numbers) set(s *Status) {
 	n.queue.Set(float64(s.Waiting))
 	n.instances.Set(float64(s.Instances))
 	n.starting.Set(float64(s.Starting))
+	n.wanted.Set(float64(s.Wanted))
 	n.leased.Set(float64(s.Leased))
 	n.rate.Set(s.Rate)
 	if s.Counts.Grants > 0 {

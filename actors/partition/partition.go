@@ -30,6 +30,7 @@ type actor struct {
 	ticking  atomic.Bool  // a tick is in the mailbox
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
 	status   atomic.Pointer[Status]
+	floors   atomic.Pointer[sched.Provisioned] // told
 	numbers  *numbers
 	acquired uint64    // acquires at the last status
 	statusAt time.Time // of the last status
@@ -43,6 +44,10 @@ type (
 	}
 	tick struct{}
 	end  struct{}
+	show struct {
+		rows int
+		to   chan<- []sched.VersionStatus // of capacity 1
+	}
 )
 
 // name is the actor's name: another epoch is another actor.
@@ -64,6 +69,7 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID) (*actor, er
 	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
 	// draws no id twice.
 	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro())}, 1)
+	k.tellFloors(a)
 	return a, nil
 }
 
@@ -82,6 +88,8 @@ func (a *actor) handle(msg any) {
 		a.ticking.Store(false)
 		a.step(now, sched.Tick{})
 		a.publish(now)
+	case show:
+		m.to <- a.sched.Busiest(m.rows)
 	case end:
 		a.step(now, sched.Deactivate{})
 		a.publish(now)

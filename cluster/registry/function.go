@@ -57,6 +57,9 @@ func (r *Registry) PutFunction(p Put) (*starling.Version, starling.VersionID, er
 	case f == nil && len(a.functions) >= FunctionMax:
 		return nil, 0, starling.Errorf(starling.Overloaded, op, "account %q has %d functions, its limit: delete one first", a.ID, FunctionMax).With("FunctionLimit")
 	}
+	if err := r.admitFloor(op, a, f, &p.Config); err != nil {
+		return nil, 0, err
+	}
 	if f == nil {
 		f = &function{Function: starling.Function{Ref: p.Function, Created: p.Now, Versions: map[starling.VersionNumber]starling.VersionID{}}}
 		a.functions[p.Function.Name] = f
@@ -75,8 +78,10 @@ func (r *Registry) replace(f *function, v *starling.Version) (forgotten starling
 		f.superseded = slices.Delete(f.superseded, 0, 1)
 		delete(r.versions, forgotten)
 	}
+	r.dropFloor(r.versions[f.Latest])
 	f.Latest, f.Updated = v.ID, v.Created
 	r.versions[v.ID] = v
+	r.addFloor(v)
 	return forgotten
 }
 
@@ -133,6 +138,7 @@ func (r *Registry) DeleteFunction(ref starling.FunctionRef) ([]starling.VersionI
 	if err != nil {
 		return nil, err
 	}
+	r.dropFloor(r.versions[f.Latest])
 	gone := f.snapshots()
 	for _, id := range gone {
 		delete(r.versions, id)

@@ -91,13 +91,17 @@ func (r *Registry) LoadFunction(rec FunctionRecord) error {
 
 // LoadVersion puts back one snapshot. See LoadAccount.
 func (r *Registry) LoadVersion(v *starling.Version) error {
-	if _, err := r.function("load version", v.Function); err != nil {
+	f, err := r.function("load version", v.Function)
+	if err != nil {
 		return err
 	}
 	if r.versions[v.ID] != nil {
 		return starling.Errorf(starling.Internal, "load version", "version %d is there twice", v.ID)
 	}
 	r.versions[v.ID] = v
+	if f.Latest == v.ID {
+		r.addFloor(v)
+	}
 	return nil
 }
 
@@ -123,6 +127,9 @@ func (r *Registry) Check() error {
 				count++
 			}
 		}
+	}
+	if err := r.checkFloors(); err != nil {
+		return err
 	}
 	if count != len(r.versions) {
 		return starling.Errorf(starling.Internal, op, "%d snapshots belong to no function", len(r.versions)-count)

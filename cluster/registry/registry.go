@@ -19,11 +19,12 @@ import (
 // The limits of the catalog. Each is answered with Overloaded, and nothing is changed.
 const (
 	AccountMax    = 100_000
-	KeyMax        = 100  // keys of one account
-	FunctionMax   = 1000 // functions of one account
-	VersionMax    = 1000 // published versions of one function
-	SupersededMax = 8    // replaced snapshots of one function that calls in flight may still name
-	PageMax       = 1000 // entries of one page
+	KeyMax        = 100    // keys of one account
+	FunctionMax   = 1000   // functions of one account
+	VersionMax    = 1000   // published versions of one function
+	FloorMax      = 10_000 // functions of the cluster that want instances at all times
+	SupersededMax = 8      // replaced snapshots of one function that calls in flight may still name
+	PageMax       = 1000   // entries of one page
 	PageDefault   = 100
 )
 
@@ -33,6 +34,7 @@ type Registry struct {
 	names    []starling.AccountID // of accounts, sorted
 	keys     map[[32]byte]starling.Key
 	versions map[starling.VersionID]*starling.Version // values are never edited
+	floors   map[starling.VersionID]bool              // latest snapshots that want instances at all times
 }
 
 // An account is a tenant with what it owns.
@@ -40,6 +42,7 @@ type account struct {
 	starling.Account
 	keys      map[string][32]byte // by key id
 	functions map[starling.FunctionName]*function
+	reserved  int // instances that they want at all times, each at its peak; at most ConcurrencyMax
 }
 
 // New returns an empty catalog.
@@ -48,6 +51,7 @@ func New() *Registry {
 		accounts: map[starling.AccountID]*account{},
 		keys:     map[[32]byte]starling.Key{},
 		versions: map[starling.VersionID]*starling.Version{},
+		floors:   map[starling.VersionID]bool{},
 	}
 }
 

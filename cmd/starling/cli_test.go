@@ -251,12 +251,17 @@ func TestTopShowsNodesAndWhatChanges(t *testing.T) {
 	c := newCLI(t)
 	n := 0
 	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/functions" {
+			fmt.Fprintln(w, `[{"function":{"account":"acme","name":"quiet"},"version":4},
+				{"function":{"account":"acme","name":"resize"},"version":3,"wanted":7,"ready":5,"starting":2,"waiting":9,"cold":0.125,"held":"Runtime.ExitError"}]`)
+			return
+		}
 		n++
 		fmt.Fprintf(w, "process_cpu_seconds_total %d\nstarling_calls_total %d\nstarling_still_total 5\n", n, n*100)
 	}))
 	defer admin.Close()
 	out := c.must("top", "--once", "--every", "100ms", "--admin", admin.URL+",http://127.0.0.1:1")
-	for _, want := range []string{"one", "alive", "starling_calls_total", "connection refused"} {
+	for _, want := range []string{"one", "alive", "starling_calls_total", "connection refused", "acme/resize", "12.5%", "Runtime.ExitError"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("top does not show %q:\n%s", want, out)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -79,7 +81,7 @@ func (a *app) showFunction(ctx context.Context, name starling.FunctionName) erro
 	return a.print(f, func(t table.Writer) {
 		v, c := f.Snapshot, f.Snapshot.Config
 		t.AppendRows([]table.Row{{"name", f.Ref}, {"runtime", c.Runtime}, {"handler", c.Handler}, {"memory", fmt.Sprintf("%d MiB", c.MemoryMiB)},
-			{"timeout", v.Timeout()}, {"concurrency", c.Concurrency}, {"instances", limitWord(c.InstanceMax)}, {"code", fmt.Sprintf("%s, %s", size(v.CodeSize), v.Code)},
+			{"timeout", v.Timeout()}, {"concurrency", c.Concurrency}, {"instances", limitWord(c.InstanceMax)}, {"provisioned", provisionWord(&c)}, {"code", fmt.Sprintf("%s, %s", size(v.CodeSize), v.Code)},
 			{"snapshot", v.ID}, {"created", ago(f.Created)}, {"changed", ago(v.Created)}})
 		if c.Description != "" {
 			t.AppendRow(table.Row{"description", printable(c.Description)})
@@ -230,4 +232,16 @@ func (a *app) logs(ctx context.Context, name starling.FunctionName, q protocol.L
 		}
 	}
 	return nil
+}
+
+// provisionWord tells what is kept ready.
+func provisionWord(c *starling.Config) string {
+	if len(c.Schedule) == 0 {
+		return strconv.Itoa(c.Provisioned)
+	}
+	var lines []string
+	for _, p := range c.Schedule {
+		lines = append(lines, fmt.Sprintf("%s=%d", p.At, p.Count))
+	}
+	return strings.Join(lines, ", ")
 }

@@ -3,9 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -24,7 +26,8 @@ type sample struct {
 	nodes      []protocol.Node
 	partitions map[starling.NodeID]int
 	metrics    map[string]map[string]float64 // admin address → series → value
-	failed     map[string]string             // admin address → why it did not answer
+	functions  []protocol.FunctionLoad
+	failed     map[string]string // admin address → why it did not answer
 }
 
 // rate is one series that changes.
@@ -42,9 +45,10 @@ type process struct {
 }
 
 type topView struct {
-	Nodes     []protocol.Node `json:"nodes"`
-	Processes []process       `json:"processes"`
-	Busiest   []rate          `json:"busiest"`
+	Nodes     []protocol.Node         `json:"nodes"`
+	Processes []process               `json:"processes"`
+	Functions []protocol.FunctionLoad `json:"functions"`
+	Busiest   []rate                  `json:"busiest"`
 }
 
 func topCommand(a *app) *cobra.Command {
@@ -52,10 +56,13 @@ func topCommand(a *app) *cobra.Command {
 	var once bool
 	var rows int
 	c := &cobra.Command{
-		Use: "top", Short: "Show nodes, their load and the busiest counters, live (admin)", Args: cobra.NoArgs,
+		Use: "top", Short: "Show nodes, their load, the busiest functions and counters, live (admin)", Args: cobra.NoArgs,
 		Long:    "Top asks the cluster for its nodes and partitions and every admin address (--admin) for its metrics, and shows\nwhat changes. With --once, or -o json, it shows one interval and ends.",
 		Example: "  starling top\n  starling top --admin http://10.0.0.1:8081,http://10.0.0.2:8081\n  starling top --once -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if rows < 1 || rows > 1000 {
+				return usagef("--rows %d: use 1-1000", rows)
+			}
 			if every < 100*time.Millisecond {
 				return usagef("--every %s: use 100ms or more", every)
 			}
@@ -63,12 +70,12 @@ func topCommand(a *app) *cobra.Command {
 		}}
 	c.Flags().DurationVar(&every, "every", 2*time.Second, "time between two looks")
 	c.Flags().BoolVar(&once, "once", false, "show one interval and end")
-	c.Flags().IntVar(&rows, "rows", 15, "counters to show")
+	c.Flags().IntVar(&rows, "rows", 15, "functions, and counters, to show")
 	return c
 }
 
 func (a *app) top(ctx context.Context, every time.Duration, once bool, rows int) error {
-	last, err := a.sample(ctx)
+	last, err := a.sample(ctx, rows)
 	if err != nil {
 		return err
 	}
@@ -80,7 +87,7 @@ func (a *app) top(ctx context.Context, every time.Duration, once bool, rows int)
 			return nil
 		case <-tick.C:
 		}
-		next, err := a.sample(ctx)
+		next, err := a.sample(ctx, rows)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -99,7 +106,7 @@ func (a *app) top(ctx context.Context, every time.Duration, once bool, rows int)
 	}
 }
 
-func (a *app) sample(ctx context.Context) (*sample, error) {
+func (a *app) sample(ctx context.Context, rows int) (*sample, error) {
 	s := &sample{at: time.Now(), metrics: map[string]map[string]float64{}, failed: map[string]string{}}
 	nodes, err := a.client().Nodes(ctx)
 	if err != nil {
@@ -120,13 +127,41 @@ func (a *app) sample(ctx context.Context) (*sample, error) {
 			continue
 		}
 		s.metrics[admin] = m
+		loads, err := functionLoads(ctx, admin, rows)
+		if err != nil {
+			s.failed[admin] = err.Error()
+		}
+		s.functions = append(s.functions, loads...)
 	}
 	return s, nil
 }
 
+// functionLoads asks one admin address for its busiest functions.
+func functionLoads(ctx context.Context, admin string, rows int) ([]protocol.FunctionLoad, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/functions?rows=%d", strings.TrimRight(admin, "/"), rows), nil)
+	if err != nil {
+		return nil, fmt.Errorf("read functions: %w", err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("read functions: %w", err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("read functions of %s: %s", admin, res.Status)
+	}
+	var loads []protocol.FunctionLoad
+	if err := json.NewDecoder(io.LimitReader(res.Body, 4<<20)).Decode(&loads); err != nil {
+		return nil, fmt.Errorf("read functions of %s: %w", admin, err)
+	}
+	return loads, nil
+}
+
 // compare tells what changed between two looks.
 func compare(last, next *sample, rows int) topView {
-	view := topView{Nodes: next.nodes}
+	view := topView{Nodes: next.nodes, Functions: protocol.Busiest(next.functions, rows)}
 	seconds := next.at.Sub(last.at).Seconds()
 	for _, admin := range slices.Sorted(maps.Keys(next.metrics)) {
 		before, now := last.metrics[admin], next.metrics[admin]
@@ -165,6 +200,14 @@ func drawTop(w io.Writer, v topView, s *sample) {
 	t.AppendHeader(table.Row{"process", "cpu", "memory", ""})
 	for _, p := range v.Processes {
 		t.AppendRow(table.Row{p.Admin, fmt.Sprintf("%.0f%%", 100*p.CPU), size(p.Memory), printable(p.Problem)})
+	}
+	t.Render()
+	fmt.Fprintln(w)
+	t = newTable(w)
+	t.AppendHeader(table.Row{"function", "version", "wanted", "ready", "starting", "floor", "leased", "queue", "calls", "refused", "cold", ""})
+	for _, f := range v.Functions {
+		t.AppendRow(table.Row{printable(f.Function.String()), f.Version, f.Wanted, f.Ready, f.Starting, f.Floor, f.Leased, f.Waiting, f.Calls, f.Refused,
+			fmt.Sprintf("%.1f%%", 100*f.Cold), printable(f.Held)})
 	}
 	t.Render()
 	fmt.Fprintln(w)

@@ -86,6 +86,7 @@ type governor struct {
 	before  int32 // in the window before that
 	active  int32 // most in this activity; 0 while nothing happens
 	ready   int32 // at the last plan
+	guess   bool  // nobody saw that arrival
 	gone    bool  // the last instance was released; the next one is a pre-warmed one
 }
 
@@ -103,10 +104,10 @@ func (g *governor) Note(now time.Duration, d Demand) {
 	if d.Arrivals == 0 {
 		return
 	}
-	if gap := (now - g.arrived).Seconds(); g.arrived != never && gap >= Lively.Seconds() {
+	if gap := (now - g.arrived).Seconds(); g.arrived != never && !g.guess && gap >= Lively.Seconds() {
 		g.gaps.add(gap)
 	}
-	g.arrived, g.gone = now, false
+	g.arrived, g.guess, g.gone = now, false, false
 	g.peak, g.active = max(g.peak, 1), max(g.active, 1)
 }
 
@@ -225,7 +226,10 @@ func (g *governor) resting(now time.Duration, l Load) Plan {
 	}
 	have := l.Ready + l.Starting
 	if g.arrived == never {
-		return Plan{IdleKeep: g.cfg.IdleMin}
+		if have == 0 {
+			return Plan{IdleKeep: g.cfg.IdleMin}
+		}
+		g.arrived, g.guess = now, true // taken over from another owner: somebody had a use for it
 	}
 	t, worth := (now - g.arrived).Seconds(), g.cfg.Worth.Seconds()
 	n := max(g.instances(math.Round(float64(g.usual))), 1)

@@ -87,7 +87,7 @@ func (g *gaps) halve() {
 // window returns when after the last call the period lets the next one come, from and to in seconds. Both are
 // infinite when there is no period worth a wait.
 func (g *gaps) window(worth float64) (from, to float64) {
-	if g.near < 2 {
+	if g.near < 1 {
 		return nothing, nothing
 	}
 	half := 3*float64(g.spread) + 0.25

@@ -45,7 +45,7 @@ type Load struct {
 	Slots       int  // calls one instance serves at once
 	Left        int  // instances that limits still allow
 	StartsLeft  int  // starts that may still be in flight
-	OnProbation bool // the last start failed, or the breaker is half open: one start at a time until one succeeds
+	OnProbation bool // the last start failed: one start at a time until one succeeds
 }
 
 // A Plan is the answer of a Governor. Limits are the scheduler's to hold: it starts fewer when they say so.

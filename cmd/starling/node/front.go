@@ -14,6 +14,7 @@ import (
 	"starling/frontend/api"
 	"starling/frontend/auth"
 	"starling/frontend/dispatch"
+	"starling/frontend/protocol"
 	"starling/store/logs"
 	"starling/transport"
 )
@@ -24,12 +25,26 @@ func (n *Node) openAdmin(ctx context.Context) error {
 		return nil
 	}
 	n.admin = frontend.NewAdmin(frontend.AdminDeps{Addr: n.cfg.Admin, Metrics: func(w io.Writer) error { return n.registry.WritePrometheus(w) },
-		Ready: n.Ready, Pprof: true, Log: n.log("admin")})
+		Functions: n.functions, Ready: n.Ready, Pprof: true, Log: n.log("admin")})
 	if err := n.admin.Open(ctx); err != nil {
 		return err
 	}
 	n.opened("admin", nil, func() error { return n.admin.Close(context.Background()) })
 	return nil
+}
+
+// functions returns the busiest functions that this node decides for.
+func (n *Node) functions(ctx context.Context, rows int) []protocol.FunctionLoad {
+	k := n.keeper.Load()
+	if k == nil {
+		return nil
+	}
+	var out []protocol.FunctionLoad
+	for _, v := range k.Functions(ctx, rows) {
+		out = append(out, protocol.FunctionLoad{Function: v.Function, Version: v.Version, Wanted: v.Wanted, Ready: v.Ready, Starting: v.Starting, Floor: v.Floor,
+			Leased: v.Leased, Waiting: v.Waiting, Calls: v.Arrivals, Refused: v.Refused, Cold: v.ColdRatio(), Held: v.Reason})
+	}
+	return protocol.Busiest(out, rows)
 }
 
 // openFrontend opens the lease cache and the servers, on a node with that role.

@@ -14,6 +14,7 @@ import (
 	"starling"
 	"starling/actors"
 	"starling/actors/host"
+	"starling/actors/partition"
 	"starling/cluster"
 	"starling/cluster/dragonboat"
 	"starling/cluster/identity"
@@ -50,6 +51,7 @@ type Node struct {
 	parts    actors.Parts
 	server   *frontend.Server
 	admin    *frontend.Admin
+	keeper   atomic.Pointer[partition.Keeper] // of the partitions; the admin server opens before it
 }
 
 // A closer ends one part.
