@@ -26,6 +26,8 @@ var nodeSettings = []setting{
 	{key: "node.pool", def: 4, usage: "warm sandboxes kept for each runtime"},
 	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},
 	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
+	{key: "node.record", def: "", usage: "folder to record calls to, for 'starling analyze' (default: none are recorded)"},
+	{key: "node.scale-config", def: "", usage: "file with settings of the scaling policy, as 'starling analyze --tune' writes it (default: built in)"},
 	{key: "node.log-level", def: "info", usage: "debug, info, warn or error"},
 	{key: "node.log-format", def: "auto", usage: "text, json, or auto: text on a terminal"},
 	{key: "node.drain", def: 30 * time.Second, usage: "longest wait for calls in flight when stopping"},

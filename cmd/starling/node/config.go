@@ -34,6 +34,9 @@ type Config struct {
 	Python, Node string // interpreters
 	Guest        string // the starling-guest binary; beside this binary when empty
 
+	Record  string // folder to record calls to (role frontend); empty to record none
+	Scaling string // file with settings of the scaling policy (role scheduler); the defaults when empty
+
 	Drain time.Duration // longest wait for calls in flight when closing
 	Log   *slog.Logger
 }

@@ -64,7 +64,11 @@ func (n *Node) openFrontend(ctx context.Context) error {
 	n.hub.Bind(n.parts)
 	dispatcher.Open(ctx)
 	n.opened("dispatch", dispatcher.Metrics(), dispatcher.Close)
-	return n.openServer(ctx, dispatcher)
+	front, err := n.record(ctx, dispatcher)
+	if err != nil {
+		return err
+	}
+	return n.openServer(ctx, front)
 }
 
 // alive reports whether the manager hears a node.
@@ -73,7 +77,7 @@ func (n *Node) alive(id starling.NodeID) bool {
 	return alive
 }
 
-func (n *Node) openServer(ctx context.Context, d *dispatch.Dispatcher) error {
+func (n *Node) openServer(ctx context.Context, d frontend.Dispatcher) error {
 	deps := frontend.Deps{Catalog: n.view, Dispatch: d, Addr: n.cfg.HTTP, API: api.Deps{
 		Cluster: n.view, Topology: func() *cluster.Topology { return n.view.Topology() },
 		Alive: n.alive,

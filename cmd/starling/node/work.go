@@ -169,7 +169,13 @@ func (n *Node) openPartitions(ctx context.Context) error {
 		n.drained()
 		return nil
 	}
-	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Floors: n.view, Sched: sched.DefaultConfig(), Registry: &n.registry, Log: n.log("partition")})
+	policy, err := ReadScaling(n.cfg.Scaling)
+	if err != nil {
+		return err
+	}
+	cfg := sched.DefaultConfig()
+	cfg.Policy = policy
+	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Floors: n.view, Sched: cfg, Registry: &n.registry, Log: n.log("partition")})
 	n.parts.Partitions = keeper
 	n.keeper.Store(keeper)
 	if err := keeper.Open(ctx); err != nil {
