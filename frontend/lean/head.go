@@ -1,6 +1,11 @@
 package lean
 
-import "bytes"
+import (
+	"bytes"
+	"strings"
+
+	"starling/frontend/protocol"
+)
 
 // A Request is the head of one invocation. Its strings are the caller's words, unchecked but for the characters that HTTP allows.
 type Request struct {
@@ -24,10 +29,10 @@ var fields = [...]struct {
 	{"authorization", func(r *Request) *string { return &r.Authorization }},
 	{"content-type", func(r *Request) *string { return &r.ContentType }},
 	{"traceparent", func(r *Request) *string { return &r.Trace }},
-	{"x-starling-request-id", func(r *Request) *string { return &r.RequestID }},
-	{"x-starling-account", func(r *Request) *string { return &r.Account }},
-	{"x-starling-client-context", func(r *Request) *string { return &r.ClientContext }},
-	{"x-starling-log-tail", func(r *Request) *string { return &r.Tail }},
+	{strings.ToLower(protocol.HeaderRequestID), func(r *Request) *string { return &r.RequestID }},
+	{strings.ToLower(protocol.HeaderAccount), func(r *Request) *string { return &r.Account }},
+	{strings.ToLower(protocol.HeaderClientContext), func(r *Request) *string { return &r.ClientContext }},
+	{strings.ToLower(protocol.HeaderLogTail), func(r *Request) *string { return &r.Tail }},
 }
 
 const (

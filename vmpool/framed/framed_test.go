@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -137,6 +138,41 @@ func TestStreamsPassAsTheyCome(t *testing.T) {
 		c.Close()
 		synctest.Wait()
 	})
+}
+
+// TestDeadlinesOfThePastDoNotEndCalls: an instance lives on when the deadline of its initialisation, or of a call whose payload
+// did not fit the pipe, has passed.
+func TestDeadlinesOfThePastDoNotEndCalls(t *testing.T) {
+	ours, theirs, err := Pipes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := &pipes{r: os.NewFile(uintptr(theirs[0]), "calls"), w: os.NewFile(uintptr(theirs[1]), "answers")}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		g := Guest{Init: func(Setup) *Failure { return nil }, Handle: func(k *Call) { k.Answer("text/y", k.Payload) }}
+		g.Serve(inside)
+		inside.Close()
+	}()
+	c := New(ours, Setup{Handler: "h"})
+	defer func() { c.Close(); <-done }()
+	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	defer cancel()
+	if err := c.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Init(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{10, 1 << 20, 10} {
+		time.Sleep(220 * time.Millisecond)
+		inv := invocation(strings.Repeat("p", size))
+		inv.Deadline = time.Now().Add(200 * time.Millisecond)
+		if out := c.Invoke(inv, &sink{}); out.Status != starling.Succeeded {
+			t.Fatalf("%d bytes: ended %v %q", size, out.Status, out.ErrorType)
+		}
+	}
 }
 
 type timed struct {

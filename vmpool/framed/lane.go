@@ -104,7 +104,12 @@ func (l *lane) exchange(out, in []byte) (int, error) {
 // exchangeFD writes when something is to be written and reads otherwise; true ends the wait.
 func (l *lane) exchangeFD(fd uintptr) bool {
 	if len(l.out) > 0 {
-		if err := l.w.Write(l.put); err != nil && l.err == nil {
+		err := l.w.Write(l.put)
+		if errors.Is(err, os.ErrDeadlineExceeded) { // of the initialisation or of a large payload; a write that does not wait has none
+			l.nc.SetWriteDeadline(time.Time{})
+			err = l.w.Write(l.put)
+		}
+		if err != nil && l.err == nil {
 			l.err = err
 		}
 		return l.blocked || l.err != nil

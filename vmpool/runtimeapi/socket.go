@@ -1,6 +1,7 @@
 package runtimeapi
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -80,7 +81,7 @@ func (s *socket) readFD(fd uintptr) bool {
 func (s *socket) write(p []byte, deadline time.Time) error {
 	if s.raw != nil {
 		s.out, s.werr = p, nil
-		if err := s.raw.Write(s.put); err != nil {
+		if err := s.raw.Write(s.put); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // that of an earlier write
 			return err
 		}
 		if p = s.out; s.werr != nil || len(p) == 0 {
