@@ -177,12 +177,19 @@ func (s *Server) Close(ctx context.Context) error {
 		return nil
 	}
 	s.clients.goodbye()
-	var err error
-	if s.lean != nil {
-		err = s.lean.Shutdown(ctx)
-	}
-	if e := s.http.Shutdown(ctx); e != nil {
+	lean := make(chan error, 1)
+	s.group.Go(func(context.Context) { // beside net/http's: neither takes new calls while the other waits
+		if s.lean == nil {
+			lean <- nil
+			return
+		}
+		lean <- s.lean.Shutdown(ctx)
+	})
+	err := s.http.Shutdown(ctx)
+	if err != nil {
 		s.http.Close()
+	}
+	if e := <-lean; e != nil {
 		err = e
 	}
 	if s.h3 != nil {
