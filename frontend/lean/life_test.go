@@ -110,13 +110,20 @@ func TestTheWatchCoversTheCallAndNoMore(t *testing.T) {
 		c.say(text[len(text)-1:])
 		c.hears("1")
 	}
-	text = post("22")
-	c.say(text[:len(text)-1])
-	<-step
-	c.say(text[len(text)-1:])
-	time.Sleep(90 * time.Millisecond) // all deadlines of before have passed
-	c.nc.Close()
-	<-step
+	for _, here := range []int{len(post("22")) - 1, len(post("22"))} { // the body comes later, and with the head
+		c, text := w.dial(), post("22")
+		c.say(text[:here])
+		<-step
+		time.Sleep(5 * time.Millisecond)
+		c.say(text[here:])
+		time.Sleep(90 * time.Millisecond) // all deadlines of before have passed
+		c.nc.Close()
+		select {
+		case <-step:
+		case <-time.After(2 * time.Second):
+			t.Fatalf("the caller left unseen, %d bytes came at first", here)
+		}
+	}
 }
 
 func TestAPanicEndsItsConnectionOnly(t *testing.T) {
