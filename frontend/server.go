@@ -60,8 +60,8 @@ type Deps struct {
 }
 
 // Server is the public side of one frontend. Create it with New, Handle clients on the node's endpoint with
-// ServeClient if wanted, Open it, and Close it; Close waits for every goroutine. It has one goroutine for
-// each listener and net/http's one for each connection.
+// ServeClient if wanted, Open it, and Close it; Close waits for every goroutine but those of calls that outlive its
+// deadline. It has one goroutine for each listener and one for each connection, its own or net/http's.
 type Server struct {
 	deps     Deps
 	log      *slog.Logger
