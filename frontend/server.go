@@ -60,8 +60,8 @@ type Deps struct {
 }
 
 // Server is the public side of one frontend. Create it with New, Handle clients on the node's endpoint with
-// ServeClient if wanted, Open it, and Close it; Close waits for every goroutine. It has one goroutine that
-// watches the node's load, one for each listener and net/http's one for each connection.
+// ServeClient if wanted, Open it, and Close it; Close waits for every goroutine but those of calls that outlive its
+// deadline. It has one goroutine that watches the node's load, one for each listener and one for each connection, its own or net/http's.
 type Server struct {
 	deps     Deps
 	log      *slog.Logger
@@ -181,12 +181,19 @@ func (s *Server) Close(ctx context.Context) error {
 		return nil
 	}
 	s.clients.goodbye()
-	var err error
-	if s.lean != nil {
-		err = s.lean.Shutdown(ctx)
-	}
-	if e := s.http.Shutdown(ctx); e != nil {
+	lean := make(chan error, 1)
+	s.group.Go(func(context.Context) { // beside net/http's: neither takes new calls while the other waits
+		if s.lean == nil {
+			lean <- nil
+			return
+		}
+		lean <- s.lean.Shutdown(ctx)
+	})
+	err := s.http.Shutdown(ctx)
+	if err != nil {
 		s.http.Close()
+	}
+	if e := <-lean; e != nil {
 		err = e
 	}
 	if s.h3 != nil {

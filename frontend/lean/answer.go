@@ -51,7 +51,7 @@ func (c *Conn) Answer(w *Answer) {
 		return
 	}
 	c.out = b
-	c.answer.failed = !c.flush() || !c.send(w.Body)
+	c.answer.failed = !c.flush() || !c.write(w.Body)
 }
 
 // begin starts a head.
@@ -76,13 +76,6 @@ func (c *Conn) end(b []byte) []byte {
 	return append(b, "\r\n"...)
 }
 
-// send writes p past the buffer of answers.
-func (c *Conn) send(p []byte) bool {
-	c.nc.SetWriteDeadline(time.Now().Add(c.server.cfg.Stall))
-	_, err := c.nc.Write(p)
-	return err == nil
-}
-
 // Header returns the header of an answer that is written in parts.
 func (c *Conn) Header() http.Header {
 	if c.answer.header == nil {
@@ -101,6 +94,9 @@ func (c *Conn) WriteHeader(status int) {
 // Write takes a part of the answer.
 func (c *Conn) Write(p []byte) (int, error) {
 	a := &c.answer
+	if a.failed { // what is written from now on is dropped, not gathered
+		return 0, errGone
+	}
 	c.WriteHeader(http.StatusOK)
 	a.held = append(a.held, p...)
 	if a.chunked {
@@ -115,6 +111,9 @@ func (c *Conn) SetWriteDeadline(time.Time) error { return nil }
 // FlushError sends what was written so far.
 func (c *Conn) FlushError() error {
 	a := &c.answer
+	if a.failed {
+		return errGone
+	}
 	c.WriteHeader(http.StatusOK)
 	if !a.chunked {
 		a.chunked = true
@@ -131,7 +130,7 @@ func (c *Conn) FlushError() error {
 		c.out = append(c.out, "\r\n"...)
 		a.held = a.held[:0]
 	}
-	if a.failed = a.failed || !c.flush(); a.failed {
+	if a.failed = !c.flush(); a.failed {
 		return errGone
 	}
 	return nil
@@ -141,9 +140,7 @@ func (c *Conn) FlushError() error {
 // together with the wait for that.
 func (a *answer) finish() bool {
 	c := a.c
-	if a.context != nil {
-		a.context.end()
-	}
+	a.endContext()
 	switch {
 	case a.failed:
 		return false

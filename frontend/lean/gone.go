@@ -17,7 +17,7 @@ var errGone = errors.New("the caller does not take the answer")
 // wait do not.
 func (c *Conn) Context() context.Context {
 	if c.answer.context == nil {
-		c.answer.context = &callContext{c: c}
+		c.answer.context = &callContext{c: c, reading: c.body > c.w-c.r}
 	}
 	return c.answer.context
 }
@@ -26,11 +26,12 @@ func (c *Conn) Context() context.Context {
 type callContext struct {
 	c *Conn
 
-	mu    sync.Mutex // a leaf
-	done  chan struct{}
-	err   error
-	over  bool // the request is
-	watch chan struct{}
+	mu      sync.Mutex // a leaf
+	done    chan struct{}
+	err     error
+	reading bool          // the body is still to come: it would be taken for a caller that goes on
+	over    bool          // the request is
+	watch   chan struct{} // closed when look ended; nil before it began
 }
 
 var _ context.Context = (*callContext)(nil)
@@ -53,20 +54,39 @@ func (x *callContext) Done() <-chan struct{} {
 		return x.done
 	}
 	x.done = make(chan struct{})
-	if x.over {
-		x.cancel()
-	} else {
-		x.watch = make(chan struct{})
-		go x.look()
+	switch {
+	case x.over:
+		close(x.done)
+	case !x.reading:
+		x.begin()
 	}
 	return x.done
+}
+
+// bodyRead says that the whole body came: whoever asked for Done before gets the watch now.
+func (x *callContext) bodyRead() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.reading = false
+	if x.done != nil && x.watch == nil {
+		x.begin()
+	}
+}
+
+// begin starts the watch, which ends with the call or with the caller and not with a deadline of former reads; x.mu is held.
+func (x *callContext) begin() {
+	x.watch = make(chan struct{})
+	x.c.nc.SetReadDeadline(time.Time{})
+	go x.look()
 }
 
 // cancel ends the context; x.mu is held.
 func (x *callContext) cancel() {
 	if x.err == nil {
 		x.err = context.Canceled
-		close(x.done)
+		if x.done != nil {
+			close(x.done)
+		}
 	}
 }
 
@@ -77,7 +97,10 @@ func (x *callContext) look() {
 	var b [1]byte
 	err := x.c.raw.Read(func(fd uintptr) bool {
 		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if err == unix.EAGAIN || err == unix.EINTR {
+		for err == unix.EINTR {
+			n, _, err = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		}
+		if err == unix.EAGAIN {
 			return false
 		}
 		gone = n <= 0
@@ -87,6 +110,13 @@ func (x *callContext) look() {
 		x.mu.Lock()
 		x.cancel()
 		x.mu.Unlock()
+	}
+}
+
+// endContext ends the context of a request, if it was asked for.
+func (a *answer) endContext() {
+	if a.context != nil {
+		a.context.end()
 	}
 }
 
@@ -102,10 +132,7 @@ func (x *callContext) end() {
 		x.c.deadline(time.Time{})
 	}
 	x.mu.Lock()
-	if x.done != nil {
-		x.cancel()
-	}
-	x.err = context.Canceled
+	x.cancel()
 	x.mu.Unlock()
 }
 

@@ -21,7 +21,7 @@ type Config struct {
 	Log    *slog.Logger
 
 	BodyMax  int           // bytes of a body; longer ones are net/http's to refuse
-	Idle     time.Duration // a connection that says nothing for so long is closed
+	Idle     time.Duration // a connection that says nothing for so long is closed, or for half of it: see waitNext
 	HeadTime time.Duration // for the rest of a head that has begun
 	BodyTime time.Duration // for the body
 	Stall    time.Duration // for the caller to take one piece of an answer
@@ -53,10 +53,13 @@ func (s *Server) Rest(l net.Listener) net.Listener {
 	return &s.over
 }
 
-// Serve accepts until l is closed.
+// Serve accepts until l is closed, by Shutdown at the latest. It returns the error of Accept.
 func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	s.listener = l
+	if s.closing {
+		l.Close()
+	}
 	s.mu.Unlock()
 	pause := time.Duration(0)
 	for {
@@ -96,7 +99,9 @@ func (s *Server) open(nc net.Conn) {
 	})
 }
 
-// Shutdown closes the listener, lets calls in flight finish until ctx ends and closes the rest. It waits for every goroutine.
+// Shutdown closes the listener and idle connections, lets calls in flight finish until ctx ends, and then closes their connections and
+// returns ctx's error. It returns nil when every goroutine ended. After an error those in Handle end with it: a call that does not heed its
+// Context is ended by whoever carries it out, and that part closes after this one.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closing = true
@@ -120,7 +125,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		c.nc.Close()
 	}
 	s.mu.Unlock()
-	<-done
 	return ctx.Err()
 }
 
@@ -177,16 +181,24 @@ func (h *handover) Addr() net.Addr { return h.addr }
 
 // begun is a connection of which some bytes were read already.
 type begun struct {
-	net.Conn
+	halfCloser
 	first []byte
+}
+
+// halfCloser is what net/http needs so that the last answer arrives: it ends its own side first.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
 }
 
 // Read returns the bytes that were read already first.
 func (b *begun) Read(p []byte) (int, error) {
 	if len(b.first) > 0 {
 		n := copy(p, b.first)
-		b.first = b.first[n:]
+		if b.first = b.first[n:]; len(b.first) == 0 {
+			b.first = nil
+		}
 		return n, nil
 	}
-	return b.Conn.Read(p)
+	return b.halfCloser.Read(p)
 }

@@ -11,9 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A socket is a connection that reads only when there is something to read. What is to be done before the peer can say
-// anything more (a reply, to wait for a call) is done inside the poller's wait, after it began to watch: so the wait
-// needs no read in vain before it, and misses nothing. One goroutine reads; any may write, one at a time.
+// A socket is a connection whose reader may have something to do before it waits (to reply, to ask for a call). That is done
+// inside the poller's wait, after it began to watch. One goroutine reads; any may write, one at a time.
 type socket struct {
 	nc        net.Conn
 	raw       syscall.RawConn       // nil for a connection that is no descriptor
@@ -58,9 +57,12 @@ func (s *socket) read(p []byte) (int, error) {
 func (s *socket) readFD(fd uintptr) bool {
 	if do := s.before; do != nil {
 		s.before = nil
-		s.err = do()
-		return s.err != nil
+		if s.err = do(); s.err != nil {
+			return true
+		}
 	}
+	// Mostly in vain right after do (0.4 us), yet it must be: what came earlier, a pipelined request or the end, was
+	// reported before this wait began, and the poller reports nothing twice.
 	n, err := unix.Read(int(fd), s.in)
 	for err == unix.EINTR {
 		n, err = unix.Read(int(fd), s.in)
