@@ -295,9 +295,9 @@ func (s *Scheduler) NextTick() time.Time {
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}
-	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 || len(s.permits.purses) > 0 || len(s.permits.shelf) > 0 {
+	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
 		next = min(next, s.now+100*time.Millisecond)
-	} else if len(s.instances) > 0 {
+	} else if len(s.instances) > 0 || len(s.permits.shelf) > 0 {
 		next = min(next, s.now+s.cfg.Audit/10)
 	}
 	if next == never {

@@ -6,7 +6,6 @@ import (
 	"starling"
 	"starling/actors/wire"
 	"starling/sched/flow"
-	"starling/sched/place"
 )
 
 // held reports whether failures keep v from starting instances now.
@@ -85,35 +84,6 @@ func (s *Scheduler) sendStart(i *instance) {
 	s.out.send(i.host.node, m)
 }
 
-// choose returns the host for a new instance of v, or nil when none has room.
-func (s *Scheduler) choose(v *version) *host {
-	need := v.config.Config.MemoryMiB
-	if s.starved != 0 && need >= s.starved {
-		return nil // nobody had room for less since the last news of room
-	}
-	s.cands = s.cands[:0]
-	for _, h := range s.order {
-		if h.usable(s.now) {
-			s.cands = append(s.cands, h.candidate(v))
-		}
-	}
-	k := place.Choose(s.cands, place.Want{MemoryMiB: need, StartingMax: s.cfg.HostMax}, s.cfg.Weights, s.rng)
-	if k < 0 {
-		if s.starved == 0 {
-			s.starvedAt = s.now
-		}
-		if s.starved == 0 || need < s.starved {
-			s.starved = need
-		}
-		return nil
-	}
-	return s.hosts[s.cands[k].Node]
-}
-
-func (h *host) usable(now instant) bool {
-	return h.fenced && h.reported && !h.draining && !h.full && h.avoid <= now
-}
-
 // enter books a new instance under its version and host.
 func (s *Scheduler) enter(i *instance) {
 	v, h := i.version, i.host
@@ -125,6 +95,7 @@ func (s *Scheduler) enter(i *instance) {
 	if v.onHost == nil {
 		v.onHost, v.onZone = map[starling.NodeID]int{}, map[starling.Zone]int{}
 	}
+	v.homes.note(h.node)
 	v.onHost[h.node]++
 	v.onZone[h.zone]++
 	if v.config != nil {
@@ -148,6 +119,7 @@ func (s *Scheduler) countStarting(i *instance, n int) {
 	if f := i.version.of; f != nil {
 		f.starting += n
 		f.account.starting += n * int(i.version.slots)
+		s.wake(f.account)
 	}
 }
 

@@ -227,6 +227,9 @@ func (s *Scheduler) Check() error {
 			return fmt.Errorf("account %s: books say %d leased %d starting, versions sum to %+v", a.id, a.leased, a.starting, *n)
 		}
 	}
+	if err := s.permits.check(); err != nil {
+		return err
+	}
 	if wanted != s.wanted {
 		return fmt.Errorf("versions want %d instances, counted %d", wanted, s.wanted)
 	}
