@@ -16,6 +16,7 @@ import (
 const (
 	permitsLook = 1024
 	restLook    = 16
+	permitsPace = 50 * time.Millisecond // between two looks; other things make ticks more often
 )
 
 // limitAgain is how often a book that lends asks for its account's limit, which may have changed.
@@ -37,10 +38,11 @@ type permits struct {
 	asking    turns[*account] // purses that are not at rest
 	lending   turns[*book]    // books that are not at rest
 	restTurn  int             // into shelf
-	seq       uint64          // of the last Borrow
-	number    uint64          // of the last change in a book that was forgotten
-	strangers int             // slots leased of versions whose account is not known yet
-	fed       []*account      // whose permits changed in this step
+	lookedAt  instant
+	seq       uint64     // of the last Borrow
+	number    uint64     // of the last change in a book that was forgotten
+	strangers int        // slots leased of versions whose account is not known yet
+	fed       []*account // whose permits changed in this step
 	letters   []ledger.Letter
 	questions []starling.Range
 }
@@ -313,10 +315,11 @@ func (s *Scheduler) serveFed() {
 
 // lookAfterPermits returns what is unused, repeats what may be lost, asks the silent and forgets books.
 func (s *Scheduler) lookAfterPermits() {
-	if !s.granting() {
+	p := &s.permits
+	if !s.granting() || s.now-p.lookedAt < permitsPace {
 		return
 	}
-	p := &s.permits
+	p.lookedAt = s.now
 	p.asking.look(permitsLook, s.lookAfterPurse)
 	p.lending.look(permitsLook, s.lookAfterBook)
 	for n := min(restLook, len(p.shelf)); n > 0; n-- {
