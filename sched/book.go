@@ -116,22 +116,25 @@ type instance struct {
 	used    int32           // slots leased
 	state   state
 	isFree  bool      // in version.free
+	moved   bool      // its replacement is ready: it takes no further call
 	leases  leaseList // that make up used
 	idle    instant   // since when no slot was leased; meaningful while used is 0
 	in      [instanceListCount]instanceLinks
 
-	host    *host
-	key     starling.Key64
-	began   instant  // decision to start it
-	sent    instant  // last Start or Stop sent
-	look    instant  // when a starting one is looked at again
-	readyAt instant  // first known to be ready
-	due     instant  // see before
-	heapAt  int      // in Scheduler.idle; -1 when not there
-	forWhom *version // evicted for this one
-	seen    bool     // named by the report being read
-	memory  int      // MiB; 0 until the version is known
-	_       [24]byte // up to a multiple of a cache line
+	host     *host
+	key      starling.Key64
+	began    instant   // decision to start it
+	sent     instant   // last Start or Stop sent
+	look     instant   // when a starting one is looked at again
+	readyAt  instant   // first known to be ready
+	due      instant   // see before
+	heapAt   int       // in Scheduler.idle; -1 when not there
+	forWhom  *version  // evicted for this one
+	replaces *instance // that it is to relieve when it is ready
+	moving   bool      // its replacement is on its way, or ready
+	seen     bool      // named by the report being read
+	memory   int       // MiB; 0 until the version is known
+	_        [16]byte  // up to a multiple of a cache line
 }
 
 // A lease is one slot of one instance in the hands of one frontend.

@@ -49,6 +49,7 @@ func (s *Scheduler) choose(v *version) *host {
 	}
 	k := place.Choose(s.cands, want, s.cfg.Weights, s.rng)
 	if k < 0 {
+		s.lacking = true
 		if s.starved == 0 {
 			s.starvedAt = s.now
 		}

@@ -149,6 +149,8 @@ type Scheduler struct {
 	starved   int             // MiB that no host had room for since the last news of room; 0 when none
 	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
 	cands     []place.Candidate
+	lacking   bool    // a start found room nowhere since the last defragmentation
+	defragAt  instant // not before
 	permits   permits
 	counts    Counts
 }
@@ -262,6 +264,7 @@ func (s *Scheduler) tick() {
 	s.lookAtStarts()
 	s.wheel.turn(s.now, s.plan)
 	s.drainHosts()
+	s.defragment()
 	s.lookupAgain()
 	s.fenceAgain()
 	s.lookAfterPermits()

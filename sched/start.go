@@ -62,6 +62,12 @@ func (s *Scheduler) startOne(v *version, began instant) bool {
 		}
 		return false
 	}
+	s.startAt(v, h, began)
+	return true
+}
+
+// startAt asks h for an instance of v.
+func (s *Scheduler) startAt(v *version, h *host, began instant) *instance {
 	s.seq++
 	i := &instance{id: starling.InstanceID{Partition: s.id, Epoch: s.epoch, Seq: s.seq}, version: v, host: h, state: isStarting,
 		leases: leaseList{which: byInstance}, began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}
@@ -73,7 +79,7 @@ func (s *Scheduler) startOne(v *version, began instant) bool {
 	h.free -= i.memory
 	s.counts.Starts++
 	s.sendStart(i)
-	return true
+	return i
 }
 
 // sendStart sends, or sends again, what starts i. A host that runs i already answers Started again.
@@ -133,6 +139,9 @@ func (s *Scheduler) retire(i *instance) {
 	case isStarting:
 		s.starting.remove(i)
 		s.countStarting(i, -1)
+		if o := i.replaces; o != nil {
+			o.moving, i.replaces = false, nil
+		}
 	case isReady:
 		v.ready--
 		i.host.ready--
@@ -225,6 +234,10 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 	v.news.Started++
 	v.news.Start += s.now - i.began
 	s.becomeReady(i, s.now)
+	if o := i.replaces; o != nil {
+		i.replaces = nil
+		s.replaced(o)
+	}
 	s.pump(v, i, start, init)
 	if v.governor != nil && v.slot < 0 {
 		s.wheel.arm(v, s.now) // nobody waited: whether it stays is to be planned

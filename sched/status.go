@@ -17,6 +17,7 @@ type Counts struct {
 	QueueFull, QueueTimeout, NoHost, Failed       uint64 // refusals by reason
 	FunctionLimit, AccountLimit                   uint64
 	Moved, Other                                  uint64
+	Relocated                                     uint64 // instances that were started again elsewhere to empty a host
 }
 
 func (c *Counts) refused(k starling.Kind, reason string) {
@@ -259,7 +260,7 @@ func (s *Scheduler) checkVersion(v *version) error {
 		if i.isFree {
 			free++
 		}
-		if canTake := i.state == isReady && i.used < v.slots && !v.gone; canTake != i.isFree {
+		if canTake := i.state == isReady && i.used < v.slots && !v.gone && !i.moved; canTake != i.isFree {
 			return fmt.Errorf("instance %s: %d of %d slots used, free is %t", i.id, i.used, v.slots, i.isFree)
 		}
 	}
