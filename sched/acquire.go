@@ -208,6 +208,7 @@ func (s *Scheduler) becomeHungry(v *version) {
 		a := v.of.account
 		v.accountAt = len(a.hungry)
 		a.hungry = append(a.hungry, v)
+		s.wake(a)
 	}
 }
 

@@ -1,11 +1,8 @@
 package sched
 
 import (
-	"slices"
-
 	"starling"
 	"starling/sched/ledger"
-	"starling/sched/place"
 )
 
 // An account sums what its functions use in this partition.
@@ -20,6 +17,7 @@ type account struct {
 	hungry   []*version
 
 	functions []*function
+	awake     bool     // in permits.asking
 	memory    int      // MiB of the instances at hosts
 	owes      *version // gets the memory of the account's next idle instance; nil for none
 }
@@ -80,6 +78,7 @@ type version struct {
 	leaving  int                     // stopping
 	onHost   map[starling.NodeID]int // instances of all
 	onZone   map[starling.Zone]int
+	homes    homes
 
 	failures   int     // starts that failed in a row by the function's own fault
 	troubles   int     // starts that failed in a row by a host's fault
@@ -98,7 +97,7 @@ type version struct {
 	listed     bool     // in Scheduler.empty
 	hungryAt   int      // in Scheduler.hungry; -1 when nobody waits
 	accountAt  int      // in account.hungry; -1 when not there
-	_          [72]byte // up to a multiple of two cache lines: processors fetch them in pairs
+	_          [40]byte // up to a multiple of two cache lines: processors fetch them in pairs
 }
 
 type state uint8
@@ -117,22 +116,25 @@ type instance struct {
 	used    int32           // slots leased
 	state   state
 	isFree  bool      // in version.free
+	moved   bool      // its replacement is ready: it takes no further call
 	leases  leaseList // that make up used
 	idle    instant   // since when no slot was leased; meaningful while used is 0
 	in      [instanceListCount]instanceLinks
 
-	host    *host
-	key     starling.Key64
-	began   instant  // decision to start it
-	sent    instant  // last Start or Stop sent
-	look    instant  // when a starting one is looked at again
-	readyAt instant  // first known to be ready
-	due     instant  // see before
-	heapAt  int      // in Scheduler.idle; -1 when not there
-	forWhom *version // evicted for this one
-	seen    bool     // named by the report being read
-	memory  int      // MiB; 0 until the version is known
-	_       [24]byte // up to a multiple of a cache line
+	host     *host
+	key      starling.Key64
+	began    instant   // decision to start it
+	sent     instant   // last Start or Stop sent
+	look     instant   // when a starting one is looked at again
+	readyAt  instant   // first known to be ready
+	due      instant   // see before
+	heapAt   int       // in Scheduler.idle; -1 when not there
+	forWhom  *version  // evicted for this one
+	replaces *instance // that it is to relieve when it is ready
+	moving   bool      // its replacement is on its way, or ready
+	seen     bool      // named by the report being read
+	memory   int       // MiB; 0 until the version is known
+	_        [16]byte  // up to a multiple of a cache line
 }
 
 // A lease is one slot of one instance in the hands of one frontend.
@@ -241,13 +243,3 @@ func (v *version) drop(h *holder) {
 
 // known reports whether calls of v can be served.
 func (v *version) known() bool { return v.of != nil && !v.gone }
-
-// candidate describes h for an instance of v.
-func (h *host) candidate(v *version) place.Candidate {
-	c := place.Candidate{Node: h.node, FreeMiB: h.free, TotalMiB: h.total, Starting: max(h.starting, h.others), CPU: h.cpu,
-		Warm: slices.Contains(h.code, v.id), Same: v.onHost[h.node], SameZone: v.onZone[h.zone]}
-	for _, r := range h.pools {
-		c.Pooled = c.Pooled || r == v.config.Config.Runtime
-	}
-	return c
-}

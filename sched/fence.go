@@ -146,6 +146,9 @@ func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 	l.key = k
 	s.adopted[k] = l
 	s.bind(l, i, 0)
+	if a := i.version.account; a != nil {
+		s.wake(a)
+	}
 }
 
 // hostReport takes a host's room. A host that is new, or came back, is fenced before it is used.

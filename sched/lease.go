@@ -74,6 +74,9 @@ func (s *Scheduler) unbind(l *lease) {
 	}
 	if i.used == 0 {
 		i.idle = s.now
+		if i.moved {
+			s.stop(i, false)
+		}
 	}
 	if v.account != nil && v.account.owes != nil && s.payBack(i) {
 		return
@@ -118,7 +121,7 @@ func (s *Scheduler) forgetLease(l *lease) {
 // that the others grow idle and can retire.
 func (s *Scheduler) setFree(i *instance) {
 	v := i.version
-	if i.used >= v.slots || v.gone {
+	if i.used >= v.slots || v.gone || i.moved {
 		return
 	}
 	if i.isFree {

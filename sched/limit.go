@@ -33,6 +33,7 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	f.leased += int(v.leased)
 	f.waiting += int(v.waiting)
 	f.account.leased += int(v.leased)
+	s.wake(f.account)
 	s.permits.strangers -= int(v.leased)
 	f.account.starting += v.starting * int(v.slots)
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {

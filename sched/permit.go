@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -10,8 +11,13 @@ import (
 	"starling/sched/ledger"
 )
 
-// permitsLook is how many purses and books a tick looks after, in turns: a bound on the time of one tick.
-const permitsLook = 1024
+// permitsLook is how many purses and books a tick looks after, in turns: a bound on the time of one tick. Of the books
+// that rest it looks at restLook, whether they may be forgotten.
+const (
+	permitsLook = 1024
+	restLook    = 16
+	permitsPace = 50 * time.Millisecond // between two looks; other things make ticks more often
+)
 
 // limitAgain is how often a book that lends asks for its account's limit, which may have changed.
 const limitAgain = 2 * time.Second
@@ -21,6 +27,7 @@ type book struct {
 	*ledger.Book
 	lookupAt instant // last time the limit was asked for
 	usedAt   instant // last time it had loans
+	awake    bool    // in permits.lending
 }
 
 // permits are the scheduler's books of accounts whose key is in its range, and its own purses' bookkeeping.
@@ -28,8 +35,10 @@ type permits struct {
 	books     map[starling.AccountID]*book
 	shelf     []*book // the same, for turns
 	purses    []*account
-	bookTurn  int
-	purseTurn int
+	asking    turns[*account] // purses that are not at rest
+	lending   turns[*book]    // books that are not at rest
+	restTurn  int             // into shelf
+	lookedAt  instant
 	seq       uint64     // of the last Borrow
 	number    uint64     // of the last change in a book that was forgotten
 	strangers int        // slots leased of versions whose account is not known yet
@@ -47,7 +56,46 @@ func (s *Scheduler) openAccount(id starling.AccountID) *account {
 	a := &account{id: id, purse: *ledger.NewPurse(s.now, s.permits.seq)}
 	s.accounts[id] = a
 	s.permits.purses = append(s.permits.purses, a)
+	s.wake(a)
 	return a
+}
+
+// wake has the ticks look after the purse of a until it is at rest again. Whatever makes it need permits, or brings it
+// some, comes here.
+func (s *Scheduler) wake(a *account) {
+	if !a.awake {
+		a.awake = true
+		s.permits.asking.add(a)
+	}
+}
+
+// rests reports whether time changes nothing for the purse of a.
+func (a *account) rests() bool { return a.leased == 0 && a.purse.Unused(a.need()) }
+
+// rests reports whether time changes nothing for the book, but that it is forgotten.
+func (b *book) rests() bool { return b.Empty() && b.Ready() }
+
+// turns are things that a tick looks after in turns. One that is at rest leaves, so that an idle account costs nothing.
+type turns[T any] struct {
+	all []T
+	at  int // the one looked at last
+}
+
+func (t *turns[T]) add(x T) { t.all = append(t.all, x) }
+
+// look calls stay for at most most of them; one for which it returns false leaves.
+func (t *turns[T]) look(most int, stay func(T) bool) {
+	for n := min(most, len(t.all)); n > 0; n-- {
+		t.at = (t.at + 1) % len(t.all)
+		if stay(t.all[t.at]) {
+			continue
+		}
+		last := len(t.all) - 1
+		t.all[t.at] = t.all[last]
+		clear(t.all[last:])
+		t.all = t.all[:last]
+		t.at--
+	}
 }
 
 // closeAccount forgets an account without versions. What is in its purse the ledger learns when it asks.
@@ -79,6 +127,7 @@ func (s *Scheduler) morePermits(a *account) bool {
 
 // borrow tells the ledger what a holds and wants.
 func (s *Scheduler) borrow(a *account, need int) {
+	s.wake(a)
 	s.permits.seq++
 	m := s.out.borrows.next()
 	a.purse.Borrow(s.now, s.permits.seq, a.leased, need, m)
@@ -106,6 +155,10 @@ func (s *Scheduler) borrowed(from starling.NodeID, m *wire.Borrow) {
 		return // the borrower asks again, and somebody else
 	}
 	b := s.bookOf(m.Account)
+	if !b.awake {
+		b.awake = true
+		s.permits.lending.add(b)
+	}
 	if !b.Book.Borrow(s.now, from, m) {
 		s.audit(Effect{To: from, Partition: m.Partition}, b)
 	}
@@ -186,6 +239,7 @@ func (s *Scheduler) audited(from starling.NodeID, m *wire.Audit) {
 	s.permits.seq++
 	out := s.out.borrows.next()
 	if a != nil {
+		s.wake(a)
 		a.purse.Borrow(s.now, s.permits.seq, a.leased, a.need(), out)
 	} else {
 		*out = wire.Borrow{Term: m.Term, Seq: s.permits.seq}
@@ -209,6 +263,7 @@ func (s *Scheduler) lent(m *wire.Lend) {
 	if !a.purse.Lend(m) {
 		return
 	}
+	s.wake(a)
 	if n := int(m.Limit); n != a.max {
 		s.setAccountLimit(a, n)
 	}
@@ -260,37 +315,67 @@ func (s *Scheduler) serveFed() {
 
 // lookAfterPermits returns what is unused, repeats what may be lost, asks the silent and forgets books.
 func (s *Scheduler) lookAfterPermits() {
-	if !s.granting() {
+	p := &s.permits
+	if !s.granting() || s.now-p.lookedAt < permitsPace {
 		return
 	}
-	p := &s.permits
-	for range min(permitsLook, len(p.purses)) {
-		p.purseTurn = (p.purseTurn + 1) % len(p.purses)
-		a := p.purses[p.purseTurn]
-		need := a.need()
-		if p.strangers == 0 && (a.purse.Asks(s.now, need) || a.purse.Looks(s.now, a.leased, need)) {
-			s.borrow(a, need)
-		}
-		if a.leased > a.purse.Permits || a.leased == a.purse.Permits && len(a.hungry) > 0 {
-			s.recallOver(a)
-		}
-	}
-	for n := min(permitsLook, len(p.shelf)); n > 0; n-- {
-		p.bookTurn = (p.bookTurn + 1) % len(p.shelf)
-		b := p.shelf[p.bookTurn]
-		if b.Empty() && s.now-b.usedAt >= s.cfg.Forget {
-			p.number = max(p.number, b.Number())
-			delete(p.books, b.Account)
-			p.shelf = slices.Delete(p.shelf, p.bookTurn, p.bookTurn+1)
-			n = min(n, len(p.shelf)+1)
+	p.lookedAt = s.now
+	p.asking.look(permitsLook, s.lookAfterPurse)
+	p.lending.look(permitsLook, s.lookAfterBook)
+	for n := min(restLook, len(p.shelf)); n > 0; n-- {
+		p.restTurn = (p.restTurn + 1) % len(p.shelf)
+		b := p.shelf[p.restTurn]
+		if b.awake || !b.rests() || s.now-b.usedAt < s.cfg.Forget {
 			continue
 		}
-		if s.now-b.lookupAt >= limitAgain && (!b.Empty() || !b.Known()) {
-			b.lookupAt = s.now
-			s.out.effects = append(s.out.effects, Effect{Account: b.Account})
-		}
-		s.lend(b)
+		p.number = max(p.number, b.Number())
+		delete(p.books, b.Account)
+		p.shelf = slices.Delete(p.shelf, p.restTurn, p.restTurn+1)
+		n = min(n, len(p.shelf)+1)
 	}
+}
+
+// lookAfterPurse reports whether the purse of a needs a look again.
+func (s *Scheduler) lookAfterPurse(a *account) bool {
+	if a.versions == 0 { // closed
+		a.awake = false
+		return false
+	}
+	need := a.need()
+	if s.permits.strangers == 0 && (a.purse.Asks(s.now, need) || a.purse.Looks(s.now, a.leased, need)) {
+		s.borrow(a, need)
+	}
+	if a.leased > a.purse.Permits || a.leased == a.purse.Permits && len(a.hungry) > 0 {
+		s.recallOver(a)
+	}
+	a.awake = !a.rests()
+	return a.awake
+}
+
+// lookAfterBook reports whether b needs a look again.
+func (s *Scheduler) lookAfterBook(b *book) bool {
+	if s.now-b.lookupAt >= limitAgain && (!b.Empty() || !b.Known()) {
+		b.lookupAt = s.now
+		s.out.effects = append(s.out.effects, Effect{Account: b.Account})
+	}
+	s.lend(b)
+	b.awake = !b.rests()
+	return b.awake
+}
+
+// check reports what nobody would look after again although time changes it.
+func (p *permits) check() error {
+	for _, a := range p.purses {
+		if !a.awake && !a.rests() {
+			return fmt.Errorf("account %s: %d slots leased of %d permits, and its purse is not looked after", a.id, a.leased, a.purse.Permits)
+		}
+	}
+	for _, b := range p.shelf {
+		if !b.awake && !b.rests() {
+			return fmt.Errorf("account %s: its ledger is not looked after", b.Account)
+		}
+	}
+	return nil
 }
 
 // recallOver asks frontends for the leases of functions that have more than their max-min fair share of the account's

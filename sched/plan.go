@@ -229,14 +229,15 @@ func (s *Scheduler) provisioned(list []VersionKnown) {
 
 // remembered returns the governor of a version that is known from now on: the old one, if it was here before.
 func (s *Scheduler) remembered(v *version) scale.Governor {
-	if g := s.memory.take(v.id); g != nil {
-		return g
+	if l := s.memory.take(v.id); l.governor != nil {
+		v.homes = l.homes
+		return l.governor
 	}
 	c := &v.config.Config
 	return s.cfg.Policy.New(scale.Facts{Slots: int(v.slots), MemoryMiB: c.MemoryMiB, Provisioned: c.Provisioned})
 }
 
-// A memory keeps the governors of the versions forgotten last: a call a day is worth a forecast, but not the books of
+// A memory keeps the governors and homes of the versions forgotten last: a call a day is worth a forecast, but not the books of
 // a version.
 type memory struct {
 	most    int
@@ -247,6 +248,7 @@ type memory struct {
 
 type learned struct {
 	governor scale.Governor
+	homes    homes
 	turn     uint64
 }
 
@@ -255,16 +257,16 @@ type forgotten struct {
 	turn    uint64
 }
 
-func (m *memory) take(id starling.VersionID) scale.Governor {
-	g := m.learned[id].governor
+func (m *memory) take(id starling.VersionID) learned {
+	l := m.learned[id]
 	delete(m.learned, id)
-	return g
+	return l
 }
 
-func (m *memory) put(id starling.VersionID, g scale.Governor) {
+func (m *memory) put(v *version) {
 	m.turn++
-	m.learned[id] = learned{g, m.turn}
-	m.order = append(m.order, forgotten{id, m.turn})
+	m.learned[v.id] = learned{v.governor, v.homes, m.turn}
+	m.order = append(m.order, forgotten{v.id, m.turn})
 	for len(m.order) > m.most {
 		if f := m.order[0]; m.learned[f.version].turn == f.turn {
 			delete(m.learned, f.version)

@@ -159,7 +159,7 @@ func (s *Scheduler) dropVersion(v *version) {
 	s.wheel.disarm(v)
 	s.wanted -= v.want
 	if v.governor != nil && !v.gone {
-		s.memory.put(v.id, v.governor)
+		s.memory.put(v)
 	}
 	if k := slices.Index(s.unknown, v); k >= 0 {
 		s.unknown = slices.Delete(s.unknown, k, k+1)

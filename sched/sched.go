@@ -149,6 +149,8 @@ type Scheduler struct {
 	starved   int             // MiB that no host had room for since the last news of room; 0 when none
 	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
 	cands     []place.Candidate
+	lacking   bool    // a start found room nowhere since the last defragmentation
+	defragAt  instant // not before
 	permits   permits
 	counts    Counts
 }
@@ -262,6 +264,7 @@ func (s *Scheduler) tick() {
 	s.lookAtStarts()
 	s.wheel.turn(s.now, s.plan)
 	s.drainHosts()
+	s.defragment()
 	s.lookupAgain()
 	s.fenceAgain()
 	s.lookAfterPermits()
@@ -295,9 +298,9 @@ func (s *Scheduler) NextTick() time.Time {
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}
-	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 || len(s.permits.purses) > 0 || len(s.permits.shelf) > 0 {
+	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
 		next = min(next, s.now+100*time.Millisecond)
-	} else if len(s.instances) > 0 {
+	} else if len(s.instances) > 0 || len(s.permits.shelf) > 0 {
 		next = min(next, s.now+s.cfg.Audit/10)
 	}
 	if next == never {

@@ -6,7 +6,6 @@ import (
 	"starling"
 	"starling/actors/wire"
 	"starling/sched/flow"
-	"starling/sched/place"
 )
 
 // held reports whether failures keep v from starting instances now.
@@ -63,6 +62,12 @@ func (s *Scheduler) startOne(v *version, began instant) bool {
 		}
 		return false
 	}
+	s.startAt(v, h, began)
+	return true
+}
+
+// startAt asks h for an instance of v.
+func (s *Scheduler) startAt(v *version, h *host, began instant) *instance {
 	s.seq++
 	i := &instance{id: starling.InstanceID{Partition: s.id, Epoch: s.epoch, Seq: s.seq}, version: v, host: h, state: isStarting,
 		leases: leaseList{which: byInstance}, began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}
@@ -74,7 +79,7 @@ func (s *Scheduler) startOne(v *version, began instant) bool {
 	h.free -= i.memory
 	s.counts.Starts++
 	s.sendStart(i)
-	return true
+	return i
 }
 
 // sendStart sends, or sends again, what starts i. A host that runs i already answers Started again.
@@ -83,35 +88,6 @@ func (s *Scheduler) sendStart(i *instance) {
 	m := s.out.starts.next()
 	*m = wire.Start{Partition: s.id, Epoch: s.epoch, Instance: i.id, Key: i.key, Version: i.version.id}
 	s.out.send(i.host.node, m)
-}
-
-// choose returns the host for a new instance of v, or nil when none has room.
-func (s *Scheduler) choose(v *version) *host {
-	need := v.config.Config.MemoryMiB
-	if s.starved != 0 && need >= s.starved {
-		return nil // nobody had room for less since the last news of room
-	}
-	s.cands = s.cands[:0]
-	for _, h := range s.order {
-		if h.usable(s.now) {
-			s.cands = append(s.cands, h.candidate(v))
-		}
-	}
-	k := place.Choose(s.cands, place.Want{MemoryMiB: need, StartingMax: s.cfg.HostMax}, s.cfg.Weights, s.rng)
-	if k < 0 {
-		if s.starved == 0 {
-			s.starvedAt = s.now
-		}
-		if s.starved == 0 || need < s.starved {
-			s.starved = need
-		}
-		return nil
-	}
-	return s.hosts[s.cands[k].Node]
-}
-
-func (h *host) usable(now instant) bool {
-	return h.fenced && h.reported && !h.draining && !h.full && h.avoid <= now
 }
 
 // enter books a new instance under its version and host.
@@ -125,6 +101,7 @@ func (s *Scheduler) enter(i *instance) {
 	if v.onHost == nil {
 		v.onHost, v.onZone = map[starling.NodeID]int{}, map[starling.Zone]int{}
 	}
+	v.homes.note(h.node)
 	v.onHost[h.node]++
 	v.onZone[h.zone]++
 	if v.config != nil {
@@ -148,6 +125,7 @@ func (s *Scheduler) countStarting(i *instance, n int) {
 	if f := i.version.of; f != nil {
 		f.starting += n
 		f.account.starting += n * int(i.version.slots)
+		s.wake(f.account)
 	}
 }
 
@@ -161,6 +139,9 @@ func (s *Scheduler) retire(i *instance) {
 	case isStarting:
 		s.starting.remove(i)
 		s.countStarting(i, -1)
+		if o := i.replaces; o != nil {
+			o.moving, i.replaces = false, nil
+		}
 	case isReady:
 		v.ready--
 		i.host.ready--
@@ -253,6 +234,10 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 	v.news.Started++
 	v.news.Start += s.now - i.began
 	s.becomeReady(i, s.now)
+	if o := i.replaces; o != nil {
+		i.replaces = nil
+		s.replaced(o)
+	}
 	s.pump(v, i, start, init)
 	if v.governor != nil && v.slot < 0 {
 		s.wheel.arm(v, s.now) // nobody waited: whether it stays is to be planned

@@ -17,6 +17,7 @@ type Counts struct {
 	QueueFull, QueueTimeout, NoHost, Failed       uint64 // refusals by reason
 	FunctionLimit, AccountLimit                   uint64
 	Moved, Other                                  uint64
+	Relocated                                     uint64 // instances that were started again elsewhere to empty a host
 }
 
 func (c *Counts) refused(k starling.Kind, reason string) {
@@ -227,6 +228,9 @@ func (s *Scheduler) Check() error {
 			return fmt.Errorf("account %s: books say %d leased %d starting, versions sum to %+v", a.id, a.leased, a.starting, *n)
 		}
 	}
+	if err := s.permits.check(); err != nil {
+		return err
+	}
 	if wanted != s.wanted {
 		return fmt.Errorf("versions want %d instances, counted %d", wanted, s.wanted)
 	}
@@ -256,7 +260,7 @@ func (s *Scheduler) checkVersion(v *version) error {
 		if i.isFree {
 			free++
 		}
-		if canTake := i.state == isReady && i.used < v.slots && !v.gone; canTake != i.isFree {
+		if canTake := i.state == isReady && i.used < v.slots && !v.gone && !i.moved; canTake != i.isFree {
 			return fmt.Errorf("instance %s: %d of %d slots used, free is %t", i.id, i.used, v.slots, i.isFree)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sort"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ var (
 	scaleRate      = flag.Float64("rate", 1000, "with -hosts: calls per second over all functions")
 	scaleTime      = flag.Duration("time", 10*time.Minute, "with -hosts: virtual time")
 	scaleParts     = flag.Int("partitions", 8, "with -hosts: partitions")
+	scaleAzure     = flag.Float64("azure", 0, "with -hosts: Azure's load instead of -rate, the busiest function called so often a day")
 )
 
 // A zipf is a Poisson stream over functions whose popularity falls as a power of their rank.
@@ -81,30 +83,49 @@ func TestStillWorldServesEverybody(t *testing.T) {
 	}
 }
 
-// TestScale tells what a large world costs: go test ./sim -run Scale -v -hosts 1000.
+// scaleLoad is the load that the flags ask for.
+func scaleLoad() load.Load {
+	if *scaleAzure == 0 {
+		return newZipf(*scaleFunctions, *scaleRate, *scaleTime, 1)
+	}
+	c := load.DefaultAzure()
+	c.Functions, c.Accounts, c.Zipf = *scaleFunctions, max(*scaleFunctions/20, 1), 0.6
+	c.RateMax, c.Length = *scaleAzure, *scaleTime
+	return load.Azure(c, 1)
+}
+
+// peakMiB is the most memory the process had so far.
+func peakMiB(t *testing.T) int64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return u.Maxrss >> 10
+}
+
+// TestScale tells what a large world costs: go test ./sim -run Scale -v -args -hosts 1000.
 func TestScale(t *testing.T) {
 	if *scaleHosts == 0 {
 		t.Skip("give -hosts")
 	}
 	began := time.Now()
-	w := New(still(newZipf(*scaleFunctions, *scaleRate, *scaleTime, 1), *scaleHosts, 64<<10, *scaleParts), 1)
+	w := New(still(scaleLoad(), *scaleHosts, 64<<10, *scaleParts), 1)
 	made := time.Since(began)
 	var m runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	t.Logf("made in %v, %.0f MiB", made, float64(m.HeapAlloc)/(1<<20))
 	began = time.Now()
-	peak := uint64(0)
-	for at := *scaleTime / 20; at <= *scaleTime; at += *scaleTime / 20 {
-		if _, err := w.Run(at); err != nil {
+	for k := range time.Duration(24) {
+		if _, err := w.Run(*scaleTime * (k + 1) / 24); err != nil {
 			t.Fatal(err)
 		}
-		runtime.ReadMemStats(&m)
-		peak = max(peak, m.Sys)
+		t.Logf("%v virtual in %v: %d events, peak %d MiB", w.Now(), time.Since(began).Round(time.Millisecond), w.Steps(), peakMiB(t))
 	}
 	d, r := time.Since(began), w.Result()
-	t.Logf("%v virtual in %v: %d events (%.0f/s, %.1f per call), %d calls, cold ratio %.4f, wait p50 %v p99 %v, %d starts, %.0f instance-seconds, refused %v, peak %.0f MiB",
-		r.Virtual, d.Round(time.Millisecond), r.Events, float64(r.Events)/d.Seconds(), float64(r.Events)/float64(r.Calls), r.Calls, r.ColdRatio, r.WaitP50, r.WaitP99, r.Starts, r.Instances, r.Refused, float64(peak)/(1<<20))
+	t.Logf("%v virtual in %v: %d events (%.0f/s, %.0f ns each, %.1f per call), %d calls, cold ratio %.4f, wait p50 %v p99 %v, %d starts, %.0f instance-seconds, refused %v, peak %d MiB",
+		r.Virtual, d.Round(time.Millisecond), r.Events, float64(r.Events)/d.Seconds(), float64(d)/float64(r.Events), float64(r.Events)/float64(r.Calls), r.Calls, r.ColdRatio,
+		r.WaitP50, r.WaitP99, r.Starts, r.Instances, r.Refused, peakMiB(t))
 	alive := 0
 	for _, n := range w.hosts {
 		alive += len(n.host.all)

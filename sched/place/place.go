@@ -54,7 +54,7 @@ func Choose(cands []Candidate, want Want, w Weights, rng *rand.Rand) int {
 		if c.FreeMiB < want.MemoryMiB || c.Starting >= want.StartingMax {
 			continue
 		}
-		switch s := score(c, w) - w.Mix*min(c.Bound, 1000)*want.CPU/1_000_000; {
+		switch s := Score(c, want, w); {
 		case best < 0 || s > bestScore:
 			best, bestScore, ties = i, s, 1
 		case s == bestScore:
@@ -66,8 +66,9 @@ func Choose(cands []Candidate, want Want, w Weights, rng *rand.Rand) int {
 	return best
 }
 
-func score(c *Candidate, w Weights) int {
-	s := -w.CPU*c.CPU/1000 - w.Same*min(c.Same, 8) - w.Zone*min(c.SameZone, 8) - w.Starting*c.Starting
+// Score returns what speaks for c less what speaks against it, in the unit of the weights; c has room.
+func Score(c *Candidate, want Want, w Weights) int {
+	s := -w.Mix*min(c.Bound, 1000)*want.CPU/1_000_000 - w.CPU*c.CPU/1000 - w.Same*min(c.Same, 8) - w.Zone*min(c.SameZone, 8) - w.Starting*c.Starting
 	if c.TotalMiB > 0 {
 		s += w.Headroom * c.FreeMiB / c.TotalMiB
 	}
