@@ -139,13 +139,37 @@ func (s *Scheduler) adopt(h *host, r *wire.InstanceReport) {
 // then, and unless it renews it, the slot is taken for one lease's time.
 func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 	k := leaseKey{r.Epoch, r.ID}
-	if r.Epoch > s.epoch || s.adopted[k] != nil {
+	if l := s.booked(r.Partition, k); l != nil {
+		s.rebind(l, i)
+		return
+	}
+	if r.Epoch > s.epoch {
 		return
 	}
 	l := s.newLease()
 	l.key = k
 	s.adopted[k] = l
 	s.bind(l, i, 0)
+}
+
+// booked returns the lease that has the name k, or nil.
+func (s *Scheduler) booked(p starling.PartitionID, k leaseKey) *lease {
+	if slot := uint32(k.id); p == s.id && k.epoch == s.epoch && uint64(slot) < uint64(len(s.leases)) {
+		if l := s.leases[slot]; l.id == k.id && l.key == (leaseKey{}) {
+			return l
+		}
+	}
+	return s.adopted[k]
+}
+
+// rebind books l under i, which came back with its host, if it was lost with it.
+func (s *Scheduler) rebind(l *lease, i *instance) {
+	if o := l.instance; o.state == isLost && o.id == i.id {
+		o.leases.remove(l)
+		l.instance = i
+		i.leases.pushBack(l)
+		i.used++
+	}
 }
 
 // hostReport takes a host's room. A host that is new, or came back, is fenced before it is used.
@@ -186,7 +210,9 @@ func (s *Scheduler) rezone(h *host, z starling.Zone) {
 	h.zone = z
 }
 
-// nodeDown forgets what the dead node had: instances with their leases, and calls that nobody waits for any more.
+// nodeDown forgets what the dead node had: instances, and calls that nobody waits for any more. A host that only seems
+// dead goes on with the calls of frontends that reach it, so slots of it stay leased, and count, until they are given
+// back or their time is over; they are not renewed.
 func (s *Scheduler) nodeDown(node starling.NodeID) {
 	if h := s.hosts[node]; h != nil {
 		s.dropHost(h)
@@ -207,7 +233,8 @@ func (s *Scheduler) dropHost(h *host) {
 	s.openGate(h)
 	h.fenced, h.avoid = false, never
 	for i := h.all.front; i != nil; i = h.all.front {
-		s.remove(i)
+		s.leave(i)
+		i.state = isLost
 	}
 	delete(s.hosts, h.node)
 	for k, o := range s.order {

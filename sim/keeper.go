@@ -140,7 +140,7 @@ func (p *part) apply(ev sched.Event) {
 		}
 		switch m := e.Body.(type) {
 		case *wire.Grant:
-			w.checks.granted(p, &m.Lease)
+			w.checks.granted(p, e.To, &m.Lease)
 		case *wire.Start:
 			w.checks.starts(p)
 		}
