@@ -12,6 +12,9 @@ func (s *Scheduler) activate(ev Activate) {
 	}
 	s.id, s.epoch, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Range, Activating
 	s.seq, s.first, s.life, s.permits.seq = ev.Seq, ev.Seq, uint32(ev.Seq), ev.Seq
+	if ev.Again {
+		s.quiet = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
+	}
 	for _, n := range ev.Hosts {
 		if h := s.addHost(n); !h.gate {
 			h.gate = true
@@ -40,7 +43,7 @@ func (s *Scheduler) openGate(h *host) {
 }
 
 func (s *Scheduler) mayBecomeActive() {
-	if s.phase == Activating && s.gates == 0 {
+	if s.phase == Activating && s.gates == 0 && s.now >= s.quiet {
 		s.phase = Active
 		s.pumpHungry()
 	}
