@@ -105,7 +105,8 @@ type state uint8
 const (
 	isStarting state = iota
 	isReady
-	isStopping // told to stop; its slots are not ours any more, its memory is not free yet
+	isStopping // told to stop; nothing is leased of it any more, its memory is not free yet
+	isLost     // its host seems dead; in the books only as long as slots of it are leased
 )
 
 // An instance is one running copy of a version, as far as this partition knows. What a warm call touches comes first.

@@ -19,13 +19,15 @@ type Message struct {
 
 // Activate begins the life of the partition at Epoch: every host named is fenced, and nothing is granted before
 // each of them has answered or is down. Only a fresh scheduler takes it. Instances are numbered from Seq+1; a
-// scheduler that replaces one that failed in the same epoch needs a Seq that the first did not reach.
+// scheduler that replaces one that failed in the same epoch needs a Seq that the first did not reach. Again says that it
+// does so: hosts cannot tell the leases of the two apart, so it waits until all of the first have ended.
 type Activate struct {
 	Partition starling.PartitionID
 	Epoch     starling.Epoch
 	Range     starling.Range
 	Hosts     []starling.NodeID
 	Seq       uint64
+	Again     bool
 }
 
 // Deactivate ends the life of the partition here: every waiting call is told Moved.

@@ -12,6 +12,9 @@ func (s *Scheduler) activate(ev Activate) {
 	}
 	s.id, s.epoch, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Range, Activating
 	s.seq, s.first, s.life, s.permits.seq = ev.Seq, ev.Seq, uint32(ev.Seq), ev.Seq
+	if ev.Again {
+		s.quiet = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
+	}
 	for _, n := range ev.Hosts {
 		if h := s.addHost(n); !h.gate {
 			h.gate = true
@@ -40,7 +43,7 @@ func (s *Scheduler) openGate(h *host) {
 }
 
 func (s *Scheduler) mayBecomeActive() {
-	if s.phase == Activating && s.gates == 0 {
+	if s.phase == Activating && s.gates == 0 && s.now >= s.quiet {
 		s.phase = Active
 		s.pumpHungry()
 	}
@@ -139,7 +142,11 @@ func (s *Scheduler) adopt(h *host, r *wire.InstanceReport) {
 // then, and unless it renews it, the slot is taken for one lease's time.
 func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 	k := leaseKey{r.Epoch, r.ID}
-	if r.Epoch > s.epoch || s.adopted[k] != nil {
+	if l := s.booked(r.Partition, k); l != nil {
+		s.rebind(l, i)
+		return
+	}
+	if r.Epoch > s.epoch {
 		return
 	}
 	l := s.newLease()
@@ -148,6 +155,26 @@ func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 	s.bind(l, i, 0)
 	if a := i.version.account; a != nil {
 		s.wake(a)
+	}
+}
+
+// booked returns the lease that has the name k, or nil.
+func (s *Scheduler) booked(p starling.PartitionID, k leaseKey) *lease {
+	if slot := uint32(k.id); p == s.id && k.epoch == s.epoch && uint64(slot) < uint64(len(s.leases)) {
+		if l := s.leases[slot]; l.id == k.id && l.key == (leaseKey{}) {
+			return l
+		}
+	}
+	return s.adopted[k]
+}
+
+// rebind books l under i, which came back with its host, if it was lost with it.
+func (s *Scheduler) rebind(l *lease, i *instance) {
+	if o := l.instance; o.state == isLost && o.id == i.id {
+		o.leases.remove(l)
+		l.instance = i
+		i.leases.pushBack(l)
+		i.used++
 	}
 }
 
@@ -189,7 +216,9 @@ func (s *Scheduler) rezone(h *host, z starling.Zone) {
 	h.zone = z
 }
 
-// nodeDown forgets what the dead node had: instances with their leases, and calls that nobody waits for any more.
+// nodeDown forgets what the dead node had: instances, and calls that nobody waits for any more. A host that only seems
+// dead goes on with the calls of frontends that reach it, so slots of it stay leased, and count, until they are given
+// back or their time is over; they are not renewed.
 func (s *Scheduler) nodeDown(node starling.NodeID) {
 	if h := s.hosts[node]; h != nil {
 		s.dropHost(h)
@@ -210,7 +239,8 @@ func (s *Scheduler) dropHost(h *host) {
 	s.openGate(h)
 	h.fenced, h.avoid = false, never
 	for i := h.all.front; i != nil; i = h.all.front {
-		s.remove(i)
+		s.leave(i)
+		i.state = isLost
 	}
 	delete(s.hosts, h.node)
 	for k, o := range s.order {

@@ -78,6 +78,9 @@ func (s *Scheduler) unbind(l *lease) {
 			s.stop(i, false)
 		}
 	}
+	if i.state == isLost {
+		s.mayForget(v)
+	}
 	if v.account != nil && v.account.owes != nil && s.payBack(i) {
 		return
 	}
@@ -182,7 +185,7 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 	r := s.out.renews.next()
 	*r = wire.Renewed{Partition: s.id, Epoch: m.Epoch, TTL: s.cfg.LeaseTTL, Leases: r.Leases[:0]}
 	for _, id := range m.Leases {
-		if l := s.find(from, m.Epoch, id); l != nil {
+		if l := s.find(from, m.Epoch, id); l != nil && l.instance.state != isLost {
 			l.ends = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
 			s.expiry.remove(l)
 			s.expiry.pushBack(l)

@@ -139,7 +139,7 @@ func (s *Scheduler) mayForget(v *version) {
 }
 
 func (v *version) isEmpty() bool {
-	return v.waiting == 0 && v.all.n == 0 && v.leaving == 0 && v.evicting == 0 && v.slot < 0 && !v.floored
+	return v.waiting == 0 && v.leased == 0 && v.all.n == 0 && v.leaving == 0 && v.evicting == 0 && v.slot < 0 && !v.floored
 }
 
 // forget drops versions that served nobody for a long time, and deleted ones at once.

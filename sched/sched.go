@@ -145,6 +145,7 @@ type Scheduler struct {
 	memory    memory          // of forgotten versions
 	starting  instanceList    // by next look
 	gates     int             // hosts that activation still waits for
+	quiet     instant         // activation waits for this, too
 	cursor    int             // of the audit, into order
 	starved   int             // MiB that no host had room for since the last news of room; 0 when none
 	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
@@ -261,6 +262,7 @@ func (s *Scheduler) tick() {
 	}
 	s.expireLeases()
 	s.expireWaiters()
+	s.mayBecomeActive()
 	s.lookAtStarts()
 	s.wheel.turn(s.now, s.plan)
 	s.drainHosts()
@@ -298,7 +300,7 @@ func (s *Scheduler) NextTick() time.Time {
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}
-	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.gates > 0 || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
+	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.phase == Activating || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
 		next = min(next, s.now+100*time.Millisecond)
 	} else if len(s.instances) > 0 || len(s.permits.shelf) > 0 {
 		next = min(next, s.now+s.cfg.Audit/10)

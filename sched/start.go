@@ -129,12 +129,10 @@ func (s *Scheduler) countStarting(i *instance, n int) {
 	}
 }
 
-// retire takes i out of the books of its version: it serves and counts no more. Its host still keeps it.
+// retire takes i out of the books of its version: it serves and counts no more. Its host may still keep it, and slots
+// of it that are leased stay so until they are given back or their time is over.
 func (s *Scheduler) retire(i *instance) {
 	v := i.version
-	for l := i.leases.front; l != nil; l = i.leases.front {
-		s.forgetLease(l)
-	}
 	switch i.state {
 	case isStarting:
 		s.starting.remove(i)
@@ -176,8 +174,16 @@ func count[K comparable](m map[K]int, k K) {
 	}
 }
 
-// remove forgets an instance that its host does not have any more; its memory is free again.
+// remove forgets an instance that its host does not have any more: nobody can use its slots.
 func (s *Scheduler) remove(i *instance) {
+	for l := i.leases.front; l != nil; l = i.leases.front {
+		s.forgetLease(l)
+	}
+	s.leave(i)
+}
+
+// leave takes i off the books of its host; its memory is free again.
+func (s *Scheduler) leave(i *instance) {
 	s.retire(i)
 	i.version.leaving--
 	if a := i.version.account; a != nil {

@@ -201,9 +201,14 @@ func (s *Scheduler) Check() error {
 			accounts[f.account] = &sums{}
 		}
 	}
-	total, wanted := 0, 0
+	total, wanted, outside := 0, 0, map[*version]int32{}
+	for l := s.expiry.front; l != nil; l = l.in[byExpiry].next {
+		if l.instance.state >= isStopping {
+			outside[l.instance.version]++
+		}
+	}
 	for _, v := range s.inOrder() {
-		if err := s.checkVersion(v); err != nil {
+		if err := s.checkVersion(v, outside[v]); err != nil {
 			return err
 		}
 		wanted += v.want
@@ -240,13 +245,14 @@ func (s *Scheduler) Check() error {
 	return s.checkInstances()
 }
 
-func (s *Scheduler) checkVersion(v *version) error {
+// checkVersion sums up v; outside counts its leases of instances that serve no more.
+func (s *Scheduler) checkVersion(v *version, outside int32) error {
 	held, waiting := int32(0), int32(0)
 	for _, h := range v.holders {
 		held += h.held
 		waiting += h.waiting
 	}
-	used, ready, starting, free := int32(0), 0, 0, 0
+	used, ready, starting, free := outside, 0, 0, 0
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {
 		used += i.used
 		switch i.state {
@@ -254,8 +260,8 @@ func (s *Scheduler) checkVersion(v *version) error {
 			ready++
 		case isStarting:
 			starting++
-		case isStopping:
-			return fmt.Errorf("instance %s: stopping, yet counted", i.id)
+		default:
+			return fmt.Errorf("instance %s: gone, yet counted", i.id)
 		}
 		if i.isFree {
 			free++

@@ -82,7 +82,7 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	inst := starling.InstanceID{Partition: 1, Epoch: starling.Epoch(number(d, "of", int(w.s.epoch))), Seq: uint64(number(d, "i", 1))}
 	switch d.Cmd {
 	case "activate":
-		return Activate{Partition: 1, Epoch: epoch, Range: w.keys(d), Hosts: nodes(d, "hosts")}
+		return Activate{Partition: 1, Epoch: epoch, Range: w.keys(d), Hosts: nodes(d, "hosts"), Again: d.HasArg("again")}
 	case "deactivate":
 		return Deactivate{}
 	case "lease-until":

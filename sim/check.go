@@ -32,6 +32,7 @@ func All() Check {
 type checker struct {
 	w         *World
 	owners    []ownership
+	rights    rights
 	lastGrant wire.Grant // of PlantCorruptNet
 }
 
@@ -96,8 +97,8 @@ func (k *checker) answered(c *call) {
 	}
 }
 
-// granted looks at one grant.
-func (k *checker) granted(p *part, l *starling.Lease) {
+// granted looks at one grant to a frontend.
+func (k *checker) granted(p *part, to starling.NodeID, l *starling.Lease) {
 	w := k.w
 	k.owns(p)
 	f := w.versions[l.Version]
@@ -107,30 +108,8 @@ func (k *checker) granted(p *part, l *starling.Lease) {
 		}
 	}
 	if w.cfg.Check.Account && f != nil {
-		if sum := k.leasedBy(starling.AccountID(f.Account)); sum > w.cfg.Accounts {
-			w.fail("account %s has %d slots in all partitions, its limit is %d", f.Account, sum, w.cfg.Accounts)
-		}
+		k.rights.account(w, f, &right{lease: *l, to: w.node(to), life: w.node(to).life, booked: w.now + w.cfg.Sched.LeaseTTL + w.cfg.Sched.LeaseGrace})
 	}
-}
-
-// leasedBy sums the slots of an account over the newest life of each partition: what a deposed owner, stopped or cut off,
-// believes of his past is part of what his successor asked the hosts.
-func (k *checker) leasedBy(id starling.AccountID) (sum int) {
-	newest := make(map[starling.PartitionID]*part, k.w.cfg.Partitions)
-	for _, n := range k.w.fronts {
-		if !n.up {
-			continue
-		}
-		for _, p := range n.parts.order {
-			if o := newest[p.entry.ID]; o == nil || p.entry.Epoch > o.entry.Epoch {
-				newest[p.entry.ID] = p
-			}
-		}
-	}
-	for _, p := range newest {
-		sum += p.sched.LeasedBy(id)
-	}
-	return sum
 }
 
 // starts looks at the order to start an instance: only who may grant may give it.

@@ -149,6 +149,7 @@ func (w *World) failActor() {
 	w.trace("%v %v FAILS", n.id, p.entry.ID)
 	p.ended = true
 	delete(n.parts.parts, p.entry.ID)
+	n.parts.lost[p.entry.ID] = p.entry.Epoch
 	n.after(w.upTo(50*time.Millisecond), n.parts.follow)
 }
 

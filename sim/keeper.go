@@ -17,6 +17,7 @@ type keeper struct {
 	parts map[starling.PartitionID]*part
 	order []*part // by id
 	alive []starling.NodeID
+	lost  map[starling.PartitionID]starling.Epoch // of schedulers that failed
 }
 
 // A part is one partition in one epoch.
@@ -81,7 +82,8 @@ func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 	w := k.n.w
 	p := &part{k: k, entry: e, sched: sched.New(w.cfg.Sched, rand.New(rand.NewPCG(w.rng.Uint64(), w.rng.Uint64())))}
 	w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
-	p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: uint64(w.clock().Add(k.n.wall).UnixMicro())})
+	p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: uint64(w.clock().Add(k.n.wall).UnixMicro()),
+		Again: k.lost[e.ID] == e.Epoch})
 	return p
 }
 
@@ -140,7 +142,7 @@ func (p *part) apply(ev sched.Event) {
 		}
 		switch m := e.Body.(type) {
 		case *wire.Grant:
-			w.checks.granted(p, &m.Lease)
+			w.checks.granted(p, e.To, &m.Lease)
 		case *wire.Start:
 			w.checks.starts(p)
 		}

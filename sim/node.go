@@ -49,7 +49,7 @@ func (n *node) boot() {
 		n.mgr.open()
 	}
 	if n.roles.Has(starling.RoleScheduler) {
-		n.parts = &keeper{n: n, parts: map[starling.PartitionID]*part{}}
+		n.parts = &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}}
 	}
 	if n.roles.Has(starling.RoleFrontend) {
 		n.front = newFrontend(n)

@@ -53,8 +53,8 @@ type (
 // name is the actor's name: another epoch is another actor.
 func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p.ID, uint64(p.Epoch)) }
 
-// begin spawns the actor of a map entry and has it fence the living hosts.
-func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID) (*actor, error) {
+// begin spawns the actor of a map entry and has it fence the living hosts. again says that one of the same epoch failed.
+func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool) (*actor, error) {
 	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
@@ -68,7 +68,7 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID) (*actor, er
 	a.ref = ref
 	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
 	// draws no id twice.
-	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro())}, 1)
+	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro()), Again: again}, 1)
 	k.tellFloors(a)
 	return a, nil
 }

@@ -142,6 +142,18 @@ func (c *Cache) Live() (n int) {
 	return n
 }
 
+// Holds reports whether l was received lately, and whether it is held still: not given back, and its time not over.
+func (c *Cache) Holds(now time.Duration, l *starling.Lease) (known, held bool) {
+	found := c.index.find(l.Partition, l.Epoch, []starling.LeaseID{l.ID})
+	if len(found) == 0 {
+		return false, false
+	}
+	s := found[0].pool.shard
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return true, !found[0].gone && now < found[0].expires
+}
+
 // Busy reports whether anything is held that time changes; otherwise Look need not be called.
 func (c *Cache) Busy() bool {
 	for i := range c.shards {

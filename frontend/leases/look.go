@@ -46,6 +46,9 @@ type renewal struct {
 // Call it every Tick while Busy, from one goroutine with Collect and MapChanged.
 func (c *Cache) Look(now time.Duration) {
 	c.ticks++
+	for i := range c.shards {
+		c.shards[i].look(now)
+	}
 	c.Collect(now)
 	if c.ticks%askTicks == 0 {
 		c.attend(now)
@@ -55,6 +58,13 @@ func (c *Cache) Look(now time.Duration) {
 		c.renew(now)
 		c.forget(now)
 	}
+}
+
+// look notes when the cache was looked after: the process was not stopped then.
+func (s *shard) look(now time.Duration) {
+	s.mu.Lock()
+	s.before, s.looked = s.looked, now
+	s.mu.Unlock()
 }
 
 // owners finds the owner of each partition by its id. It is made anew only when the map is another.

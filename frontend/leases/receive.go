@@ -28,11 +28,17 @@ func (c *Cache) granted(now time.Duration, m *wire.Grant) (urgent bool) {
 	s := c.shard(m.Lease.Version)
 	l := &Lease{Lease: m.Lease, free: max(1, m.Lease.Slots)}
 	l.Slots = l.free
-	l.extend(now, m.Lease.TTL)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.poolOf(l.Version)
 	a := s.asks[m.Call]
+	// A process that was stopped finds grants in its socket, and may look once before it reads them: the partition
+	// counts their time since long ago. Not before the last look but one, which would have found them, nor the ask.
+	from := s.before
+	if a != nil {
+		from = max(from, a.made)
+	}
+	l.extend(from, m.Lease.TTL)
 	var w *Waiter
 	if a != nil && a.pool.version == l.Version {
 		w = p.finish(a)
@@ -50,7 +56,9 @@ func (c *Cache) granted(now time.Duration, m *wire.Grant) (urgent bool) {
 	p.used = now
 	p.leases++
 	s.live++
-	if w != nil {
+	if w != nil && now >= l.expires {
+		s.renewAsk(w, now)
+	} else if w != nil {
 		p.toFront(w)
 	}
 	return p.settle(l, now, true)
@@ -86,7 +94,7 @@ func (p *pool) toFront(w *Waiter) {
 
 // renewAsk gives a waiting call whose ask was used up a new one; the keeper sends it.
 func (s *shard) renewAsk(w *Waiter, now time.Duration) {
-	a := &ask{call: s.draw(), key: w.Key, pool: w.pool, holder: w, since: w.ask.since, giveUp: w.GiveUp, next: now}
+	a := &ask{call: s.draw(), key: w.Key, pool: w.pool, holder: w, since: w.ask.since, made: now, giveUp: w.GiveUp, next: now}
 	w.ask = a
 	s.asks[a.call] = a
 }

@@ -22,6 +22,9 @@ type shard struct {
 	calls   uint64    // the last id drawn
 	stride  uint64    // between two ids: the number of shards
 	closed  bool      // no call may wait any more
+
+	looked time.Duration // last Look
+	before time.Duration // the one before it
 }
 
 // A pool is what this frontend holds of one version.
@@ -63,6 +66,7 @@ type ask struct {
 	pool   *pool
 	holder *Waiter // nil for an orphan
 	since  time.Duration
+	made   time.Duration // no answer to it is older
 	giveUp time.Duration
 	to     partmap.Partition // whom it was sent to; the zero Partition for nobody yet
 	next   time.Duration     // when to send it again
@@ -260,7 +264,7 @@ func (s *shard) enqueue(now time.Duration, v starling.VersionID, w *Waiter) (*Le
 		a.since, a.giveUp = now, w.GiveUp
 		return nil, nil, nil
 	}
-	a := &ask{call: s.draw(), key: w.Key, pool: p, holder: w, since: now, giveUp: w.GiveUp}
+	a := &ask{call: s.draw(), key: w.Key, pool: p, holder: w, since: now, made: now, giveUp: w.GiveUp}
 	w.ask = a
 	s.asks[a.call] = a
 	return nil, a, nil

@@ -92,12 +92,11 @@ func (u *use) alive(now time.Time) bool {
 // Enter takes one slot of l, or says why not. A lease of the epoch in force is learned; one of another epoch is
 // honoured only while it is in use.
 func (t *Tenure) Enter(l *starling.Lease, now time.Time) error {
+	if !t.Honours(l, now) {
+		return ErrOldEpoch
+	}
 	u := t.use(l)
-	if l.Epoch != t.Epoch || l.Partition != t.Partition {
-		if u == nil || !u.alive(now) {
-			return ErrOldEpoch
-		}
-	} else if u == nil {
+	if u == nil {
 		u = t.learn(l, now)
 	}
 	if u.busy >= l.Slots {
@@ -106,6 +105,16 @@ func (t *Tenure) Enter(l *starling.Lease, now time.Time) error {
 	u.busy++
 	u.last = now
 	return nil
+}
+
+// Honours reports whether a call may begin under l, if a slot of it is free: it is of the epoch in force, or in use
+// since before.
+func (t *Tenure) Honours(l *starling.Lease, now time.Time) bool {
+	if l.Epoch == t.Epoch && l.Partition == t.Partition {
+		return true
+	}
+	u := t.use(l)
+	return u != nil && u.alive(now)
 }
 
 func (t *Tenure) use(l *starling.Lease) *use {

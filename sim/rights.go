@@ -1,0 +1,66 @@
+package sim
+
+import (
+	"time"
+
+	"starling"
+)
+
+// Rights are the leases that were granted for each account, noted apart from the code under test: what a frontend may do
+// with a slot, not what a scheduler believes of it. A successor books every lease that a host saw used within a lease's
+// time, also one that was given back to the owner before it; nobody can use it, so it harms no limit, but sums of the
+// schedulers' books would see more than the limit.
+type rights map[string][]*right
+
+// A right is one lease that was granted.
+type right struct {
+	lease  starling.Lease
+	to     *node
+	life   int           // of the frontend
+	booked time.Duration // so long its scheduler counts it, if it hears nothing
+}
+
+// account notes a grant and looks whether the account has more than its limit.
+func (rs *rights) account(w *World, f *function, r *right) {
+	if *rs == nil {
+		*rs = rights{}
+	}
+	kept, sum := (*rs)[f.Account][:0], 1
+	for _, o := range (*rs)[f.Account] {
+		alive, ended := o.alive(w)
+		if !ended {
+			kept = append(kept, o)
+		}
+		if alive {
+			sum++
+		}
+	}
+	(*rs)[f.Account] = append(kept, r)
+	if sum > w.cfg.Accounts {
+		w.fail("account %s has %d slots in all partitions, its limit is %d", f.Account, sum, w.cfg.Accounts)
+	}
+}
+
+// rightKept is how long a grant that did not arrive is looked for.
+const rightKept = 5 * time.Second
+
+// alive reports whether a call could begin under r now, or when its Grant arrives; ended, that it never can again.
+func (r *right) alive(w *World) (alive, ended bool) {
+	l := &r.lease
+	if !r.to.up || r.to.life != r.life {
+		return false, true
+	}
+	h := w.node(l.Host)
+	if h == nil || !h.up {
+		return false, false
+	}
+	i := h.host.all[l.Instance]
+	if i == nil || i.stopping {
+		return false, true
+	}
+	known, held := r.to.front.cache.Holds(w.now, l)
+	if !known {
+		return w.now < r.booked && i.tenure.Honours(l, w.clock()), w.now >= r.booked+rightKept
+	}
+	return held && i.tenure.Honours(l, w.clock()), false
+}
