@@ -12,7 +12,7 @@ import (
 const nodeNice = -10
 
 // prefer gives every thread of this process nodeNice; threads to come inherit it. Without the right to do so the node
-// competes with its functions as an equal. A lower value that somebody chose for the service is kept.
+// competes with its functions as an equal. A value that somebody chose for the service is kept.
 func prefer() {
 	for range 2 { // a thread made meanwhile by one not yet raised is found the second time
 		tasks, _ := os.ReadDir("/proc/self/task")
@@ -22,7 +22,7 @@ func prefer() {
 				continue
 			}
 			// The system call answers 20 minus the value, so that no answer is negative.
-			if was, err := unix.Getpriority(unix.PRIO_PROCESS, id); err == nil && 20-was > nodeNice {
+			if was, err := unix.Getpriority(unix.PRIO_PROCESS, id); err == nil && was == 20 {
 				_ = unix.Setpriority(unix.PRIO_PROCESS, id, nodeNice)
 			}
 		}
