@@ -3,9 +3,6 @@ package frontend
 import (
 	"context"
 	"math"
-	"math/rand/v2"
-	"runtime/metrics"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,18 +14,15 @@ import (
 // ReasonNodeOverload is the stable word of a refusal by a node that has more work than it can do.
 const ReasonNodeOverload = "NodeOverload"
 
-// The signal of overload is how long goroutines that could run wait for a processor: what a tenth of them exceeds, as
-// the runtime counts it, and how late the watching goroutine itself is, which shows a kernel that is late. A sleeper's
-// lateness alone was tried first and shows little: the Go scheduler runs who was woken by a timer before its queue.
 const (
-	lateMax  = 10 * time.Millisecond // exceeded by a tenth of the waits of a window
-	fullPart = 0.9                   // of the calls that may be in flight
-	countMax = 65_536                // functions that are counted; more are counted from the next window on
+	fullPart = 0.9    // of the calls that may be in flight
+	countMax = 65_536 // functions that are counted; more are counted from the next window on
 )
 
 // A gate refuses calls at the door of a node that cannot serve them all, before their payload is read. While
 // the node is well it costs a call one atomic read. flow.Shedder decides; here is only counting.
 type gate struct {
+	base     time.Time     // instants of limits count from here
 	counting atomic.Bool   // the node is near its limit: calls are counted
 	tallies  sync.Map      // starling.FunctionRef → *tally
 	pressure atomic.Uint64 // float64 bits, of the last window
@@ -39,7 +33,31 @@ type gate struct {
 // A tally counts the calls of one function in one window.
 type tally struct {
 	arrived, admitted atomic.Int64
-	admit             atomic.Uint64 // bits of the part to let in; 0 for all
+	limit             atomic.Pointer[limit] // nil while all are let in
+}
+
+// A limit lets calls in evenly: a part of a window's calls that is drawn by lot comes in bursts as the calls do, and each
+// burst is a queue in which everybody waits. This is the cell rate algorithm (ITU-T I.371) on an atomic.
+type limit struct {
+	admit    float64 // part of what was asked, in (0, 1)
+	interval int64   // ns between two calls
+	next     atomic.Int64
+}
+
+// burstTime is how far a limit lets calls come early.
+const burstTime = 5 * time.Millisecond
+
+// take reports whether a call at now, in ns since any fixed instant, is let in.
+func (l *limit) take(now int64) bool {
+	for {
+		next := l.next.Load()
+		if next > now+max(int64(burstTime), l.interval) {
+			return false
+		}
+		if l.next.CompareAndSwap(next, max(next, now)+l.interval) {
+			return true
+		}
+	}
 }
 
 // pass lets a call in or refuses it.
@@ -53,12 +71,10 @@ func (g *gate) pass(f starling.FunctionRef) error {
 	}
 	t := v.(*tally)
 	t.arrived.Add(1)
-	if bits := t.admit.Load(); bits != 0 {
-		if p := math.Float64frombits(bits); rand.Float64() >= p {
-			g.shed.Add(1)
-			return starling.Errorf(starling.Overloaded, "invoke function",
-				"this node is overloaded and %s asks for more than its fair share: retry after a pause", f).With(ReasonNodeOverload).RetryAfter(pause(p))
-		}
+	if l := t.limit.Load(); l != nil && !l.take(int64(time.Since(g.base))) {
+		g.shed.Add(1)
+		return starling.Errorf(starling.Overloaded, "invoke function",
+			"this node is overloaded and %s asks for more than its fair share: retry after a pause", f).With(ReasonNodeOverload).RetryAfter(pause(l.admit))
 	}
 	t.admitted.Add(1)
 	return nil
@@ -70,57 +86,33 @@ func pause(admit float64) time.Duration {
 	return time.Duration(min(1/max(admit, 1.0/30), 30) * float64(time.Second)).Round(time.Second)
 }
 
-// watch measures the node and sets what is let in, until ctx ends.
-func (g *gate) watch(ctx context.Context, inFlight func() float64) {
-	window := time.NewTicker(flow.Window)
-	defer window.Stop()
-	q := newQueueing()
-	for last := time.Now(); ; {
+// watch measures the node and sets what is let in, until ctx ends. visits tells what other nodes ask of this one; it may
+// be nil.
+func (g *gate) watch(ctx context.Context, inFlight func() float64, visits func() []flow.Demand) {
+	p := newPressure()
+	defer p.close()
+	tick := time.NewTicker(sampleTime)
+	defer tick.Stop()
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
-		case <-window.C:
+		case now := <-tick.C:
+			p.sample(now)
 		}
-		now := time.Now()
-		late := max(q.tail(), now.Sub(last)-flow.Window)
-		last = now
-		g.decide(max(float64(late)/float64(lateMax), inFlight()/fullPart))
-	}
-}
-
-// queueing reads how long goroutines that could run waited for a processor.
-type queueing struct {
-	sample [1]metrics.Sample
-	before []uint64
-}
-
-func newQueueing() *queueing {
-	q := &queueing{sample: [1]metrics.Sample{{Name: "/sched/latencies:seconds"}}}
-	q.tail()
-	return q
-}
-
-// tail returns what a tenth of the waits since the last call exceeded.
-func (q *queueing) tail() time.Duration {
-	metrics.Read(q.sample[:])
-	h := q.sample[0].Value.Float64Histogram()
-	total := uint64(0)
-	q.before = slices.Grow(q.before, len(h.Counts))[:len(h.Counts)]
-	for i, n := range h.Counts {
-		h.Counts[i], q.before[i] = n-q.before[i], n
-		total += h.Counts[i]
-	}
-	above := uint64(0)
-	for i := len(h.Counts) - 1; i > 0; i-- {
-		if above += h.Counts[i]; above*10 > total {
-			return time.Duration(h.Buckets[i] * float64(time.Second))
+		if n%(int(flow.Window/sampleTime)) == 0 {
+			var others []flow.Demand
+			if visits != nil {
+				others = visits()
+			}
+			g.decide(max(p.window(), inFlight()/fullPart), others)
 		}
 	}
-	return 0
 }
 
-// decide takes the window that ended and sets what is let in during the next.
-func (g *gate) decide(pressure float64) {
+// decide takes the window that ended and what other nodes asked of this one in it, and sets what is let in during the
+// next. Those other nodes refuse for themselves.
+func (g *gate) decide(pressure float64, others []flow.Demand) {
 	g.pressure.Store(math.Float64bits(pressure))
 	if pressure < 0.5 && !g.shedder.Active() {
 		if g.counting.Swap(false) {
@@ -132,18 +124,29 @@ func (g *gate) decide(pressure float64) {
 		return // nothing was counted yet
 	}
 	var ds []flow.Demand
+	arrived := map[starling.FunctionRef]int{}
+	limits := map[starling.FunctionRef]*limit{}
 	g.tallies.Range(func(k, v any) bool {
-		t := v.(*tally)
-		d := flow.Demand{Function: k.(starling.FunctionRef), Arrived: int(t.arrived.Swap(0)), Admitted: int(t.admitted.Swap(0))}
-		t.admit.Store(0)
+		t, f := v.(*tally), k.(starling.FunctionRef)
+		d := flow.Demand{Function: f, Arrived: int(t.arrived.Swap(0)), Admitted: int(t.admitted.Swap(0))}
+		arrived[f], limits[f] = d.Arrived, t.limit.Swap(nil)
 		if ds = append(ds, d); d.Arrived == 0 || len(ds) > countMax {
 			g.tallies.Delete(k)
 		}
 		return true
 	})
-	for _, p := range g.shedder.Decide(pressure, ds) {
-		if v, ok := g.tallies.Load(p.Function); ok {
-			v.(*tally).admit.Store(max(math.Float64bits(p.Admit), 1)) // 0 would be all
+	for _, p := range g.shedder.Decide(pressure, flow.Sum(ds, others)) {
+		v, ok := g.tallies.Load(p.Function)
+		if !ok {
+			continue
 		}
+		l := &limit{admit: p.Admit, interval: int64(float64(flow.Window) / max(p.Admit*float64(arrived[p.Function]), least))}
+		if was := limits[p.Function]; was != nil {
+			l.next.Store(was.next.Load()) // what came early in the last window counts in this one
+		}
+		v.(*tally).limit.Store(l)
 	}
 }
+
+// least is how many calls of a function a window lets in at least: whoever tries is served now and then.
+const least = 0.1

@@ -25,6 +25,7 @@ import (
 	"starling/frontend/lean"
 	"starling/frontend/protocol"
 	"starling/internal/run"
+	"starling/sched/flow"
 	"starling/transport"
 )
 
@@ -57,6 +58,9 @@ type Deps struct {
 
 	MemoryMax   int64 // bytes of payloads and answers held at once; 0 for 1 GiB
 	InFlightMax int64 // invocations at once; 0 for 20,000
+
+	// Visits tells what frontends of other nodes asked of this node's host since it was asked last; nil without a host.
+	Visits func() []flow.Demand
 }
 
 // Server is the public side of one frontend. Create it with New, Handle clients on the node's endpoint with
@@ -93,6 +97,7 @@ func New(d Deps) *Server {
 	}
 	s := &Server{deps: d, log: d.API.Log, auth: d.API.Auth, api: api.New(d.API)}
 	s.numbers = newNumbers(s)
+	s.gate.base = time.Now()
 	s.clients.open = map[transport.Stream]func(){}
 	return s
 }
@@ -130,7 +135,7 @@ func (s *Server) Open(ctx context.Context) error {
 	}
 	s.group.Go(func(context.Context) { s.ended("http", s.http.Serve(l)) })
 	s.group.Go(func(ctx context.Context) {
-		s.gate.watch(ctx, func() float64 { return float64(s.inFlight.Load()) / float64(s.deps.InFlightMax) })
+		s.gate.watch(ctx, func() float64 { return float64(s.inFlight.Load()) / float64(s.deps.InFlightMax) }, s.deps.Visits)
 	})
 	if s.h3 != nil {
 		s.group.Go(func(context.Context) { s.ended("http3", s.h3.Serve(s.packets)) })

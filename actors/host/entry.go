@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"starling"
@@ -19,6 +20,7 @@ type entry struct {
 	cancel  context.CancelFunc // ends its start
 	done    chan struct{}      // closed when it is removed
 	told    chan struct{}      // closed when its Started was sent
+	visits  atomic.Int64       // calls that frontends of other nodes sent since Visits last looked
 
 	mu        sync.Mutex // guards what follows; a leaf
 	tenure    guard.Tenure

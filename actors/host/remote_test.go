@@ -80,6 +80,27 @@ func TestRemoteCallsAreLikeLocalOnes(t *testing.T) {
 	}
 }
 
+// TestVisitsAreCountedOnce: what came from another node is told by function, and told once; local calls are not.
+func TestVisitsAreCountedOnce(t *testing.T) {
+	r, c, _, end := pair(t)
+	defer end()
+	r.mustStart(t, 1, echo)
+	for range 3 {
+		if _, _, err := call(c, lease(1, 1, echo), "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Invoke(context.Background(), lease(1, 1, echo), invocation(echo, "x"), &sink{}); err != nil {
+		t.Fatal(err)
+	}
+	if v := r.Visits(); len(v) != 1 || v[0].Arrived != 3 || v[0].Admitted != 3 || v[0].Function.Name == "" {
+		t.Errorf("visits %+v, want one function with 3 calls", v)
+	}
+	if v := r.Visits(); len(v) != 0 {
+		t.Errorf("told again: %+v", v)
+	}
+}
+
 func TestRemoteStreamsFlowAtThePaceOfTheCaller(t *testing.T) {
 	r, c, _, end := pair(t)
 	defer end()

@@ -149,6 +149,9 @@ func (s *server) remove(k *served) {
 
 // run carries the call out on a goroutine of its own, because the reader must go on.
 func (s *server) run(k *served) {
+	if e := s.h.find(k.lease.Instance); e != nil {
+		e.visits.Add(1)
+	}
 	s.wg.Go(func() {
 		out, err := s.h.Invoke(context.Background(), &k.lease, &k.inv, k)
 		s.remove(k)

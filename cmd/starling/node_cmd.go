@@ -171,6 +171,9 @@ func (a *app) share(roles starling.Roles) {
 
 // runNode opens the node, tells systemd when it serves, and closes it when ctx ends.
 func runNode(ctx context.Context, cfg node.Config, ready func(*node.Node) error) error {
+	if cfg.Roles.Has(starling.RoleHost) {
+		prefer()
+	}
 	n, err := node.Open(ctx, cfg)
 	if err != nil {
 		return err

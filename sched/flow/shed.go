@@ -13,11 +13,16 @@ const Window = 100 * time.Millisecond
 
 // How fast a Shedder follows: it gives way at once, and takes back slowly, so that it does not swing.
 const (
-	giveWay  = 0.9  // of what was served, when that was too much
-	leastIn  = 0.25 // of what is asked is always let in: where others load the machine, refusing more helps nobody
-	takeBack = 1.05 // of what is let in, when that was not too much
-	calmMax  = 20   // windows with room for everybody before it stops deciding
-	smooth   = 0.3  // weight of the newest window in a demand
+	giveWay      = 0.9  // of what was served, when that was a little too much
+	giveWayMost  = 0.7  // when it was far too much
+	leastIn      = 0.1  // of what is asked is always let in: where others load the machine, refusing more helps nobody
+	takeBack     = 1.05 // of what is let in, when the node had time left
+	easy         = 0.6  // pressure below which it has; between this and 1 the right amount is found and kept
+	takeBackMost = 1.25 // when it had most of its time left
+	patience     = 2    // windows with too much before anybody is refused
+	lasting      = 10   // windows with too much before accounts are that ask for no more than others do
+	calmMax      = 20   // windows with room for everybody before it stops deciding
+	smooth       = 0.3  // weight of the newest window in a demand
 )
 
 // A Demand is what one function asked of a node in the last Window.
@@ -43,10 +48,14 @@ type Portion struct {
 // Microservices, SoCC 2018), with fair shares in place of its business priorities.
 type Shedder struct {
 	capacity float64 // calls in a window; 0 while everybody is let in
+	hot      int     // windows in a row with too much
 	calm     int     // windows in a row with room for everybody
 	last     float64 // pressure of the window before
 	rates    map[starling.FunctionRef]float64
 }
+
+// less is the part of what was served that is taken as capacity at a pressure of 1 and more.
+func less(pressure float64) float64 { return min(max(1/pressure, giveWayMost), giveWay) }
 
 // Active reports whether somebody may be refused.
 func (s *Shedder) Active() bool { return s.capacity > 0 }
@@ -68,14 +77,26 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 		admitted += d.Admitted
 	}
 	s.rates = rates
+	if pressure >= 1 {
+		s.hot++
+	} else {
+		s.hot = 0
+	}
+	least := max(leastIn*arrived, 1)
+	if s.hot < lasting {
+		least = max(least, moderate(ds))
+	}
 	switch {
+	case pressure >= 1 && !s.Active() && s.hot < patience:
 	case pressure >= 1 && !s.Active():
-		s.capacity = max(giveWay*float64(admitted), leastIn*arrived, 1)
+		s.capacity = max(less(pressure)*float64(admitted), least)
 	case pressure >= 1 && pressure < s.last:
 		// A queue that shrinks is on its way: taking away more would starve the node once it is gone.
 	case pressure >= 1:
-		s.capacity = max(giveWay*min(float64(admitted), s.capacity), leastIn*arrived, 1)
-	case s.Active():
+		s.capacity = max(less(pressure)*min(float64(admitted), s.capacity), least)
+	case s.Active() && pressure < easy/2:
+		s.capacity = takeBackMost*s.capacity + 1
+	case s.Active() && pressure < easy:
 		s.capacity = takeBack*s.capacity + 1
 	}
 	s.last = pressure
@@ -94,6 +115,41 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 
 // grain is the unit of division: shares are exact to a thousandth of a call.
 const grain = 1000
+
+// Sum adds the demands of b to those of a by function, so that each function is there once. It may change a.
+func Sum(a, b []Demand) []Demand {
+	if len(b) == 0 {
+		return a
+	}
+	at := make(map[starling.FunctionRef]int, len(a))
+	for i := range a {
+		at[a[i].Function] = i
+	}
+	for _, d := range b {
+		if i, ok := at[d.Function]; ok {
+			a[i].Arrived += d.Arrived
+			a[i].Admitted += d.Admitted
+		} else {
+			a = append(a, d)
+		}
+	}
+	return a
+}
+
+// moderate returns what is asked, in calls of a window, without what single accounts ask beyond one and a half times the mean. A short
+// overload that starts of instances or something outside make among tenants of one size is none that refusing helps.
+func moderate(ds []Demand) float64 {
+	asks, total := map[starling.AccountID]float64{}, 0.0
+	for i := range ds {
+		asks[ds[i].Function.Account] += ds[i].rate
+		total += ds[i].rate
+	}
+	most, sum := 1.5*total/float64(max(len(asks), 1)), 0.0
+	for _, a := range asks {
+		sum += min(a, most)
+	}
+	return sum
+}
 
 // divide gives each account its fair part of capacity, and each function its fair part of that.
 func divide(capacity float64, ds []Demand) []Portion {

@@ -112,6 +112,27 @@ func TestQuietAccountsAreNeverRefused(t *testing.T) {
 	}
 }
 
+// TestOthersWorkSparesTheQuiet: a frontend whose only own tenant is a quiet one refuses nobody when the machine is loaded
+// by an account that comes through other frontends.
+func TestOthersWorkSparesTheQuiet(t *testing.T) {
+	quiet, loud := starling.FunctionRef{Account: "quiet", Name: "f"}, starling.FunctionRef{Account: "loud", Name: "f"}
+	s := &Shedder{}
+	for range 50 {
+		all := Sum([]Demand{{Function: quiet, Arrived: 6, Admitted: 6}}, []Demand{{Function: loud, Arrived: 300, Admitted: 300}, {Function: quiet, Arrived: 4, Admitted: 4}})
+		if len(all) != 2 || all[0].Arrived != 10 {
+			t.Fatalf("summed to %+v", all)
+		}
+		for _, p := range s.Decide(2, all) {
+			if p.Function == quiet {
+				t.Fatalf("the quiet account is let in by %.2f", p.Admit)
+			}
+		}
+	}
+	if !s.Active() {
+		t.Error("nobody is refused in a lasting overload")
+	}
+}
+
 func TestJain(t *testing.T) {
 	if j := Jain([]float64{3, 3, 3}); j != 1 {
 		t.Errorf("equal parts: %v", j)

@@ -84,6 +84,9 @@ func (n *Node) openServer(ctx context.Context, d frontend.Dispatcher) error {
 		Auth:  auth.New(n.view), Code: n.code, CA: sha256.Sum256(n.id.CA()), Log: n.log("frontend"),
 		Logs: logReader{&logs.Fanout{Local: n.logs, Self: n.ID(), Hosts: n.hosts, Open: n.endpoint.Open, Log: n.log("logs")}},
 	}}
+	if n.host != nil {
+		deps.Visits = n.host.Visits
+	}
 	if n.cfg.TLSCert != "" {
 		cert, err := tls.LoadX509KeyPair(n.cfg.TLSCert, n.cfg.TLSKey)
 		if err != nil {

@@ -140,6 +140,8 @@ func (w *warden) release(b *box, control *link.Line, j *link.Jail) (listener []i
 // its parent is about the parent's thread.
 func (w *warden) cloner() {
 	runtime.LockOSThread()
+	// The node may run before everything else; what it passes on to the warden is not for tenants.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 0)
 	null, nullErr := os.Open(os.DevNull)
 	for f := range w.forks {
 		if err := nullErr; err != nil {
