@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -20,7 +21,7 @@ const (
 	easy         = 0.6  // pressure below which it has; between this and 1 the right amount is found and kept
 	takeBackMost = 1.25 // when it had most of its time left
 	patience     = 2    // windows with too much before anybody is refused
-	lasting      = 10   // windows with too much before accounts are that ask for no more than others do
+	loud         = 4    // times what the median account asks: who asks for less is never refused
 	calmMax      = 20   // windows with room for everybody before it stops deciding
 	smooth       = 0.3  // weight of the newest window in a demand
 )
@@ -82,10 +83,7 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	} else {
 		s.hot = 0
 	}
-	least := max(leastIn*arrived, 1)
-	if s.hot < lasting {
-		least = max(least, moderate(ds))
-	}
+	least := max(leastIn*arrived, moderate(ds), 1)
 	switch {
 	case pressure >= 1 && !s.Active() && s.hot < patience:
 	case pressure >= 1 && !s.Active():
@@ -136,17 +134,22 @@ func Sum(a, b []Demand) []Demand {
 	return a
 }
 
-// moderate returns what is asked, in calls of a window, without what single accounts ask beyond one and a half times the mean. A short
-// overload that starts of instances or something outside make among tenants of one size is none that refusing helps.
+// moderate returns what is asked, in calls of a window, without what single accounts ask beyond a few times the median. Refusing
+// protects accounts from one that is far louder. Among accounts of one size, and for one alone, it would only turn slow
+// answers into none: their limits and the queues are what bounds them.
 func moderate(ds []Demand) float64 {
-	asks, total := map[starling.AccountID]float64{}, 0.0
+	asks := map[starling.AccountID]float64{}
 	for i := range ds {
 		asks[ds[i].Function.Account] += ds[i].rate
-		total += ds[i].rate
 	}
-	most, sum := 1.5*total/float64(max(len(asks), 1)), 0.0
-	for _, a := range asks {
-		sum += min(a, most)
+	rates := slices.Sorted(maps.Values(asks))
+	rates = slices.DeleteFunc(rates, func(r float64) bool { return r == 0 })
+	if len(rates) == 0 {
+		return 0
+	}
+	most, sum := loud*rates[(len(rates)-1)/2], 0.0
+	for _, r := range rates {
+		sum += min(r, most)
 	}
 	return sum
 }
