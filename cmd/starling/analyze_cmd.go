@@ -69,7 +69,7 @@ Each function is replayed alone, so hosts never fill up and one function does no
 	return c
 }
 
-var defaultSweep = []string{"worth=5m,20m,80m,320m", "downAfter=30s,2m,10m", "idleMin=2s,60s"}
+var defaultSweep = []string{"worth=5m,10m,20m,30m,40m,60m,80m,160m,320m", "downAfter=10s,60s", "idleMin=2s,60s"}
 
 func (a *app) analyze(ctx context.Context, f *analyzeFlags, path string) error {
 	if f.model.Functions < 1 || f.model.Functions > 1_000_000 || f.model.Length <= 0 || f.model.RateMax <= 0 || f.workers < 1 || f.budget <= 0 {

@@ -7,7 +7,6 @@
 package scale
 
 import (
-	"cmp"
 	"math"
 	"time"
 
@@ -22,14 +21,14 @@ type Adaptive struct {
 	Events      float64       // calls that the window of the rate should hold
 	WindowMin   time.Duration // of dense calls
 	WindowMax   time.Duration // of sparse calls
-	DownAfter   time.Duration // instances that were needed at once within so long, or twice that, stay
+	DownAfter   time.Duration // what is started ahead of a growing activity stays for so long
 	IdleMin     time.Duration // none is stopped that worked within this
 }
 
 // Default returns the settings that serve without tuning.
 func Default() *Adaptive {
-	return &Adaptive{Worth: 20 * time.Minute, Latency: 250 * time.Millisecond, Utilization: 0.7, Events: 16, WindowMin: time.Second,
-		WindowMax: 5 * time.Minute, DownAfter: 30 * time.Second, IdleMin: 2 * time.Second}
+	return &Adaptive{Worth: 36 * time.Minute, Latency: 250 * time.Millisecond, Utilization: 0.7, Events: 16, WindowMin: time.Second,
+		WindowMax: 5 * time.Minute, DownAfter: 10 * time.Second, IdleMin: 2 * time.Second}
 }
 
 // Validate reports the first setting that cannot work, by its name.
@@ -57,7 +56,7 @@ func (a *Adaptive) Validate() error {
 
 // New returns the governor of a version that was never seen.
 func (a *Adaptive) New(v Facts) Governor {
-	return &governor{cfg: a, slots: int32(max(v.Slots, 1)), arrived: never, usual: 1}
+	return &governor{cfg: a, slots: uint16(min(max(v.Slots, 1), math.MaxUint16)), arrived: never, usual: 1}
 }
 
 const (
@@ -65,29 +64,28 @@ const (
 	pace      = 100 * time.Millisecond // between plans while much happens
 	idlePace  = 900 * time.Millisecond // while little happens, but arrivals are still summed; below Lively
 	startSeen = 0.5                    // seconds; what a start takes before one was measured
-	bridge    = 30                     // seconds; a release for less is not worth the start after it
+	bridge    = 60                     // seconds; a release for less is not worth the start after it
 	blend     = 0.2                    // weight of a new mean of run or start times
 )
 
-// A governor is the memory of one version: about 200 bytes, because a million of them live at once.
+// A governor is the memory of one version: 256 bytes, because a million of them live at once.
 type governor struct {
 	cfg     *Adaptive
 	noted   time.Duration // last Note
 	arrived time.Duration // last arrival
-	turned  time.Duration // peak became before
 	gaps    gaps
+	levels  levels
 	rate    float32 // arrivals a second
 	exec    float32 // seconds; 0 while unknown
 	start   float32 // seconds; 0 while unknown
 	loss    float32 // share of ready instances that go away by themselves, per second
+	grown   uint32  // when active rose, in ticks
 	usual   float32 // slots in use at once in an activity, at its peak; a mean over activities
-	slots   int32
-	peak    int32 // most slots needed at once since turned
-	before  int32 // in the window before that
-	active  int32 // most in this activity; 0 while nothing happens
-	ready   int32 // at the last plan
-	guess   bool  // nobody saw that arrival
-	gone    bool  // the last instance was released; the next one is a pre-warmed one
+	slots   uint16
+	active  uint16 // most instances in this activity; 0 while nothing happens
+	ready   uint16 // at the last plan
+	guess   bool   // nobody saw that arrival
+	gone    bool   // the last instance was released; the next one is a pre-warmed one
 }
 
 // Note learns.
@@ -99,8 +97,7 @@ func (g *governor) Note(now time.Duration, d Demand) {
 		mix(&g.start, d.Start.Seconds()/float64(d.Started))
 	}
 	g.measure(now, d)
-	g.peak = max(g.peak, int32(d.Peak))
-	g.active = max(g.active, int32(d.Peak))
+	g.use(now, d.Peak)
 	if d.Arrivals == 0 {
 		return
 	}
@@ -108,7 +105,16 @@ func (g *governor) Note(now time.Duration, d Demand) {
 		g.gaps.add(gap)
 	}
 	g.arrived, g.guess, g.gone = now, false, false
-	g.peak, g.active = max(g.peak, 1), max(g.active, 1)
+	g.use(now, 1)
+}
+
+// use notes that so many slots are in use.
+func (g *governor) use(now time.Duration, slots int) {
+	n := min(g.instances(float64(slots)), math.MaxUint16)
+	g.levels.see(now, n)
+	if uint16(n) > g.active {
+		g.active, g.grown = uint16(n), uint32(now/tick)
+	}
 }
 
 // mix moves a mean towards x; the first x is the mean.
@@ -141,29 +147,32 @@ func (g *governor) window() float64 {
 
 // Plan takes the steps 2 to 4.
 func (g *governor) Plan(now time.Duration, l Load) Plan {
-	g.ready = int32(l.Ready)
-	needed := int32(l.Busy + min(l.Waiting, l.Starting*int(g.slots)))
-	g.peak, g.active = max(g.peak, needed), max(g.active, needed)
-	if age := now - g.turned; age >= g.cfg.DownAfter {
-		if g.before = g.peak; age >= 2*g.cfg.DownAfter {
-			g.before = needed
-		}
-		g.peak, g.turned = needed, now
-	}
+	g.ready = uint16(min(l.Ready, math.MaxUint16))
+	g.use(now, l.Busy+min(l.Waiting, l.Starting*int(g.slots)))
 	idle := now - g.arrived
 	if l.Busy > 0 || l.Waiting > 0 || l.Starting > 0 && g.arrived != never && !g.gone || idle < Lively {
-		return g.atWork(l)
+		return g.atWork(now, l)
 	}
 	return g.resting(now, l)
 }
 
-// atWork plans while calls run or wait, or came within a moment.
-func (g *governor) atWork(l Load) Plan {
-	want := max(g.burst(l), g.steady(l))
-	recent := g.instances(float64(max(g.peak, g.before)))
-	p := Plan{Want: want, Keep: max(min(recent, l.Ready+l.Starting), want), IdleKeep: g.cfg.IdleMin, Again: idlePace}
-	p.Want = max(p.Want, min(p.Keep, l.Ready+l.Starting))
-	if l.Waiting > 0 || l.Starting > 0 || want > l.Ready || p.Keep < l.Ready {
+// atWork plans while calls run or wait, or came within a moment. An activity that grows beyond what is there is met by
+// as many starts as those before it came to need: the calls of a batch come faster than an instance starts.
+func (g *governor) atWork(now time.Duration, l Load) Plan {
+	held, _ := g.levels.held(now, g.cfg.Worth.Seconds())
+	have := l.Ready + l.Starting
+	// The rate alone starts nothing above what idle times justify: its noise would start and stop instances all day.
+	p := Plan{Want: max(g.burst(l), min(g.steady(l), held)), IdleKeep: g.cfg.IdleMin, Again: idlePace}
+	if now-time.Duration(g.grown)*tick < g.cfg.DownAfter {
+		ahead := g.levels.ahead(int(g.active))
+		if int(g.active) > l.Ready {
+			p.Want = max(p.Want, ahead)
+		}
+		held = max(held, ahead)
+	}
+	p.Keep = max(min(held, have), p.Want)
+	p.Want = max(p.Want, min(p.Keep, have))
+	if l.Waiting > 0 || l.Starting > 0 || p.Want > l.Ready {
 		p.Again = pace
 	}
 	return p
@@ -183,9 +192,7 @@ func (g *governor) steady(l Load) int {
 	busy := float64(g.rate * g.exec)
 	n := float64(g.instances(min(busy/g.cfg.Utilization, busy+2*math.Sqrt(busy))))
 	n += math.Floor(n * float64(g.loss) * g.startTime())
-	// The rate is a mean over a window: it may outlive its calls, but no more than what was in use at once.
-	most := g.instances(float64(max(g.peak, g.before))/g.cfg.Utilization) + 1
-	return max(min(int(n), most), 1)
+	return max(int(n), 1)
 }
 
 // startTime returns how long a start takes, seconds.
@@ -221,6 +228,7 @@ func (g *governor) burst(l Load) int {
 // enough, released, and started again just before it is.
 func (g *governor) resting(now time.Duration, l Load) Plan {
 	if g.active > 0 {
+		g.levels.ended(int(g.active))
 		g.usual += (float32(g.active) - g.usual) * 0.25
 		g.active = 0
 	}
@@ -232,7 +240,7 @@ func (g *governor) resting(now time.Duration, l Load) Plan {
 		g.arrived, g.guess = now, true // taken over from another owner: somebody had a use for it
 	}
 	t, worth := (now - g.arrived).Seconds(), g.cfg.Worth.Seconds()
-	n := max(g.instances(math.Round(float64(g.usual))), 1)
+	n := max(int(math.Round(float64(g.usual))), 1)
 	keep, until := g.gaps.hold(t, worth)
 	lead := 2*g.startTime() + pace.Seconds()
 	if !g.gone && !keep && until <= t+bridge || !keep && until <= t+lead { // kept again soon: not stopped, or started, now
@@ -248,15 +256,15 @@ func (g *governor) resting(now time.Duration, l Load) Plan {
 		g.gone = true
 		return p
 	}
-	if p.Keep, p.Want = n, min(n, have); g.gone {
-		p.Want = n
+	if g.gone {
+		p.Keep, p.Want = n, n
+		return p
 	}
-	p.Keep = min(p.Keep, p.Want)
-	// More than usual are not stopped at once: an activity may only pause.
-	if recent := g.instances(float64(max(g.peak, g.before))); recent > p.Keep && have > p.Keep {
-		p.Keep = min(recent, have)
-		p.Want = p.Keep
-		p.Again = min(cmp.Or(p.Again, g.cfg.DownAfter), max(g.turned+g.cfg.DownAfter-now, pace))
+	held, again := g.levels.held(now, worth)
+	p.Keep = min(held, have)
+	p.Want = p.Keep
+	if wake := time.Duration(min(again, 1e8) * float64(time.Second)); held > 1 && (p.Again == 0 || wake < p.Again) {
+		p.Again = max(wake, pace)
 	}
 	return p
 }

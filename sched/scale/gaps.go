@@ -18,7 +18,7 @@ const prior = 1.0 / (gapBins + 16)
 
 var (
 	edges   [gapBins + 1]float64 // where bins begin, seconds
-	kernel  = [5]float64{1. / 9, 2. / 9, 3. / 9, 2. / 9, 1. / 9}
+	kernel  = [13]float64{1. / 49, 2. / 49, 3. / 49, 4. / 49, 5. / 49, 6. / 49, 7. / 49, 6. / 49, 5. / 49, 4. / 49, 3. / 49, 2. / 49, 1. / 49}
 	nothing = math.Inf(1)
 )
 

@@ -61,11 +61,13 @@ func all(t *testing.T, p Policy, name string) (sum bill) {
 func TestFewerColdStartsForTheSameMemory(t *testing.T) {
 	fixed := all(t, Fixed{10 * time.Minute}, "fixed 10m")
 	same := Default()
-	same.Worth = 4 * time.Hour // the price at which it spends about what the fixed rule does
+	same.Worth = 90 * time.Minute // the price at which it spends about what the fixed rule does
 	if b := all(t, same, "same memory"); b.seconds > fixed.seconds || 2*b.cold > fixed.cold {
 		t.Errorf("%d cold starts in %.0f s, the fixed rule has %d in %.0f s: want half, in no more", b.cold, b.seconds, fixed.cold, fixed.seconds)
 	}
-	if b := all(t, Default(), "default"); 2*b.seconds > fixed.seconds || b.cold > fixed.cold {
+	half := Default()
+	half.Worth = 15 * time.Minute
+	if b := all(t, half, "half memory"); 2*b.seconds > fixed.seconds || b.cold > fixed.cold {
 		t.Errorf("%d cold starts in %.0f s, the fixed rule has %d in %.0f s: want no more, in half", b.cold, b.seconds, fixed.cold, fixed.seconds)
 	}
 }
@@ -103,7 +105,7 @@ func TestBurstIsSmoothedByTheQueue(t *testing.T) {
 func TestSteadyLoadHasRoom(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	y := &yard{gov: Default().New(Facts{Slots: 1}), start: 300 * time.Millisecond, exec: func() time.Duration { return 100 * time.Millisecond }}
-	y.run(poisson(rng, 5*time.Millisecond, 3*time.Minute), 3*time.Minute) // 20 at once
+	y.run(poisson(rng, 5*time.Millisecond, 15*time.Minute), 15*time.Minute) // 20 at once
 	late := 0
 	for _, w := range y.waits[len(y.waits)/2:] {
 		if w > 0 {
