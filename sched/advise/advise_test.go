@@ -39,7 +39,11 @@ func TestAdvice(t *testing.T) {
 		"one thread with two CPUs": {with(func(o *Observation) { o.MemoryMiB, o.CPU, o.Demand = 3538, 20*ms, .9 }), Shrink, 1664, 21260 * time.Microsecond, .5},
 		// All of a quarter CPU below 442 MiB: 128 have the same.
 		"computes on the smallest share": {with(func(o *Observation) { o.MemoryMiB, o.CPU, o.Demand = 442, 5*ms, .25 }), Shrink, 128, 20 * ms, 1 - 128./442},
-		"ran out":                        {with(func(o *Observation) { o.MemoryMiB, o.OutOfMemory, o.PeakMax = 256, 3, 256 << 20 }), Grow, 512, 20 * ms, -1},
+		// What is throttled now asks for more CPU the more it gets: half again as much is not enough to run at full speed.
+		"computes on half a CPU": {with(func(o *Observation) {
+			o.MemoryMiB, o.Run, o.CPU, o.Demand = 884, 19300*time.Microsecond, 10200*time.Microsecond, .5
+		}), Keep, 884, 19300 * time.Microsecond, 0},
+		"ran out": {with(func(o *Observation) { o.MemoryMiB, o.OutOfMemory, o.PeakMax = 256, 3, 256<<20 }), Grow, 512, 20 * ms, -1},
 		// File cache fills what there is; without a call that ran out that is no reason to grow.
 		"full but alive": {with(func(o *Observation) { o.MemoryMiB, o.PeakP99, o.PeakMax = 256, 250<<20, 256<<20 }), Keep, 256, 20 * ms, 0},
 		"too few":        {with(func(o *Observation) { o.Calls = 99 }), Unknown, 0, 0, 0},

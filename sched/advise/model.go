@@ -21,11 +21,13 @@ type model struct {
 	run, cpu float64
 	wait     float64
 	parallel float64 // CPUs that a call can use at once
+	pressed  bool    // the quota bounds the demand that was seen: with more CPU it would be more
 }
 
 func modelOf(o Observation) model {
 	m := model{o: o, run: o.Run.Seconds(), cpu: o.CPU.Seconds()}
 	m.parallel = max(1, m.cpu/m.run)
+	m.pressed = o.Demand > starling.CPUOf(o.MemoryMiB)*busy
 	m.wait = max(0, m.run-m.compute(starling.CPUOf(o.MemoryMiB)))
 	return m
 }
@@ -34,7 +36,7 @@ func modelOf(o Observation) model {
 // quota of the period is used up. An instance that is little used has a whole quota for each call; in one that is much
 // used, calls get the average.
 func (m model) compute(cpus float64) float64 {
-	if cpus >= 1 || m.o.Demand > cpus*busy {
+	if cpus >= 1 || m.pressed || m.o.Demand > cpus*busy {
 		return m.cpu / min(cpus, m.parallel)
 	}
 	quota := cpus * period
