@@ -3,6 +3,7 @@ module starling
 go 1.26.0
 
 require (
+	github.com/DataDog/sketches-go v1.4.8
 	github.com/HdrHistogram/hdrhistogram-go v1.4.0
 	github.com/VictoriaMetrics/metrics v1.43.0
 	github.com/asynkron/protoactor-go v0.0.0-20240822202345-3c0e61ca19c9

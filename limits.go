@@ -33,3 +33,12 @@ const (
 	NodeLease         = 600 * time.Millisecond // a node not heard of for so long is dead
 	NodeLeaseGuard    = 100 * time.Millisecond // an owner stops granting so long before its node lease ends
 )
+
+// CPU follows from memory, as tenants of other platforms know it.
+const (
+	MemoryOfCPU = 1769 // MiB that buy one CPU
+	CPUMin      = 0.25 // CPUs of the smallest function
+)
+
+// CPUOf returns how many CPUs the calls of a function with so much memory may use.
+func CPUOf(memoryMiB int) float64 { return max(CPUMin, float64(memoryMiB)/MemoryOfCPU) }

@@ -16,6 +16,7 @@ import (
 	"starling"
 	"starling/frontend/protocol"
 	"starling/internal/run"
+	"starling/metrics/profile"
 )
 
 // AdminDeps is what the operators' server shows.
@@ -24,9 +25,11 @@ type AdminDeps struct {
 	Metrics func(io.Writer) error // writes the exposition of all parts
 	// Functions returns the busiest functions that this node decides for, at most so many; nil for none.
 	Functions func(ctx context.Context, rows int) []protocol.FunctionLoad
-	Ready     func() error // nil when this node can serve; the error says what is missing
-	Pprof     bool         // also /debug/pprof
-	Log       *slog.Logger
+	// Profiles returns what calls of one function used on this node, or of all for an empty name; nil on a node without the role host.
+	Profiles func(name starling.FunctionName) []profile.Profile
+	Ready    func() error // nil when this node can serve; the error says what is missing
+	Pprof    bool         // also /debug/pprof
+	Log      *slog.Logger
 }
 
 // Admin is the operators' server: metrics, health, and profiles if asked for. It has no key, so its address is
@@ -51,6 +54,7 @@ func (a *Admin) Handler() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /functions", a.functions)
+	mux.HandleFunc("GET /profiles", a.profiles)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := a.deps.Ready(); err != nil {
@@ -81,6 +85,16 @@ func (a *Admin) functions(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 		defer cancel()
 		list = append(list, a.deps.Functions(ctx, rows)...)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(list) // the caller left
+}
+
+// profiles answers with a JSON list of all functions, or of ?function=NAME; the book of a host bounds it.
+func (a *Admin) profiles(w http.ResponseWriter, r *http.Request) {
+	list := []profile.Profile{}
+	if a.deps.Profiles != nil {
+		list = append(list, a.deps.Profiles(starling.FunctionName(r.FormValue("function")))...)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(list) // the caller left

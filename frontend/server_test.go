@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -25,6 +26,7 @@ import (
 	"starling"
 	"starling/frontend/client"
 	"starling/frontend/protocol"
+	"starling/metrics/profile"
 	"starling/transport"
 )
 
@@ -334,6 +336,9 @@ func (p *pair) Peer() transport.Peer { return transport.Peer{} }
 func TestAdminServer(t *testing.T) {
 	ready := errors.New("no partition map yet")
 	a := NewAdmin(AdminDeps{Addr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler), Ready: func() error { return ready },
+		Profiles: func(name starling.FunctionName) []profile.Profile {
+			return []profile.Profile{{Function: starling.FunctionRef{Name: name}, Calls: 7}}
+		},
 		Metrics: func(w io.Writer) error { _, err := io.WriteString(w, "x_total 1\n"); return err }})
 	if err := a.Open(bg); err != nil {
 		t.Fatal(err)
@@ -349,6 +354,10 @@ func TestAdminServer(t *testing.T) {
 		return res.StatusCode, string(b)
 	}
 	if code, body := get("/metrics"); code != 200 || body != "x_total 1\n" {
+		t.Errorf("%d %q", code, body)
+	}
+	var list []profile.Profile
+	if code, body := get("/profiles?function=resize"); code != 200 || json.Unmarshal([]byte(body), &list) != nil || len(list) != 1 || list[0].Function.Name != "resize" || list[0].Calls != 7 {
 		t.Errorf("%d %q", code, body)
 	}
 	if code, _ := get("/livez"); code != 200 {

@@ -43,7 +43,7 @@ func environment(cfg InstanceConfig, sb Sandbox) map[string]string {
 		"AWS_LAMBDA_LOG_GROUP_NAME":       "/starling/" + string(v.Function.Account) + "/" + string(v.Function.Name),
 		"AWS_LAMBDA_LOG_STREAM_NAME":      cfg.ID.String(),
 		// A Go runtime sees all cores of the host and would start as many threads.
-		"GOMAXPROCS": strconv.Itoa((v.Config.MemoryMiB + 1768) / 1769),
+		"GOMAXPROCS": strconv.Itoa((v.Config.MemoryMiB + starling.MemoryOfCPU - 1) / starling.MemoryOfCPU),
 	}
 	for k, x := range v.Config.Env {
 		env[k] = x

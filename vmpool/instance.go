@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"starling"
+	"starling/metrics/profile"
 	"starling/vmpool/framed"
 	"starling/vmpool/lifecycle"
 	"starling/vmpool/runtimeapi"
@@ -65,9 +66,10 @@ type Instance struct {
 	served   bool // it was ready once: its end is news
 	first    bool // the next call is the one that waited for the initialisation
 	lastUse  time.Time
-	reason   string // why it ended
-	memory   int64
-	memoryAt time.Time
+	reason   string        // why it ended
+	tally    profile.Tally // of the calls that ended
+	tallyAt  time.Time     // when it was taken last
+	memoryAt time.Time     // when its memory peak was read
 
 	hold   sync.Mutex // held around Pause, Resume and Close of the sandbox, which exclude each other
 	frozen bool       // guarded by hold
@@ -332,7 +334,7 @@ func (i *Instance) finish(inv *starling.Invocation, out *starling.Outcome, begun
 	if i.logs.single {
 		i.drainer.drain()
 	}
-	out.MemoryMax = i.memoryMax(now, out.Run)
+	out.MemoryMax = i.account(out, now)
 	out.LogTail = i.logs.end(ending{id: inv.ID, now: now, run: out.Run, init: out.Init, memoryMiB: i.cfg.Version.Config.MemoryMiB,
 		memoryMax: out.MemoryMax, says: says, tail: inv.Tail})
 	if out.Status == starling.Unhandled {
@@ -396,21 +398,52 @@ func document(kind, message string) []byte {
 	return fmt.Appendf(nil, `{"errorType":%q,"errorMessage":%q}`, kind, message)
 }
 
+// account counts a call that ended in the instance's tally and returns the memory peak.
+func (i *Instance) account(out *starling.Outcome, now time.Time) int64 {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.tally.Add(out.Run)
+	if out.ErrorType == starling.ErrOutOfMemory {
+		i.tally.OutOfMemory++
+		i.tally.MemoryMax = int64(i.cfg.Version.Config.MemoryMiB) << 20 // its counters may be gone with it
+	}
+	return i.weighed(now, out.Run)
+}
+
 // memoryMax returns the peak as of a moment ago: reading it costs more than a short call.
 func (i *Instance) memoryMax(now time.Time, run time.Duration) int64 {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	return i.weighed(now, run)
+}
+
+// weighed is memoryMax for a caller that holds i.mu, which it gives up while it reads.
+func (i *Instance) weighed(now time.Time, run time.Duration) int64 {
 	if run < memoryLong && now.Sub(i.memoryAt) < memoryFresh {
-		return i.memory
+		return i.tally.MemoryMax
 	}
+	pending := i.tally.Reading()
 	i.mu.Unlock()
 	stats, err := i.sandbox.Stats()
 	i.mu.Lock()
 	i.memoryAt = now // not before it is read: another call would report what is not known yet
 	if err == nil {
-		i.memory = max(i.memory, stats.MemoryMax)
+		i.tally.MemoryMax = max(i.tally.MemoryMax, stats.MemoryMax)
+		i.tally.Read(stats.CPU, pending)
 	}
-	return i.memory
+	return i.tally.MemoryMax
+}
+
+// Tally returns what the calls used since it was last asked for, or since the instance was ready.
+func (i *Instance) Tally(now time.Time) profile.Tally {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	active := now.Sub(i.tallyAt)
+	i.tallyAt = now
+	if i.tally.Calls == 0 {
+		active = 0
+	}
+	return i.tally.Take(active)
 }
 
 // thaw resumes the processes of a paused instance, waiting for a pause that is under way.

@@ -183,6 +183,7 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 	act := i.life.Step(lifecycle.Ready)
 	i.served = act != lifecycle.Refuse
 	i.readyAt = time.Now()
+	i.tallyAt = i.readyAt
 	i.lastUse = i.readyAt // a long initialisation is no idleness: the keeper settles before it freezes
 	i.watched = i.served
 	i.mu.Unlock()

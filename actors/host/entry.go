@@ -54,6 +54,9 @@ func (h *Host) Invoke(_ context.Context, lease *starling.Lease, inv *starling.In
 		return out, err
 	}
 	h.meters.ended(out, now)
+	if out.Status == starling.Unhandled {
+		h.note(i, time.Now()) // its instance ends, and its last tally may be in the book already
+	}
 	return out, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"starling/actors/wire"
 	"starling/cluster"
 	"starling/internal/run"
+	"starling/metrics/profile"
 	"starling/vmpool"
 )
 
@@ -71,6 +72,7 @@ const (
 type Host struct {
 	cfg    Config
 	group  *run.Group
+	book   *profile.Book // what calls of each version used
 	starts chan struct{} // one token for each start at work
 	nudge  chan struct{} // capacity 1: the room changed
 	meters *meters
@@ -99,7 +101,7 @@ type shard struct {
 
 // New returns a host that does nothing yet.
 func New(cfg Config) *Host {
-	h := &Host{cfg: cfg.withDefaults(), nudge: make(chan struct{}, 1), ended: map[starling.InstanceID]string{}}
+	h := &Host{cfg: cfg.withDefaults(), nudge: make(chan struct{}, 1), book: profile.NewBook(profile.VersionsMax), ended: map[starling.InstanceID]string{}}
 	h.starts = make(chan struct{}, h.cfg.StartMax)
 	for i := range h.shards {
 		h.shards[i].entries = map[starling.InstanceID]*entry{}

@@ -6,6 +6,7 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 
 	"starling"
+	"starling/metrics/profile"
 )
 
 // meters are the host's numbers.
@@ -15,6 +16,7 @@ type meters struct {
 	moved, busy                   *metrics.Counter
 	startFailed, exited, timedOut *metrics.Counter
 	madeRoom                      *metrics.Counter
+	cpu, memory                   *metrics.FloatCounter
 	run                           *metrics.PrometheusHistogram
 }
 
@@ -31,6 +33,8 @@ func newMeters(h *Host) *meters {
 		startFailed: s.NewCounter(`starling_host_start_failures_total`),
 		exited:      s.NewCounter(`starling_host_exits_total`),
 		madeRoom:    s.NewCounter(`starling_host_idle_ended_total`),
+		cpu:         s.NewFloatCounter(`starling_host_call_cpu_seconds_total`),
+		memory:      s.NewFloatCounter(`starling_host_call_gibibyte_seconds_total`),
 		run:         s.NewPrometheusHistogram(`starling_host_call_seconds`),
 	}
 	s.NewGauge(`starling_host_calls_in_flight`, func() float64 { return float64(h.inflight.Load()) })
@@ -39,6 +43,8 @@ func newMeters(h *Host) *meters {
 		defer h.mu.Unlock()
 		return float64(h.used) * (1 << 20)
 	})
+	s.NewGauge(`starling_host_profiles`, func() float64 { n, _ := h.book.Size(); return float64(n) })
+	s.NewGauge(`starling_host_profiles_dropped_total`, func() float64 { _, n := h.book.Size(); return float64(n) })
 	s.NewGauge(`starling_host_starting`, func() float64 {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -62,6 +68,12 @@ func (m *meters) ended(out starling.Outcome, begun time.Time) {
 	default:
 		m.unhandled.Inc()
 	}
+}
+
+// used counts what calls of v took between two beats.
+func (m *meters) used(v *starling.Version, t *profile.Tally) {
+	m.cpu.Add(t.CPU.Seconds())
+	m.memory.Add(float64(v.Config.MemoryMiB) / 1024 * t.Run.Seconds())
 }
 
 func (m *meters) refused(err error) {

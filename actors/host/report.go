@@ -25,7 +25,7 @@ func (h *Host) reportLoop(ctx context.Context) {
 	var meter cpuMeter
 	t := time.NewTimer(0)
 	defer t.Stop()
-	last, due := time.Time{}, false
+	last, gathered, due := time.Time{}, time.Time{}, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -41,6 +41,10 @@ func (h *Host) reportLoop(ctx context.Context) {
 		}
 		last = time.Now()
 		h.keepRoom(last)
+		if last.Sub(gathered) >= reportEvery { // not at each nudge
+			gathered = last
+			h.gather(last)
+		}
 		r := h.report(meter.busy())
 		for _, n := range h.cfg.Schedulers() {
 			h.cfg.Post.Send(wire.Address{Node: n}, r)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"starling"
 	"starling/actors/host/guard"
@@ -186,6 +187,10 @@ func (h *Host) failed(e *entry, err error) {
 // exited runs when a ready instance is gone.
 func (h *Host) exited(e *entry, reason string) {
 	<-e.told // no Exited overtakes its Started
+	e.mu.Lock()
+	i := e.instance
+	e.mu.Unlock()
+	h.note(i, time.Now())
 	to := e.address()
 	h.forget(e, reason)
 	h.cfg.Post.Send(to, &wire.Exited{Partition: to.Partition, Host: h.cfg.Node, Instance: e.id, Reason: reason})

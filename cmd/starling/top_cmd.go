@@ -138,25 +138,30 @@ func (a *app) sample(ctx context.Context, rows int) (*sample, error) {
 
 // functionLoads asks one admin address for its busiest functions.
 func functionLoads(ctx context.Context, admin string, rows int) ([]protocol.FunctionLoad, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	var loads []protocol.FunctionLoad
+	return loads, askAdmin(ctx, admin, fmt.Sprintf("functions?rows=%d", rows), time.Second, 4<<20, &loads)
+}
+
+// askAdmin reads a JSON answer of one admin address, of so many bytes at most.
+func askAdmin(ctx context.Context, admin, path string, patience time.Duration, most int64, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/functions?rows=%d", strings.TrimRight(admin, "/"), rows), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimRight(admin, "/")+"/"+path, nil)
 	if err != nil {
-		return nil, fmt.Errorf("read functions: %w", err)
+		return fmt.Errorf("ask %s: %w", admin, err)
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("read functions: %w", err)
+		return fmt.Errorf("ask %s: %w", admin, err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("read functions of %s: %s", admin, res.Status)
+		return fmt.Errorf("ask %s for %s: %s", admin, path, res.Status)
 	}
-	var loads []protocol.FunctionLoad
-	if err := json.NewDecoder(io.LimitReader(res.Body, 4<<20)).Decode(&loads); err != nil {
-		return nil, fmt.Errorf("read functions of %s: %w", admin, err)
+	if err := json.NewDecoder(io.LimitReader(res.Body, most)).Decode(into); err != nil {
+		return fmt.Errorf("read %s of %s: %w", path, admin, err)
 	}
-	return loads, nil
+	return nil
 }
 
 // compare tells what changed between two looks.

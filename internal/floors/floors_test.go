@@ -36,7 +36,7 @@ var vocabulary = map[string]string{
 }
 
 // pure packages have no goroutine, channel, clock, global random number, file or socket.
-var pure = []string{"", "sched", "sched/flow", "sched/ledger", "sched/place", "sched/scale", "cluster/partmap", "cluster/registry",
+var pure = []string{"", "sched", "sched/advise", "sched/flow", "sched/ledger", "sched/place", "sched/scale", "cluster/partmap", "cluster/registry",
 	"cluster/balance", "actors/wire", "vmpool/lifecycle", "frontend/leases", "actors/host/guard", "sim", "sim/load", "sim/rival", "sim/compare"}
 
 var impureImports = map[string]string{"os": "files", "net": "sockets", "os/exec": "processes", "sync": "locks", "sync/atomic": "shared state",
@@ -44,6 +44,7 @@ var impureImports = map[string]string{"os": "files", "net": "sockets", "os/exec"
 
 // door names the one folder (or few) that may import a foreign library.
 var door = map[string][]string{
+	"github.com/DataDog/sketches-go":             {"metrics/profile"},
 	"github.com/quic-go/quic-go":                 {"transport/quic", "frontend", "frontend/client"},
 	"github.com/lni/dragonboat":                  {"cluster/dragonboat"},
 	"github.com/lni/vfs":                         {"cluster/dragonboat"},

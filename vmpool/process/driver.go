@@ -29,9 +29,6 @@ import (
 // RuntimeAPI is where the Lambda Runtime API listens inside a provided sandbox.
 const RuntimeAPI = "127.0.0.1:9001"
 
-// cpuMemory is how much memory buys one CPU, in MiB.
-const cpuMemory = 1769
-
 // Config is what the driver needs to know. Start from [DefaultConfig].
 type Config struct {
 	Dir       string // scratch folder, made when missing; one driver's own
@@ -61,7 +58,7 @@ type Config struct {
 
 // DefaultConfig returns the limits of a driver; Dir, GuestPath, Tag, RuntimeDir and Command remain to be set.
 func DefaultConfig() Config {
-	return Config{TmpBytes: 512 << 20, TmpInodes: 16_384, Files: 1024, ProcessesMax: 256, WarmMiB: 128, CPUMin: 0.25,
+	return Config{TmpBytes: 512 << 20, TmpInodes: 16_384, Files: 1024, ProcessesMax: 256, WarmMiB: 128, CPUMin: starling.CPUMin,
 		SandboxMax: 8192, ResolvConf: "nameserver 127.0.0.1\n", CgroupRoot: "/sys/fs/cgroup", TakeOver: 10 * time.Second,
 		Log: slog.New(slog.DiscardHandler)}
 }

@@ -178,7 +178,7 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 
 // cpu returns how many CPUs the calls of a function with so much memory may use.
 func (d *Driver) cpu(memoryMiB int) float64 {
-	return max(d.cfg.CPUMin, float64(memoryMiB)/cpuMemory)
+	return max(d.cfg.CPUMin, float64(memoryMiB)/starling.MemoryOfCPU)
 }
 
 var _ vmpool.Settler = (*sandbox)(nil)

@@ -15,6 +15,7 @@ import (
 	"starling/frontend/auth"
 	"starling/frontend/dispatch"
 	"starling/frontend/protocol"
+	"starling/metrics/profile"
 	"starling/store/logs"
 	"starling/transport"
 )
@@ -25,7 +26,7 @@ func (n *Node) openAdmin(ctx context.Context) error {
 		return nil
 	}
 	n.admin = frontend.NewAdmin(frontend.AdminDeps{Addr: n.cfg.Admin, Metrics: func(w io.Writer) error { return n.registry.WritePrometheus(w) },
-		Functions: n.functions, Ready: n.Ready, Pprof: true, Log: n.log("admin")})
+		Functions: n.functions, Profiles: n.profiles, Ready: n.Ready, Pprof: true, Log: n.log("admin")})
 	if err := n.admin.Open(ctx); err != nil {
 		return err
 	}
@@ -45,6 +46,14 @@ func (n *Node) functions(ctx context.Context, rows int) []protocol.FunctionLoad 
 			Leased: v.Leased, Waiting: v.Waiting, Calls: v.Arrivals, Refused: v.Refused, Cold: v.ColdRatio(), Held: v.Reason})
 	}
 	return protocol.Busiest(out, rows)
+}
+
+// profiles returns what calls used on this node; nothing on a node that runs none, or not yet.
+func (n *Node) profiles(name starling.FunctionName) []profile.Profile {
+	if h := n.working.Load(); h != nil {
+		return h.Profiles(name)
+	}
+	return nil
 }
 
 // openFrontend opens the lease cache and the servers, on a node with that role.

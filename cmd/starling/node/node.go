@@ -51,6 +51,7 @@ type Node struct {
 	parts    actors.Parts
 	server   *frontend.Server
 	admin    *frontend.Admin
+	working  atomic.Pointer[host.Host]        // the same
 	keeper   atomic.Pointer[partition.Keeper] // of the partitions; the admin server opens before it
 }
 

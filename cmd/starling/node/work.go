@@ -100,6 +100,7 @@ func (n *Node) openHost(ctx context.Context) error {
 	}
 	n.opened("host", n.host.Metrics(), n.host.Close)
 	n.parts.Host = n.host
+	n.working.Store(n.host)
 	return nil
 }
 
