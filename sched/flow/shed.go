@@ -98,6 +98,9 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 		s.capacity = takeBack*s.capacity + 1
 	}
 	s.last = pressure
+	if s.Active() {
+		s.capacity = max(s.capacity, least)
+	}
 	if s.Active() && s.capacity >= arrived {
 		if s.calm++; s.calm > calmMax {
 			s.capacity, s.calm = 0, 0
