@@ -141,7 +141,7 @@ func (w *warden) release(b *box, control *link.Line, j *link.Jail) (listener []i
 func (w *warden) cloner() {
 	runtime.LockOSThread()
 	// The node may run before everything else; what it passes on to the warden is not for tenants.
-	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 0)
+	_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0) // nice 0, too
 	null, nullErr := os.Open(os.DevNull)
 	for f := range w.forks {
 		if err := nullErr; err != nil {
