@@ -76,7 +76,8 @@ func (l *lane) Write(p []byte) (int, error) {
 }
 
 // exchange writes out and reads the beginning of the answer into in, which may be the same memory. The write
-// happens inside the poller's wait, after it began to watch: so the wait needs no first read, and misses nothing.
+// happens inside the poller's wait, after it began to watch: so the wait needs no first read. What the runtime said or did before its call, out of
+// turn, is met with the answer, with the failing write, or at the deadline.
 func (l *lane) exchange(out, in []byte) (int, error) {
 	if l.r == nil {
 		if _, err := l.Write(out); err != nil {
