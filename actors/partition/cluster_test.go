@@ -197,7 +197,7 @@ func (h *host) Receive(from starling.NodeID, batch []wire.Message) {
 
 func (h *host) send(to starling.NodeID, p starling.PartitionID, m wire.Message) {
 	hub := h.c.hubs[h.id]
-	time.AfterFunc(0, func() { hub.Send(wire.Address{Node: to, Partition: p}, m) })
+	go hub.Send(wire.Address{Node: to, Partition: p}, m)
 }
 
 func (h *host) start(from starling.NodeID, m wire.Start) {
