@@ -14,4 +14,5 @@ type Lease struct {
 	Slots     uint16
 	TTL       time.Duration // from the moment it is received, without renewal
 	Phases    Phases        // what the call that it answers waited for
+	Key       Key64         // of the instance: whose range holds it keeps the lease, whoever granted it; 0 from an older release
 }

@@ -230,6 +230,9 @@ func (s *session) take(kind MessageKind, body []byte) error {
 		if err := DecodeMessage(body, &p); err != nil {
 			return err
 		}
+		if p.Topology != nil && p.Topology.Map != nil {
+			p.Topology.Map.Complete()
+		}
 		s.view.install(p)
 	case MessageFeed:
 		var p FeedPush

@@ -226,6 +226,7 @@ func (s *State) loadRecord(kind uint8, body []byte) error {
 		if h.Topology == nil || h.Topology.Map == nil || len(h.Topology.Nodes) > 0 {
 			return starling.Errorf(starling.Internal, "load state", "the header holds no map, or nodes")
 		}
+		h.Topology.Map.Complete()
 		s.index, s.claim, s.topology = h.Index, h.Claim, h.Topology
 		s.members.LastNode, s.members.LastReplica = h.Topology.Last, h.LastReplica
 		return nil

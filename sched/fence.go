@@ -30,7 +30,7 @@ func (s *Scheduler) activate(ev Activate) {
 func (s *Scheduler) fence(h *host) {
 	h.asked = s.now
 	m := s.out.fences.next()
-	*m = wire.Fence{Partition: s.id, Epoch: s.epoch, Range: s.keys}
+	*m = wire.Fence{Partition: s.id, Epoch: s.epoch, Range: s.keys, Since: s.epoch}
 	s.out.send(h.node, m)
 }
 

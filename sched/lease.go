@@ -16,7 +16,7 @@ func (s *Scheduler) grant(v *version, i *instance, to starling.NodeID, call uint
 	}
 	g := s.out.grants.next()
 	*g = wire.Grant{Call: call, Lease: starling.Lease{ID: l.id, Partition: s.id, Epoch: s.epoch, Version: v.id, Instance: i.id,
-		Host: i.node, Slots: 1, TTL: s.cfg.LeaseTTL, Phases: p}}
+		Host: i.node, Slots: 1, TTL: s.cfg.LeaseTTL, Phases: p, Key: i.key}}
 	s.out.send(to, g)
 }
 

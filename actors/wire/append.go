@@ -29,6 +29,7 @@ func Append(dst []byte, m Message) []byte {
 	case *Grant:
 		w.u64(m.Call)
 		w.lease(&m.Lease)
+		w.u64(uint64(m.Lease.Key))
 	case *Reject:
 		w.u64(m.Call, uint64(m.Partition))
 		w.u8(uint8(m.Reject))
@@ -60,7 +61,7 @@ func (w *writer) host(m Message) {
 		w.instance(m.Instance)
 		w.bool(m.Now)
 	case *Fence:
-		w.u64(uint64(m.Partition), uint64(m.Epoch), uint64(m.Range.Lo), uint64(m.Range.Hi))
+		w.u64(uint64(m.Partition), uint64(m.Epoch), uint64(m.Range.Lo), uint64(m.Range.Hi), uint64(m.Since))
 	case *Started:
 		w.u64(uint64(m.Partition), uint64(m.Host))
 		w.instance(m.Instance)
@@ -84,6 +85,10 @@ func (w *writer) host(m Message) {
 		}
 	case *HostReport:
 		w.hostReport(m)
+	case *Relay:
+		w.u64(uint64(m.From))
+		w.u8(uint8(m.Body.Kind()))
+		w.b = Append(w.b, m.Body)
 	default:
 		w.permit(m)
 	}

@@ -106,6 +106,7 @@ func (d *Decoder) read(kind Kind, r *reader) Message {
 	case KindGrant:
 		m := take(&d.grants, d.chunk)
 		*m = Grant{Call: r.u64(), Lease: r.lease()}
+		m.Lease.Key = starling.Key64(r.added(0))
 		return m
 	case KindReject:
 		return &Reject{Call: r.u64(), Partition: r.partition(), Reject: starling.Kind(r.u8()), Reason: r.text(WordMax),
@@ -127,7 +128,9 @@ func readHost(kind Kind, r *reader) Message {
 	case KindStop:
 		return &Stop{Partition: r.partition(), Epoch: r.epoch(), Instance: r.instance(), Now: r.bool()}
 	case KindFence:
-		return &Fence{Partition: r.partition(), Epoch: r.epoch(), Range: starling.Range{Lo: starling.Key64(r.u64()), Hi: starling.Key64(r.u64())}}
+		m := &Fence{Partition: r.partition(), Epoch: r.epoch(), Range: starling.Range{Lo: starling.Key64(r.u64()), Hi: starling.Key64(r.u64())}}
+		m.Since = starling.Epoch(r.added(uint64(m.Epoch)))
+		return m
 	case KindStarted:
 		return &Started{Partition: r.partition(), Host: r.node(), Instance: r.instance(), Start: r.duration(), Init: r.duration()}
 	case KindStartFailed:
@@ -145,9 +148,24 @@ func readHost(kind Kind, r *reader) Message {
 		return m
 	case KindHostReport:
 		return readHostReport(r)
+	case KindRelay:
+		return readRelay(r)
 	default:
 		return readPermit(kind, r)
 	}
+}
+
+func readRelay(r *reader) Message {
+	m, kind := &Relay{From: r.node()}, Kind(r.u8())
+	if kind == KindRelay {
+		r.fail("a relay in a relay")
+		return m
+	}
+	d := Decoder{chunk: 1}
+	if m.Body = d.read(kind, r); m.Body == nil {
+		r.fail(fmt.Sprintf("kind %d in a relay is unknown here", kind))
+	}
+	return m
 }
 
 func readHostReport(r *reader) Message {
@@ -245,6 +263,14 @@ func (r *reader) u64() uint64 {
 	return 0
 }
 
+// added reads a number that an older release does not send.
+func (r *reader) added(missing uint64) uint64 {
+	if len(r.b) == 0 {
+		return missing
+	}
+	return r.u64()
+}
+
 func (r *reader) bool() bool {
 	b := r.u8()
 	if b > 1 {
@@ -309,6 +335,7 @@ func (r *reader) instanceReport() InstanceReport {
 	p.Leases = makeN[starling.Lease](r.count(starling.SlotsMax, leaseSize))
 	for i := range p.Leases {
 		p.Leases[i] = r.lease()
+		p.Leases[i].Key = p.Key
 	}
 	return p
 }

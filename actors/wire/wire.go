@@ -33,6 +33,7 @@ const (
 	KindBorrow      Kind = 40
 	KindLend        Kind = 41
 	KindAudit       Kind = 42
+	KindRelay       Kind = 50
 )
 
 // A Message is one of the structs below.
@@ -141,6 +142,7 @@ type Fence struct {
 	Partition starling.PartitionID
 	Epoch     starling.Epoch
 	Range     starling.Range
+	Since     starling.Epoch // leases of this epoch and later are good; Epoch when an older release says nothing
 }
 
 // Started says that an instance is ready for calls. Host → partition.
@@ -211,6 +213,13 @@ type PoolReport struct {
 	Ready   uint32
 }
 
+// Relay hands on what reached a partition's former owner. Former owner → owner.
+type Relay struct {
+	From starling.NodeID // who sent Body
+	Body Message         // no Relay
+}
+
+func (*Relay) Kind() Kind       { return KindRelay }
 func (*Acquire) Kind() Kind     { return KindAcquire }
 func (*Cancel) Kind() Kind      { return KindCancel }
 func (*Release) Kind() Kind     { return KindRelease }

@@ -18,11 +18,16 @@ type Partition struct {
 	Range starling.Range       `cbor:"2,keyasint" json:"range"`
 	Epoch starling.Epoch       `cbor:"3,keyasint" json:"epoch"` // 0 until it is first owned
 	Owner starling.NodeID      `cbor:"4,keyasint" json:"owner"` // 0 while nobody owns it
+
+	// Since is the epoch of the last activation by recovery. Leases granted from it on, under whatever partition their
+	// keys were in, are in the owner's books; earlier ones hold only while they are in use. At most Epoch.
+	Since starling.Epoch `cbor:"5,keyasint" json:"since"`
 }
 
 // A Map holds every partition, ordered by range.
 type Map struct {
-	Partitions []Partition `cbor:"1,keyasint" json:"partitions"`
+	Partitions []Partition          `cbor:"1,keyasint" json:"partitions"`
+	Last       starling.PartitionID `cbor:"2,keyasint" json:"last"` // the highest id ever given: none is used again
 }
 
 // A Change is one proposed change of the map. It is refused as Moved unless Epoch is the partition's epoch
@@ -31,15 +36,30 @@ type Change struct {
 	Kind      ChangeKind           `cbor:"1,keyasint"`
 	Partition starling.PartitionID `cbor:"2,keyasint"`
 	Epoch     starling.Epoch       `cbor:"3,keyasint"`
-	To        starling.NodeID      `cbor:"4,keyasint"`
+	To        starling.NodeID      `cbor:"4,keyasint,omitempty"` // of Assign and Move
+	At        starling.Key64       `cbor:"5,keyasint,omitempty"` // of Split
+	With      starling.PartitionID `cbor:"6,keyasint,omitempty"` // of Merge
+	WithEpoch starling.Epoch       `cbor:"7,keyasint,omitempty"`
 }
 
 // A ChangeKind names a change; numbers are fixed for ever.
 type ChangeKind uint8
 
-// Assign gives a partition to a node and raises its epoch. A To of 0 takes it from its owner and gives it
-// to nobody: the first half of taking it from an owner that lives.
-const Assign ChangeKind = 1
+const (
+	// Assign gives a partition to a node that recovers it by asking the hosts. A To of 0 takes it from its owner and
+	// gives it to nobody: the first half of taking it from an owner that lives.
+	Assign ChangeKind = 1
+
+	// Move gives a partition from its owner to another node, which has the owner's state. Only the owner proposes it,
+	// after it stopped granting, and so it is with Split and Merge.
+	Move ChangeKind = 2
+
+	// Split cuts a partition at the key At; the upper half becomes a new partition of the same owner.
+	Split ChangeKind = 3
+
+	// Merge joins a partition with With, the next one above it, which has the same owner and ends to be.
+	Merge ChangeKind = 4
+)
 
 // Initial cuts the key space into n partitions of equal size, owned by nobody, with ids from 1 in the order
 // of their ranges. n is 1 to starling.PartitionMax.
@@ -47,7 +67,7 @@ func Initial(n int) (*Map, error) {
 	if n < 1 || n > starling.PartitionMax {
 		return nil, starling.Errorf(starling.Invalid, "cut key space", "%d partitions: use 1-%d", n, starling.PartitionMax)
 	}
-	m := &Map{Partitions: make([]Partition, n)}
+	m := &Map{Partitions: make([]Partition, n), Last: starling.PartitionID(n)}
 	for i := range m.Partitions {
 		m.Partitions[i] = Partition{ID: starling.PartitionID(i + 1), Range: starling.Range{Lo: cut(i, n), Hi: cut((i+1)%n, n)}}
 	}
@@ -61,10 +81,11 @@ func cut(i, n int) starling.Key64 {
 }
 
 // Clone returns a map that may be edited.
-func (m *Map) Clone() *Map { return &Map{Partitions: slices.Clone(m.Partitions)} }
+func (m *Map) Clone() *Map { return &Map{Partitions: slices.Clone(m.Partitions), Last: m.Last} }
 
 // Apply carries out one change, or refuses it and leaves the map as it was: NotFound when there is no such
-// partition, Moved when its epoch has passed, Invalid when the kind is unknown.
+// partition, Moved when its epoch has passed, Conflict when the map does not allow it, Invalid when it makes no sense
+// or the kind is unknown.
 func (m *Map) Apply(c Change) error {
 	const op = "change partition"
 	i := m.index(c.Partition)
@@ -75,11 +96,79 @@ func (m *Map) Apply(c Change) error {
 	if p.Epoch != c.Epoch {
 		return starling.Errorf(starling.Moved, op, "%s is at epoch %d and the plan saw %d: plan again", p.ID, p.Epoch, c.Epoch)
 	}
-	if c.Kind != Assign {
-		return starling.Errorf(starling.Invalid, op, "this node does not know change kind %d: upgrade it", c.Kind)
+	switch c.Kind {
+	case Assign:
+		p.Owner, p.Epoch, p.Since = c.To, p.Epoch+1, p.Epoch+1
+		return nil
+	case Move:
+		return p.move(c)
+	case Split:
+		return m.split(i, c)
+	case Merge:
+		return m.merge(i, c)
+	}
+	return starling.Errorf(starling.Invalid, op, "this node does not know change kind %d: upgrade it", c.Kind)
+}
+
+func (p *Partition) move(c Change) error {
+	const op = "move partition"
+	if p.Owner == 0 {
+		return starling.Errorf(starling.Conflict, op, "nobody owns %s: there is no state to hand over", p.ID)
+	}
+	if c.To == 0 || c.To == p.Owner {
+		return starling.Errorf(starling.Invalid, op, "%s is to move from %s to %s: name another node", p.ID, p.Owner, c.To)
 	}
 	p.Owner, p.Epoch = c.To, p.Epoch+1
 	return nil
+}
+
+func (m *Map) split(i int, c Change) error {
+	const op = "split partition"
+	p := m.Partitions[i]
+	switch {
+	case p.Owner == 0:
+		return starling.Errorf(starling.Conflict, op, "nobody owns %s: there is no state to divide", p.ID)
+	case c.At <= p.Range.Lo || !p.Range.Contains(c.At):
+		return starling.Errorf(starling.Invalid, op, "the key %016x is not inside %s, which has %s", uint64(c.At), p.ID, p.Range)
+	case len(m.Partitions) >= starling.PartitionMax:
+		return starling.Errorf(starling.Conflict, op, "there are %d partitions, as many as there may be: merge some first", len(m.Partitions))
+	}
+	p.Epoch++
+	upper := p
+	m.Last++
+	upper.ID, upper.Range.Lo, p.Range.Hi = m.Last, c.At, c.At
+	m.Partitions[i] = p
+	m.Partitions = slices.Insert(m.Partitions, i+1, upper)
+	return nil
+}
+
+func (m *Map) merge(i int, c Change) error {
+	const op = "merge partitions"
+	if i+1 == len(m.Partitions) || m.Partitions[i+1].ID != c.With {
+		return starling.Errorf(starling.Conflict, op, "%s is not the next one above %s", c.With, c.Partition)
+	}
+	low, high := &m.Partitions[i], m.Partitions[i+1]
+	switch {
+	case high.Epoch != c.WithEpoch:
+		return starling.Errorf(starling.Moved, op, "%s is at epoch %d and the plan saw %d: plan again", high.ID, high.Epoch, c.WithEpoch)
+	case low.Owner == 0 || low.Owner != high.Owner:
+		return starling.Errorf(starling.Conflict, op, "%s owns %s and %s owns %s: move one first", low.Owner, low.ID, high.Owner, high.ID)
+	}
+	// A lease from before the later recovery is honoured only while in use, also where the other half never failed.
+	low.Range.Hi, low.Epoch, low.Since = high.Range.Hi, max(low.Epoch, high.Epoch)+1, max(low.Since, high.Since)
+	m.Partitions = slices.Delete(m.Partitions, i+1, i+2)
+	return nil
+}
+
+// Complete fills in what a map of an older release does not say.
+func (m *Map) Complete() {
+	for i := range m.Partitions {
+		p := &m.Partitions[i]
+		m.Last = max(m.Last, p.ID)
+		if p.Since == 0 {
+			p.Since = p.Epoch
+		}
+	}
 }
 
 // Lookup returns the partition that holds k, in O(log n). ok is false only for an empty map.
@@ -131,7 +220,7 @@ func (m *Map) OwnedBy(n starling.NodeID) []Partition {
 }
 
 // Check reports the first broken invariant: the ranges tile the key space exactly once, ids are unique and
-// not 0, and an owned partition has been given an epoch. An empty map, before the cluster is made, is whole.
+// not 0, and an owned partition has been given an epoch, not before its last recovery. An empty map, before the cluster is made, is whole.
 func (m *Map) Check() error {
 	const op = "check partition map"
 	if len(m.Partitions) > starling.PartitionMax {
@@ -150,6 +239,10 @@ func (m *Map) Check() error {
 			return starling.Errorf(starling.Internal, op, "%s has the range %s, which is empty or ends in the wrong place", p.ID, p.Range)
 		case p.Owner != 0 && p.Epoch == 0:
 			return starling.Errorf(starling.Internal, op, "%s is owned by %s in no epoch", p.ID, p.Owner)
+		case p.ID > m.Last:
+			return starling.Errorf(starling.Internal, op, "%s was never given out: the last one was %s", p.ID, m.Last)
+		case p.Since > p.Epoch:
+			return starling.Errorf(starling.Internal, op, "%s is at epoch %d and was recovered at %d", p.ID, p.Epoch, p.Since)
 		}
 		seen[p.ID] = true
 		want = p.Range.Hi

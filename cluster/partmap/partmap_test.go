@@ -1,6 +1,7 @@
 package partmap
 
 import (
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -40,52 +41,107 @@ func TestSpanOfAFunctionIsNotCut(t *testing.T) {
 	})
 }
 
-// Whatever is applied, every key has exactly one partition, epochs only rise, each by one for each change
-// that was taken, and a published map never changes.
+// Whatever is applied, every key has exactly one partition, the epoch of its partition only rises, no id comes back,
+// and a published map never changes.
 func TestRandomChangesKeepTheInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m, err := Initial(rapid.IntRange(1, 50).Draw(t, "partitions"))
+		m, err := Initial(rapid.IntRange(1, 20).Draw(t, "partitions"))
 		if err != nil {
 			t.Fatal(err)
 		}
+		ended := map[starling.PartitionID]bool{}
 		for range rapid.IntRange(0, 60).Draw(t, "changes") {
-			published := m
-			before := published.Clone()
+			published, before := m, m.Clone()
 			m = m.Clone()
-			c := Change{
-				Kind:      ChangeKind(rapid.IntRange(0, 2).Draw(t, "kind")),
-				Partition: starling.PartitionID(rapid.IntRange(0, 52).Draw(t, "partition")),
-				Epoch:     starling.Epoch(rapid.IntRange(0, 4).Draw(t, "epoch")),
-				To:        starling.NodeID(rapid.IntRange(0, 4).Draw(t, "to")),
-			}
-			old, exists := m.ByID(c.Partition)
+			c := drawChange(t, m)
 			err := m.Apply(c)
-			legal := exists && c.Kind == Assign && old.Epoch == c.Epoch
-			if (err == nil) != legal {
-				t.Fatalf("change %+v of %+v: got %v", c, old, err)
-			}
-			want := old
-			if legal {
-				want.Epoch, want.Owner = old.Epoch+1, c.To
-			}
-			if now, _ := m.ByID(c.Partition); now != want {
-				t.Fatalf("change %+v of %+v left %+v", c, old, now)
-			}
 			if err := m.Check(); err != nil {
-				t.Fatal(err)
+				t.Fatalf("%+v: %v", c, err)
 			}
-			for i := range before.Partitions {
-				if before.Partitions[i] != published.Partitions[i] {
-					t.Fatal("a published map was edited")
-				}
+			if !slices.Equal(before.Partitions, published.Partitions) || before.Last != published.Last {
+				t.Fatal("a published map was edited")
+			}
+			if err != nil && !slices.Equal(before.Partitions, m.Partitions) {
+				t.Fatalf("%+v was refused (%v) and changed the map", c, err)
 			}
 			k := starling.Key64(rapid.Uint64().Draw(t, "key"))
-			p, ok := m.Lookup(k)
-			if !ok || !p.Range.Contains(k) {
-				t.Fatalf("key %016x lies in %v, said Lookup", uint64(k), p)
+			old, _ := before.Lookup(k)
+			now, ok := m.Lookup(k)
+			if !ok || !now.Range.Contains(k) {
+				t.Fatalf("key %016x lies in %v, said Lookup", uint64(k), now)
+			}
+			if now != old && now.Epoch <= old.Epoch || now.Since < old.Since {
+				t.Fatalf("%+v took key %016x from %+v to %+v", c, uint64(k), old, now)
+			}
+			for _, p := range before.Partitions {
+				if _, ok := m.ByID(p.ID); !ok {
+					ended[p.ID] = true
+				}
+			}
+			for _, p := range m.Partitions {
+				if ended[p.ID] {
+					t.Fatalf("%s came back", p.ID)
+				}
 			}
 		}
 	})
+}
+
+// drawChange draws a change that is often legal.
+func drawChange(t *rapid.T, m *Map) Change {
+	i := rapid.IntRange(0, len(m.Partitions)-1).Draw(t, "at")
+	p := m.Partitions[i]
+	c := Change{Kind: ChangeKind(rapid.IntRange(0, 5).Draw(t, "kind")), Partition: p.ID, Epoch: p.Epoch,
+		To: starling.NodeID(rapid.IntRange(0, 3).Draw(t, "to")), At: starling.Key64(rapid.Uint64().Draw(t, "key"))}
+	if rapid.Bool().Draw(t, "inside") {
+		c.At = p.Range.Lo + (p.Range.Hi-p.Range.Lo)/2
+	}
+	if i+1 < len(m.Partitions) {
+		c.With, c.WithEpoch = m.Partitions[i+1].ID, m.Partitions[i+1].Epoch
+	}
+	if rapid.IntRange(0, 9).Draw(t, "stale") == 0 {
+		c.Epoch++
+	}
+	return c
+}
+
+func TestMoveSplitMerge(t *testing.T) {
+	m, _ := Initial(2)
+	must := func(c Change) {
+		t.Helper()
+		if err := m.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(Change{Kind: Assign, Partition: 1, To: 7})
+	must(Change{Kind: Assign, Partition: 2, To: 8})
+	must(Change{Kind: Move, Partition: 1, Epoch: 1, To: 8})
+	must(Change{Kind: Split, Partition: 1, Epoch: 2, At: 1 << 62})
+	must(Change{Kind: Merge, Partition: 3, Epoch: 3, With: 2, WithEpoch: 1})
+	want := []Partition{
+		{ID: 1, Range: starling.Range{Hi: 1 << 62}, Epoch: 3, Owner: 8, Since: 1},
+		{ID: 3, Range: starling.Range{Lo: 1 << 62}, Epoch: 4, Owner: 8, Since: 1},
+	}
+	if !slices.Equal(m.Partitions, want) || m.Last != 3 {
+		t.Fatalf("got %+v, last %d", m.Partitions, m.Last)
+	}
+	for _, refused := range []struct {
+		c    Change
+		kind starling.Kind
+	}{
+		{Change{Kind: Move, Partition: 1, Epoch: 3, To: 8}, starling.Invalid},
+		{Change{Kind: Move, Partition: 1, Epoch: 2, To: 7}, starling.Moved},
+		{Change{Kind: Split, Partition: 1, Epoch: 3, At: 1 << 62}, starling.Invalid},
+		{Change{Kind: Split, Partition: 1, Epoch: 3, At: 0}, starling.Invalid},
+		{Change{Kind: Merge, Partition: 1, Epoch: 3, With: 2, WithEpoch: 1}, starling.Conflict},
+		{Change{Kind: Merge, Partition: 1, Epoch: 3, With: 3, WithEpoch: 3}, starling.Moved},
+		{Change{Kind: Merge, Partition: 3, Epoch: 4, With: 1, WithEpoch: 3}, starling.Conflict},
+		{Change{Kind: 99, Partition: 1, Epoch: 3}, starling.Invalid},
+	} {
+		if err := m.Apply(refused.c); starling.KindOf(err) != refused.kind {
+			t.Errorf("%+v: got %v, want %v", refused.c, err, refused.kind)
+		}
+	}
 }
 
 func TestCheckSeesDamage(t *testing.T) {
@@ -98,6 +154,8 @@ func TestCheckSeesDamage(t *testing.T) {
 		"an id of 0":       func(m *Map) { m.Partitions[1].ID = 0 },
 		"an early end":     func(m *Map) { m.Partitions[1].Range.Hi = 0 },
 		"no epoch":         func(m *Map) { m.Partitions[1].Owner = 3 },
+		"an id not given":  func(m *Map) { m.Last = 3 },
+		"a late recovery":  func(m *Map) { m.Partitions[1].Since = 3 },
 	}
 	for name, f := range damage {
 		m, err := Initial(4)
