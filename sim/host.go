@@ -86,7 +86,7 @@ func (h *host) start(from starling.NodeID, m *wire.Start) {
 		fail.Fault, fail.Reason, fail.Message = starling.Moved, "OldEpoch", "a later owner of the key was seen"
 	case h.used >= h.n.w.cfg.HostMiB && h.n.w.cfg.Plant != PlantMemory:
 	default:
-		i := &instance{h: h, id: m.Instance, key: m.Key, f: f, owner: from, tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch, Slots: f.version.Config.Concurrency}}
+		i := &instance{h: h, id: m.Instance, key: m.Key, f: f, owner: from, tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch, Since: m.Epoch, Slots: f.version.Config.Concurrency}}
 		h.n.w.checks.started(i, m)
 		h.all[i.id] = i
 		h.order = append(h.order, i)

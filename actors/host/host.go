@@ -210,8 +210,8 @@ func (h *Host) changed() {
 	}
 }
 
-// fence raises the epoch of a range: from now on instances in it belong to the asking partition, and of older leases only
-// those in use are honoured. A fence of a past epoch is not answered: its sender has lost the range.
+// fence raises the epoch of a range: from now on instances in it belong to the asking partition, and of leases older than
+// its last recovery only those in use are honoured. A fence of a past epoch is not answered: its sender has lost the range.
 func (h *Host) fence(from starling.NodeID, m *wire.Fence) {
 	h.mu.Lock()
 	if !h.fences.Raise(m) {

@@ -388,7 +388,7 @@ func TestAFenceLeavesOnlyLeasesInUse(t *testing.T) {
 			}
 		})
 		time.Sleep(10 * time.Millisecond)
-		fence := &wire.Fence{Partition: 5, Epoch: 4, Range: starling.Range{Lo: 0, Hi: 1 << 32}}
+		fence := &wire.Fence{Partition: 5, Epoch: 4, Since: 4, Range: starling.Range{Lo: 0, Hi: 1 << 32}}
 		r.Receive(2, []wire.Message{fence})
 		got := r.post.take()
 		m, ok := got[0].m.(*wire.Fenced)
@@ -419,7 +419,7 @@ func TestAFenceLeavesOnlyLeasesInUse(t *testing.T) {
 		// The old owner is not obeyed any more, and its fence is not answered.
 		r.post.take()
 		r.Receive(1, []wire.Message{startMsg(3, echo), &wire.Stop{Partition: 1, Epoch: 1, Instance: instance(2)},
-			&wire.Fence{Partition: 1, Epoch: 3, Range: starling.Range{Lo: 0, Hi: 1 << 31}}})
+			&wire.Fence{Partition: 1, Epoch: 3, Since: 3, Range: starling.Range{Lo: 0, Hi: 1 << 31}}})
 		time.Sleep(50 * time.Millisecond)
 		got = r.post.take()
 		if f, ok := got[0].m.(*wire.StartFailed); len(got) != 1 || !ok || f.Fault != starling.Moved {

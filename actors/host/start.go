@@ -33,7 +33,7 @@ func (h *Host) start(from starling.NodeID, m *wire.Start) {
 	}
 	ctx, cancel := context.WithTimeout(h.group.Context(), h.cfg.StartTime)
 	e := &entry{id: m.Instance, key: m.Key, version: m.Version, cancel: cancel, done: make(chan struct{}), told: make(chan struct{}),
-		tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch}, owner: from}
+		tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch, Since: m.Epoch}, owner: from}
 	s := h.shard(m.Instance)
 	s.mu.Lock()
 	s.entries[m.Instance] = e

@@ -35,6 +35,21 @@ type life struct {
 	epoch     starling.Epoch
 }
 
+// A route is a life that granted leases, and the partition that has them now.
+type route struct {
+	life
+	home starling.PartitionID
+}
+
+// home returns the partition that has l in its books now; ok is false when there is none.
+func (c *Cache) home(l *Lease, owners map[starling.PartitionID]partmap.Partition) (p partmap.Partition, ok bool) {
+	if m := c.cfg.Map(); l.Key != 0 && m != nil {
+		return m.Lookup(l.Key)
+	}
+	p, ok = owners[l.Partition] // granted by a node of an older release
+	return p, ok
+}
+
 // A renewal is what was asked of one life and is not answered.
 type renewal struct {
 	sent   time.Duration
@@ -84,6 +99,7 @@ func (c *Cache) owners() map[starling.PartitionID]partmap.Partition {
 func (c *Cache) Collect(now time.Duration) {
 	var back batch[*wire.Release]
 	c.round++
+	owners := c.owners()
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
@@ -91,7 +107,8 @@ func (c *Cache) Collect(now time.Duration) {
 			l.pool.drop(l, now)
 		}
 		for _, l := range s.returns {
-			r, isNew := back.of(life{l.Partition, l.Epoch})
+			p, _ := c.home(l, owners)
+			r, isNew := back.of(route{life{l.Partition, l.Epoch}, p.ID})
 			if isNew {
 				*r = &wire.Release{Partition: l.Partition, Epoch: l.Epoch}
 			}
@@ -103,20 +120,20 @@ func (c *Cache) Collect(now time.Duration) {
 		s.mu.Unlock()
 	}
 	if len(back.order) > 0 {
-		c.release(&back)
+		c.release(&back, owners)
 	}
 }
 
-// A batch collects one thing for each life, in the order in which the lives came up.
+// A batch collects one thing for each route, in the order in which the routes came up.
 type batch[T any] struct {
-	order []life
-	at    map[life]*T
+	order []route
+	at    map[route]*T
 }
 
-// of returns the place of one life's thing.
-func (b *batch[T]) of(l life) (t *T, isNew bool) {
+// of returns the place of one route's thing.
+func (b *batch[T]) of(l route) (t *T, isNew bool) {
 	if b.at == nil {
-		b.at = map[life]*T{}
+		b.at = map[route]*T{}
 	}
 	t = b.at[l]
 	if t == nil {
@@ -126,14 +143,13 @@ func (b *batch[T]) of(l life) (t *T, isNew bool) {
 	return t, isNew
 }
 
-func (c *Cache) release(back *batch[*wire.Release]) {
-	owners := c.owners()
+func (c *Cache) release(back *batch[*wire.Release], owners map[starling.PartitionID]partmap.Partition) {
 	for _, at := range back.order {
-		r, owner := *back.at[at], owners[at.partition].Owner
+		r, owner := *back.at[at], owners[at.home].Owner
 		if owner == 0 {
 			continue // nobody to tell; the lease ends by itself
 		}
-		to := wire.Address{Node: owner, Partition: at.partition}
+		to := wire.Address{Node: owner, Partition: at.home}
 		for len(r.Leases) > 0 || len(r.Demand) > 0 {
 			n, m := min(len(r.Leases), batchLeases), min(len(r.Demand), batchDemand)
 			c.cfg.Send(to, &wire.Release{Partition: r.Partition, Epoch: r.Epoch, Leases: r.Leases[:n:n], Demand: r.Demand[:m:m]})
@@ -210,10 +226,11 @@ func (c *Cache) renew(now time.Duration) {
 	owners := c.owners()
 	var all batch[prolonging]
 	c.each(func(l *Lease) {
-		if l.gone || owners[l.Partition].Owner == 0 {
+		p, _ := c.home(l, owners)
+		if l.gone || p.Owner == 0 {
 			return
 		}
-		r, _ := all.of(life{l.Partition, l.Epoch})
+		r, _ := all.of(route{life{l.Partition, l.Epoch}, p.ID})
 		r.Leases = append(r.Leases, l.ID)
 		r.held = append(r.held, l)
 		// A function whose leases are of several partitions reports to one of them, that of its oldest lease.
@@ -224,12 +241,12 @@ func (c *Cache) renew(now time.Duration) {
 	})
 	for _, at := range all.order {
 		r := all.at[at]
-		to := wire.Address{Node: owners[at.partition].Owner, Partition: at.partition}
+		to := wire.Address{Node: owners[at.home].Owner, Partition: at.home}
 		for ls, ds := r.Leases, r.Demand; len(ls) > 0 || len(ds) > 0; {
 			i, j := min(len(ls), batchLeases), min(len(ds), batchDemand)
 			part := &wire.Renew{Partition: at.partition, Epoch: at.epoch, Leases: ls[:i:i], Demand: ds[:j:j]}
 			ls, ds = ls[i:], ds[j:]
-			c.noteRenewal(at, now, r.held)
+			c.noteRenewal(at.life, now, r.held)
 			c.cfg.Send(to, part)
 		}
 	}
@@ -280,13 +297,13 @@ func (c *Cache) answered(now time.Duration, m *wire.Renewed) {
 	}
 }
 
-// MapChanged asks anew what was asked of a former owner, and ends the leases of past epochs and of hosts that are
-// gone: their next use would fail, or be lost with a host that is just closing.
+// MapChanged asks anew what was asked of a former owner, and ends the leases from before a recovery and of hosts that are
+// gone: their next use would fail, or be lost with a host that is just closing. A hand-over ends none.
 func (c *Cache) MapChanged(now time.Duration) {
 	owners := c.owners()
 	c.each(func(l *Lease) {
-		p, ok := owners[l.Partition]
-		if !ok || p.Epoch > l.Epoch || c.cfg.Alive != nil && !c.cfg.Alive(l.Host) {
+		p, ok := c.home(l, owners)
+		if !ok || p.Since > l.Epoch || c.cfg.Alive != nil && !c.cfg.Alive(l.Host) {
 			c.end(l, now)
 		}
 	})

@@ -69,7 +69,8 @@ var (
 type Tenure struct {
 	Partition starling.PartitionID
 	Epoch     starling.Epoch
-	Slots     int // of the instance, at least 1: more leases than that are never in use at once
+	Since     starling.Epoch // leases of it and later are in the owner's books, whatever partition granted them
+	Slots     int            // of the instance, at least 1: more leases than that are never in use at once
 	leases    []use
 }
 
@@ -89,8 +90,8 @@ func (u *use) alive(now time.Time) bool {
 	return u.busy > 0 || now.Sub(u.last) < ttl
 }
 
-// Enter takes one slot of l, or says why not. A lease of the epoch in force is learned; one of another epoch is
-// honoured only while it is in use.
+// Enter takes one slot of l, or says why not. A lease of Since or later is learned, also one of an epoch that no fence has
+// told of yet: it has been handed over with its books. An earlier one is honoured only while it is in use.
 func (t *Tenure) Enter(l *starling.Lease, now time.Time) error {
 	if !t.Honours(l, now) {
 		return ErrOldEpoch
@@ -107,10 +108,10 @@ func (t *Tenure) Enter(l *starling.Lease, now time.Time) error {
 	return nil
 }
 
-// Honours reports whether a call may begin under l, if a slot of it is free: it is of the epoch in force, or in use
-// since before.
+// Honours reports whether a call may begin under l, if a slot of it is free: it was granted since the last recovery, or is
+// in use since before.
 func (t *Tenure) Honours(l *starling.Lease, now time.Time) bool {
-	if l.Epoch == t.Epoch && l.Partition == t.Partition {
+	if l.Epoch >= t.Since {
 		return true
 	}
 	u := t.use(l)
@@ -154,7 +155,7 @@ func (t *Tenure) Leave(l *starling.Lease, now time.Time) {
 
 // Adopt gives the instance to the partition of a fence and returns the leases that are in use.
 func (t *Tenure) Adopt(m *wire.Fence, now time.Time) (leases []starling.Lease) {
-	t.Partition, t.Epoch = m.Partition, m.Epoch
+	t.Partition, t.Epoch, t.Since = m.Partition, m.Epoch, max(t.Since, min(m.Since, m.Epoch))
 	for i := range t.leases {
 		if u := &t.leases[i]; u.alive(now) {
 			leases = append(leases, u.lease)

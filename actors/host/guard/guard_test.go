@@ -12,7 +12,7 @@ import (
 // that looked used within their time. The answer to a fence could not be decoded, and the partition never began.
 func TestFenceReportsNoMoreLeasesThanSlots(t *testing.T) {
 	now := time.Unix(0, 0)
-	n := Tenure{Partition: 1, Epoch: 1, Slots: 2}
+	n := Tenure{Partition: 1, Epoch: 1, Since: 1, Slots: 2}
 	lease := func(id int) *starling.Lease {
 		return &starling.Lease{ID: starling.LeaseID(id), Partition: 1, Epoch: 1, Slots: 1, TTL: time.Second}
 	}
@@ -26,7 +26,7 @@ func TestFenceReportsNoMoreLeasesThanSlots(t *testing.T) {
 		}
 		n.Leave(lease(id), now)
 	}
-	ls := n.Adopt(&wire.Fence{Partition: 1, Epoch: 2}, now)
+	ls := n.Adopt(&wire.Fence{Partition: 1, Epoch: 2, Since: 2}, now)
 	if len(ls) != 2 || ls[0].ID != 1 || ls[1].ID != 299 {
 		t.Fatalf("got %v, want the lease at work and the one used last", ls)
 	}
@@ -38,6 +38,29 @@ func TestFenceReportsNoMoreLeasesThanSlots(t *testing.T) {
 	}
 	if err := n.Enter(lease(1), now); err != ErrLeaseBusy {
 		t.Errorf("a lease at work: got %v", err)
+	}
+}
+
+// After a hand-over the leases of before are in the new owner's books: idle ones hold, too. After a recovery they do not.
+func TestLeasesOutliveAHandOver(t *testing.T) {
+	now := time.Unix(0, 0)
+	idle := &starling.Lease{ID: 1, Partition: 1, Epoch: 3, Slots: 1, TTL: time.Second}
+	n := Tenure{Partition: 1, Epoch: 3, Since: 3, Slots: 2}
+	granted := &starling.Lease{ID: 1, Partition: 2, Epoch: 4, Slots: 1, TTL: time.Second}
+	if err := n.Enter(granted, now); err != nil {
+		t.Errorf("a lease of the half that was split off, before its fence: %v", err)
+	}
+	n.Adopt(&wire.Fence{Partition: 2, Epoch: 4, Since: 3}, now)
+	if !n.Honours(idle, now) {
+		t.Error("a lease of before a hand-over is refused")
+	}
+	n.Adopt(&wire.Fence{Partition: 2, Epoch: 5, Since: 5}, now)
+	if n.Honours(idle, now) || !n.Honours(granted, now) {
+		t.Error("after a recovery only leases in use hold")
+	}
+	n.Adopt(&wire.Fence{Partition: 2, Epoch: 6, Since: 1}, now)
+	if n.Honours(idle, now) {
+		t.Error("a fence brought leases back")
 	}
 }
 
