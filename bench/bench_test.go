@@ -65,12 +65,33 @@ func TestOpenLoopDoesNotOmitWhatWaited(t *testing.T) {
 	}
 }
 
+// The parts of a load show when it was slow, and together they are all of it.
+func TestPartsShowWhenItWasSlow(t *testing.T) {
+	s := &slow{delay: 100 * time.Microsecond}
+	stop := time.AfterFunc(450*time.Millisecond, func() { s.paused.Store(time.Now().Add(100 * time.Millisecond).UnixNano()) })
+	defer stop.Stop()
+	r, err := Run(context.Background(), s, Load{Concurrency: 4, Rate: 600, Duration: 600 * time.Millisecond, Timeout: time.Second}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := int64(0)
+	for _, w := range r.Windows {
+		total += w.Count
+	}
+	if len(r.Windows) != windowCount || total != r.Calls {
+		t.Fatalf("%d parts with %d of %d calls", len(r.Windows), total, r.Calls)
+	}
+	if late, whole := r.Windows[windowCount-1].Max, r.Latency.Max; late < 50_000 || late < whole-whole/50 {
+		t.Errorf("slowest of the last part %d µs, of all %d µs", late, whole)
+	}
+}
+
 func TestClosedLoopMakesSoManyCalls(t *testing.T) {
 	r, err := Run(context.Background(), &slow{}, Load{Concurrency: 8, Calls: 500, Timeout: time.Second}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Calls != 500 || r.Arrivals != 500 || r.Loop != "closed" {
+	if r.Calls != 500 || r.Arrivals != 500 || r.Loop != "closed" || r.Windows != nil {
 		t.Fatalf("%+v", r)
 	}
 }

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # bench/fair.sh [SECONDS]: does a tenant at 50 times the load of others move them? Three nodes on this machine, four quiet
-# tenants at QUIET (20) calls a second each, first alone, then beside a loud one at 50 times that, each for SECONDS (10).
+# tenants at QUIET (20) calls a second each, first alone, then beside a loud one at 50 times that, each for SECONDS (10; alone for ALONE).
 # Prints latency and refusals of the quiet ones before and during, what the loud one got, and Jain's index of what the
-# quiet ones were served; the same as JSON in bench/results. Clients of a real cluster are on machines of their own; here
+# quiet ones were served; the same as JSON in bench/results. Beside each p99 stand the smallest and largest of the six
+# parts of its phase, and who used the machine: how far parts of one phase lie apart is what a ratio cannot tell. Clients of a real cluster are on machines of their own; here
 # all share its processors. So the quiet generators run at nice -10, as nodes do, and the loud one at 10: what it takes
 # for itself is not what is measured (root only; otherwise all are equal). MEMORY is each host's room in MiB (4096).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE STARLING_ADMIN
-seconds=${1:-10} quiet=${QUIET:-20} memory=${MEMORY:-4096}
+seconds=${1:-10} alone=${ALONE:-${1:-10}} quiet=${QUIET:-20} memory=${MEMORY:-4096}
 bin=$PWD/bin/starling
 out=bench/results/$(date -u +%Y%m%d-%H%M%S)-fair.json
 commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
@@ -54,53 +55,81 @@ load() { # load PHASE TENANT RATE MOST NODE
 	local nice=-10
 	[ "$2" = loud ] && nice=10
 	STARLING_SERVER=http://${addr[3 * $5 + 1]} STARLING_KEY=${key[$2]} nice -n "$nice" "$bin" bench warm --no-floor --function "$2" --rate "$3" -c "$4" \
-		--warmup 2s -d "${seconds}s" --timeout 10s --commit "$commit" --out "$work/$1-$2" >/dev/null
+		--warmup 2s -d "${length}s" --timeout 10s --commit "$commit" --out "$work/$1-$2" >/dev/null
 }
 phase() { # phase NAME [LOUD]
-	local running=() n=0
+	local running=() n=0 length=$seconds
+	[ "$1" = during ] || length=$alone
 	for t in q0 q1 q2 q3; do
 		load "$1" $t "$quiet" 64 $((n++ % 3)) &
 		running+=($!)
 	done
+	usage "$1-from"
 	if [ -n "${2:-}" ]; then
 		load "$1" loud $((50 * quiet)) 256 0 &
 		running+=($!)
 	fi
 	for p in "${running[@]}"; do wait "$p"; done
+	usage "$1-to"
+}
+usage() { # usage NAME: what the machine and each node used so far
+	head -n 1 /proc/stat >"$work/$1.stat"
+	for i in 0 1 2; do curl -fs "http://${addr[3 * i + 2]}/metrics" >"$work/$1.metrics-$i"; done
 }
 phase before
 phase during loud
-for i in 0 1 2; do curl -fs "http://${addr[3 * i + 2]}/metrics" >"$work/metrics-$i"; done
 mkdir -p bench/results
-/usr/bin/python3 - "$work" "$out" "$seconds" "$quiet" "$commit" <<'PY'
-import glob, json, re, sys
-work, out, seconds, quiet, commit = sys.argv[1:]
+/usr/bin/python3 - "$work" "$out" "$seconds" "$alone" "$quiet" "$commit" <<'PY'
+import glob, json, os, re, sys
+work, out, seconds, alone, quiet, commit = sys.argv[1:]
+length = dict(before=int(alone) + 2, during=int(seconds) + 2)  # with the warm-up
 def result(phase, tenant):
     report = json.load(open(f"{work}/{phase}-{tenant}.json"))
     r = report["results"][-1]
     errors = r.get("errors") or {}
     refused = sum(n for k, n in errors.items() if "429" in k or "overloaded" in k)
     l = r["latencyMicros"]
-    return dict(offered=r["offeredPerSecond"], served=round(r["servedPerSecond"], 1), p50=l["p50"], p99=l["p99"], max=l["max"],
+    parts = [w["p99"] for w in r["windowsMicros"]]
+    return dict(offered=r["offeredPerSecond"], served=round(r["servedPerSecond"], 1), p50=l["p50"], p99=l["p99"], max=l["max"], parts=parts,
+                late=r["generatorLateMicros"]["p99"], cpu=round(r["clientCPUMicrosPerCall"] * r["calls"] / r["seconds"] / 1e6, 3),
                 refused=refused, errors=errors), report["machine"]
-doc = dict(seconds=int(seconds), commit=commit, quietRate=float(quiet))
+def used(phase):
+    """Shares of all processors: user and nice, system and interrupts, idle, stolen; and processors' worth of the three nodes."""
+    stat = [[int(x) for x in open(f"{work}/{phase}-{end}.stat").read().split()[1:9]] for end in ("from", "to")]
+    d = [b - a for a, b in zip(*stat)]
+    node = {"process_cpu_seconds_total": 0, "starling_host_call_cpu_seconds_total": 0}
+    for i in range(3):
+        for end, sign in ("from", -1), ("to", 1):
+            text = open(f"{work}/{phase}-{end}.metrics-{i}").read()
+            for k in node:
+                m = re.search(rf"^{k} (\S+)", text, re.M)
+                node[k] += sign * float(m[1]) / length[phase] if m else 0
+    nodes, calls = (round(x, 3) for x in node.values())
+    share = lambda *at: round(sum(d[i] for i in at) / sum(d), 3)
+    return dict(user=share(0, 1), system=share(2, 5, 6), idle=share(3, 4), stolen=share(7), nodes=nodes, calls=calls, busy=round((sum(d) - d[3] - d[4]) / sum(d) * os.cpu_count(), 3))
+doc = dict(seconds=int(seconds), alone=int(alone), commit=commit, quietRate=float(quiet))
 for phase in "before", "during":
     doc[phase] = {}
     for t in ["q0", "q1", "q2", "q3"] + (["loud"] if phase == "during" else []):
         doc[phase][t], doc["machine"] = result(phase, t)
+    doc["used"] = doc.get("used", {}) | {phase: used(phase) | dict(generators=round(sum(r["cpu"] for r in doc[phase].values()), 3))}
 served = [doc["during"][t]["served"] for t in ("q0", "q1", "q2", "q3")]
 doc["jain"] = round(sum(served) ** 2 / (len(served) * sum(x * x for x in served)), 4)
 doc["series"] = {}
-for f in sorted(glob.glob(f"{work}/metrics-*")):
+for f in sorted(glob.glob(f"{work}/during-to.metrics-*")):
     for line in open(f):
         m = re.match(r"(starling_(?:frontend_calls_shed|frontend_pressure|partition_refusals_total|account_\w+)\S*) (\S+)", line)
         if m and float(m[2]):
             doc["series"][m[1]] = doc["series"].get(m[1], 0) + float(m[2])
 worst = {p: max(doc[p][t]["p99"] for t in ("q0", "q1", "q2", "q3")) for p in ("before", "during")}
 doc["quietP99Ratio"] = round(worst["during"] / worst["before"], 2)
+doc["ratios"] = {t: round(doc["during"][t]["p99"] / doc["before"][t]["p99"], 2) for t in ("q0", "q1", "q2", "q3")}
 json.dump(doc, open(out, "w"), indent=1)
 for phase in "before", "during":
     for t, r in doc[phase].items():
-        print(f'{phase:7} {t:5} offered {r["offered"]:8.1f}/s served {r["served"]:8.1f}/s p50 {r["p50"]/1000:8.2f} ms p99 {r["p99"]/1000:8.2f} ms refused {r["refused"]} errors {r["errors"]}')
+        print(f'{phase:7} {t:5} offered {r["offered"]:8.1f}/s served {r["served"]:8.1f}/s p50 {r["p50"]/1000:8.2f} ms p99 {r["p99"]/1000:6.2f} ms (parts {min(r["parts"])/1000:.2f}-{max(r["parts"])/1000:.2f}, generator late {r["late"]/1000:.2f}) refused {r["refused"]} errors {r["errors"]}')
+for phase, u in doc["used"].items():
+    print(f'{phase:7} machine: user {u["user"]:.0%} system {u["system"]:.0%} idle {u["idle"]:.0%} stolen {u["stolen"]:.0%}; of {u["busy"]:.2f} busy processors nodes {u["nodes"]:.2f}, generators {u["generators"]:.2f}, calls {u["calls"]:.2f}')
+print("p99 during / before:", " ".join(f"{t} {x}" for t, x in doc["ratios"].items()), f'refused {sum(doc["during"][t]["refused"] for t in doc["ratios"])}')
 print(f'worst quiet p99: {worst["before"]/1000:.2f} ms before, {worst["during"]/1000:.2f} ms during, ratio {doc["quietP99Ratio"]}; Jain {doc["jain"]}; {out}')
 PY

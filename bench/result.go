@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"slices"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -24,6 +25,7 @@ type Result struct {
 	ClientCPU float64            `json:"clientCPUMicrosPerCall"`
 	Phases    map[string]Latency `json:"phasesMicros,omitempty"` // as the server told: queue, place, start, init, run
 	Curve     []Point            `json:"curve"`
+	Windows   []Latency          `json:"windowsMicros,omitempty"` // sixths of a load bounded by its duration, to two digits
 	Timeline  []Second           `json:"timeline"`
 }
 
@@ -98,8 +100,34 @@ func summarize(load Load, recorders []*recorder, arrivals int64, took, cpu time.
 	if r.Calls > 0 {
 		r.ClientCPU = float64(cpu.Microseconds()) / float64(r.Calls)
 	}
+	r.Windows = windowsOf(recorders)
 	for _, p := range curvePercentiles {
 		r.Curve = append(r.Curve, Point{p, latency.ValueAtQuantile(p)})
 	}
 	return r
+}
+
+// windowsOf joins the parts of the load; nil when it was not bounded by its duration.
+func windowsOf(recorders []*recorder) []Latency {
+	var out []Latency
+	for i := range windowCount {
+		var joined *hdrhistogram.Histogram
+		for _, c := range recorders {
+			switch {
+			case c.windows[i] == nil:
+			case joined == nil:
+				joined = c.windows[i]
+			default:
+				joined.Merge(c.windows[i])
+			}
+		}
+		if joined == nil {
+			joined = hdrhistogram.New(1, slowest.Microseconds(), windowDigit)
+		}
+		out = append(out, latencyOf(joined))
+	}
+	if !slices.ContainsFunc(out, func(l Latency) bool { return l.Count > 0 }) {
+		return nil
+	}
+	return out
 }
