@@ -286,3 +286,22 @@ func (s *Scheduler) reject(to starling.NodeID, call uint64, k starling.Kind, rea
 	*r = wire.Reject{Call: call, Partition: s.id, Reject: k, Reason: reason, Message: text, After: max(after, 0)}
 	s.out.send(to, r)
 }
+
+// Expect looks at what the messages of a batch are about to touch, and changes nothing. The processor fetches for many
+// calls at once then, where Step after Step waits for the memory of each; call it before the Steps of a batch.
+func (s *Scheduler) Expect(batch []wire.Message) {
+	for _, m := range batch {
+		switch m := m.(type) {
+		case *wire.Acquire:
+			if v := s.versions.find(m.Version); v != nil && v.free.front != nil {
+				s.seen += v.free.front.used
+			}
+		case *wire.Release:
+			for _, id := range m.Leases {
+				if slot := uint32(id); uint64(slot) < uint64(len(s.leases)) && s.leases[slot].instance != nil {
+					s.seen += s.leases[slot].instance.version.leased
+				}
+			}
+		}
+	}
+}

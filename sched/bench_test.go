@@ -70,6 +70,44 @@ func BenchmarkAcquireRelease(b *testing.B) {
 	}
 }
 
+// BenchmarkBatch is the same for batches of 64 calls, as a partition's actor gets them: 64 acquires, and later one release
+// of all. An operation is one call.
+func BenchmarkBatch(b *testing.B) {
+	const n, calls = 100_000, 64
+	s, now := warmed(b, n)
+	order := rand.New(rand.NewPCG(2, 2)).Perm(n)
+	var asks []wire.Message
+	for range calls {
+		asks = append(asks, &wire.Acquire{Partition: 1, Epoch: 1, Key: 5, Wait: time.Second})
+	}
+	r := &wire.Release{Partition: 1, Epoch: 1}
+	back := []wire.Message{r}
+	at, call := 0, uint64(0)
+	serve := func() {
+		for _, m := range asks {
+			a := m.(*wire.Acquire)
+			at, call = (at+1)%n, call+1
+			a.Call, a.Version = call, starling.VersionID(order[at]+1)
+		}
+		r.Leases = r.Leases[:0]
+		s.Expect(asks)
+		for _, m := range asks {
+			r.Leases = append(r.Leases, s.Step(now, Message{200, m})[0].Body.(*wire.Grant).Lease.ID)
+		}
+		s.Expect(back)
+		s.Step(now, Message{200, r})
+	}
+	for range n/calls + 1 {
+		serve() // the first call of each is planned for
+	}
+	b.ReportAllocs()
+	for done := 0; b.Loop(); done++ {
+		if done%calls == 0 {
+			serve()
+		}
+	}
+}
+
 // BenchmarkTime is the same while time passes, half a microsecond a call, with the ticks and plans that belong to it.
 func BenchmarkTime(b *testing.B) {
 	for _, n := range []int{1, 1000, 100_000} {

@@ -50,11 +50,11 @@ type holder struct {
 	queue   waiterList
 }
 
-// A version is one deployed snapshot: its instances and its queue. What a warm call touches comes first and lies on
-// two cache lines; with a hundred thousand functions a call costs what it misses.
+// A version is one deployed snapshot: its instances and its queue. These are the two cache lines that a warm call
+// touches, and nothing else: with a hundred thousand functions a call costs what it misses, and lines that lie close
+// together take few pages.
 type version struct {
-	of      *function    // nil until the lookup is answered
-	account *account     // of the function
+	account *account     // of the function; nil until the lookup is answered
 	slots   int32        // of one instance; 0 until known
 	limit   int32        // slots that may be leased at once
 	leased  int32        // slots
@@ -67,8 +67,13 @@ type version struct {
 	holders []holder
 	first   [1]holder // room for the first of holders
 	id      starling.VersionID
+	*versionRest
+}
 
+// A versionRest is what only plans, starts and queues look at.
+type versionRest struct {
 	scaling
+	of       *function         // nil until the lookup is answered
 	turn     int32             // holder served next
 	config   *starling.Version // nil until the lookup is answered
 	most     int               // instances of the function that this version may ask for
@@ -94,10 +99,9 @@ type version struct {
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
-	listed     bool     // in Scheduler.empty
-	hungryAt   int      // in Scheduler.hungry; -1 when nobody waits
-	accountAt  int      // in account.hungry; -1 when not there
-	_          [40]byte // up to a multiple of two cache lines: processors fetch them in pairs
+	listed     bool // in Scheduler.empty
+	hungryAt   int  // in Scheduler.hungry; -1 when nobody waits
+	accountAt  int  // in account.hungry; -1 when not there
 }
 
 type state uint8
@@ -109,33 +113,38 @@ const (
 	isLost     // its host seems dead; in the books only as long as slots of it are leased
 )
 
-// An instance is one running copy of a version, as far as this partition knows. What a warm call touches comes first.
+// An instance is one running copy of a version, as far as this partition knows. What a warm call touches comes first,
+// and little else is here: see version.
 type instance struct {
 	id      starling.InstanceID
 	version *version
 	node    starling.NodeID // its host
 	used    int32           // slots leased
 	state   state
-	isFree  bool      // in version.free
-	moved   bool      // its replacement is ready: it takes no further call
-	leases  leaseList // that make up used
-	idle    instant   // since when no slot was leased; meaningful while used is 0
-	in      [instanceListCount]instanceLinks
+	isFree  bool          // in version.free
+	moved   bool          // its replacement is ready: it takes no further call
+	leases  leaseList     // that make up used
+	idle    instant       // since when no slot was leased; meaningful while used is 0
+	free    instanceLinks // in version.free
+	*instanceRest
+	host *host
+	due  instant // see before
+	key  starling.Key64
+}
 
-	host     *host
-	key      starling.Key64
+// An instanceRest is what only starts, stops and plans look at.
+type instanceRest struct {
+	in       [coldListCount]instanceLinks
 	began    instant   // decision to start it
 	sent     instant   // last Start or Stop sent
 	look     instant   // when a starting one is looked at again
 	readyAt  instant   // first known to be ready
-	due      instant   // see before
 	heapAt   int       // in Scheduler.idle; -1 when not there
 	forWhom  *version  // evicted for this one
 	replaces *instance // that it is to relieve when it is ready
 	moving   bool      // its replacement is on its way, or ready
 	seen     bool      // named by the report being read
 	memory   int       // MiB; 0 until the version is known
-	_        [16]byte  // up to a multiple of a cache line
 }
 
 // A lease is one slot of one instance in the hands of one frontend.
@@ -204,8 +213,8 @@ func (s *Scheduler) addHost(node starling.NodeID) *host {
 func (s *Scheduler) addVersion(id starling.VersionID) *version {
 	v := s.versions.find(id)
 	if v == nil {
-		v = &version{id: id, free: instanceList{which: byFree}, all: instanceList{which: byVersion}, hungryAt: -1, accountAt: -1,
-			recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause, claimedAt: -s.cfg.RecallPause}
+		v = &version{id: id, free: instanceList{which: byFree}, versionRest: &versionRest{all: instanceList{which: byVersion}, hungryAt: -1,
+			accountAt: -1, recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause, claimedAt: -s.cfg.RecallPause}}
 		v.holders = v.first[:0]
 		v.slot, v.untold, v.given, v.retries = -1, tellMax, tellMax, retryMax
 		s.versions.add(v)
@@ -243,4 +252,4 @@ func (v *version) drop(h *holder) {
 }
 
 // known reports whether calls of v can be served.
-func (v *version) known() bool { return v.of != nil && !v.gone }
+func (v *version) known() bool { return v.account != nil && !v.gone }

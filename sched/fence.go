@@ -124,7 +124,7 @@ func (s *Scheduler) adopt(h *host, r *wire.InstanceReport) {
 		return
 	}
 	i := &instance{id: r.Instance, version: v, host: h, key: r.Key, state: isReady, leases: leaseList{which: byInstance},
-		began: s.now, sent: s.now, look: s.now + s.cfg.StartAgain, heapAt: -1, seen: true}
+		instanceRest: &instanceRest{began: s.now, sent: s.now, look: s.now + s.cfg.StartAgain, heapAt: -1, seen: true}}
 	if !r.Ready {
 		i.state = isStarting
 	}

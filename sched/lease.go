@@ -46,8 +46,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 	v.leased++
 	v.peak = max(v.peak, v.leased)
 	s.leased++
-	if v.of != nil {
-		a := v.account
+	if a := v.account; a != nil {
 		a.leased++
 		a.purse.Peak = max(a.purse.Peak, a.leased)
 		if !v.alone {
@@ -67,7 +66,7 @@ func (s *Scheduler) bind(l *lease, i *instance, node starling.NodeID) {
 func (s *Scheduler) unbind(l *lease) {
 	i := l.instance
 	v := i.version
-	others := v.of != nil && (v.account.leased >= v.account.purse.Permits || !v.alone && v.of.waiting > int(v.waiting))
+	others := v.account != nil && (v.account.leased >= v.account.purse.Permits || !v.alone && v.of.waiting > int(v.waiting))
 	s.forgetLease(l)
 	if i.state == isReady {
 		s.setFree(i)
@@ -101,7 +100,7 @@ func (s *Scheduler) forgetLease(l *lease) {
 	i.used--
 	v.leased--
 	s.leased--
-	if v.of != nil {
+	if v.account != nil {
 		v.account.leased--
 		if !v.alone {
 			v.of.leased--

@@ -47,7 +47,15 @@ func (q *leaseList) remove(l *lease) {
 
 type instanceLinks struct{ prev, next *instance }
 
-// An instanceList runs through links i.in[which].
+// links returns the places of i in the lists of one kind.
+func (i *instance) links(which int32) *instanceLinks {
+	if which == byFree {
+		return &i.free
+	}
+	return &i.in[which]
+}
+
+// An instanceList runs through i.links(which).
 type instanceList struct {
 	front, back *instance
 	which       int32
@@ -55,17 +63,17 @@ type instanceList struct {
 }
 
 const (
-	byFree    = iota // of one version: ready with a free slot, most recently used first
-	byVersion        // of one version: all, in the order of their starts
+	byVersion = iota // of one version: all, in the order of their starts
 	byHost           // of one host: all
 	byCheck          // starting: next look at it first
-	instanceListCount
+	coldListCount
+	byFree = coldListCount // of one version: ready with a free slot, most recently used first
 )
 
 func (q *instanceList) pushBack(i *instance) {
-	i.in[q.which] = instanceLinks{prev: q.back}
+	*i.links(q.which) = instanceLinks{prev: q.back}
 	if q.back != nil {
-		q.back.in[q.which].next = i
+		q.back.links(q.which).next = i
 	} else {
 		q.front = i
 	}
@@ -74,9 +82,9 @@ func (q *instanceList) pushBack(i *instance) {
 }
 
 func (q *instanceList) pushFront(i *instance) {
-	i.in[q.which] = instanceLinks{next: q.front}
+	*i.links(q.which) = instanceLinks{next: q.front}
 	if q.front != nil {
-		q.front.in[q.which].prev = i
+		q.front.links(q.which).prev = i
 	} else {
 		q.back = i
 	}
@@ -85,18 +93,18 @@ func (q *instanceList) pushFront(i *instance) {
 }
 
 func (q *instanceList) remove(i *instance) {
-	k := i.in[q.which]
+	k := i.links(q.which)
 	if k.prev != nil {
-		k.prev.in[q.which].next = k.next
+		k.prev.links(q.which).next = k.next
 	} else {
 		q.front = k.next
 	}
 	if k.next != nil {
-		k.next.in[q.which].prev = k.prev
+		k.next.links(q.which).prev = k.prev
 	} else {
 		q.back = k.prev
 	}
-	i.in[q.which] = instanceLinks{}
+	*k = instanceLinks{}
 	q.n--
 }
 

@@ -35,7 +35,7 @@ func (s *Scheduler) oldest() *instance {
 // returns when the next one may go, or never.
 func (s *Scheduler) retireSurplus(v *version) instant {
 	for i := v.free.back; i != nil && int(v.all.n) > v.keep; {
-		prev := i.in[byFree].prev
+		prev := i.free.prev
 		if i.used == 0 {
 			if due := i.idle + v.idleKeep; due > s.now {
 				return due

@@ -154,6 +154,7 @@ type Scheduler struct {
 	defragAt  instant // not before
 	permits   permits
 	counts    Counts
+	seen      int32 // what Expect read: the compiler must not leave the reading out
 }
 
 // New returns a scheduler that owns nothing; give it Activate first. rng breaks ties in placement and spreads

@@ -89,7 +89,7 @@ func Restore(cfg Config, rng *rand.Rand, now time.Time, from Snapshot) *Schedule
 	}
 	for _, st := range from.Instances {
 		i := &instance{id: st.ID, version: s.addVersion(st.Version), host: s.addHost(st.Host), key: st.Key, state: isReady,
-			leases: leaseList{which: byInstance}, look: cfg.StartAgain, heapAt: -1}
+			leases: leaseList{which: byInstance}, instanceRest: &instanceRest{look: cfg.StartAgain, heapAt: -1}}
 		if !st.Ready {
 			i.state = isStarting
 		}

@@ -54,3 +54,20 @@ func TestRestoredSchedulerGoesOn(t *testing.T) {
 		t.Error("an old lease does not end")
 	}
 }
+
+// TestExpectChangesNothing: what a batch names may be unknown, free already or never given.
+func TestExpectChangesNothing(t *testing.T) {
+	s, now := warmed(t, 2)
+	out := s.Step(now, Message{200, &wire.Acquire{Call: 1, Partition: 1, Epoch: 1, Version: 1, Wait: time.Second}})
+	lease := out[0].Body.(*wire.Grant).Lease.ID
+	batch := []wire.Message{&wire.Acquire{Version: 1}, &wire.Acquire{Version: 2}, &wire.Acquire{Version: 77}, &wire.Cancel{Call: 1},
+		&wire.Release{Leases: []starling.LeaseID{0, lease, lease + 1, 1 << 40, 1<<64 - 1}}}
+	for range 2 {
+		before := s.Snapshot(now)
+		s.Expect(batch)
+		if after := s.Snapshot(now); !reflect.DeepEqual(before, after) {
+			t.Errorf("the scheduler has changed:\n%+v\n%+v", before, after)
+		}
+		s.Step(now, Message{200, &wire.Release{Partition: 1, Epoch: 1, Leases: []starling.LeaseID{lease}}})
+	}
+}

@@ -70,7 +70,7 @@ func (s *Scheduler) startOne(v *version, began instant) bool {
 func (s *Scheduler) startAt(v *version, h *host, began instant) *instance {
 	s.seq++
 	i := &instance{id: starling.InstanceID{Partition: s.id, Epoch: s.epoch, Seq: s.seq}, version: v, host: h, state: isStarting,
-		leases: leaseList{which: byInstance}, began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}
+		leases: leaseList{which: byInstance}, instanceRest: &instanceRest{began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}}
 	i.key = v.config.Key()
 	if i.key < s.keys.Lo {
 		i.key = s.keys.Lo // the range cuts the function's span: name a key that is ours

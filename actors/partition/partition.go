@@ -81,6 +81,7 @@ func (a *actor) handle(msg any) {
 	switch m := msg.(type) {
 	case *batch:
 		events = len(m.msgs)
+		a.sched.Expect(m.msgs)
 		for _, body := range m.msgs {
 			a.step(now, sched.Message{From: m.from, Body: body})
 		}

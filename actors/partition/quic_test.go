@@ -182,13 +182,17 @@ func (g fences) Receive(_ starling.NodeID, batch []wire.Message) {
 
 // BenchmarkOverQUIC is acquire and release between two real nodes on loopback, everything real but frontend and host. An
 // operation is one pair; sched-µs/op is what the scheduler's process spends on it, system calls and encryption included.
+// It runs on one core, where the figures say what a core can do, and on two, where a process that waits between calls
+// pays for waking one core by the other as well.
 func BenchmarkOverQUIC(b *testing.B) {
-	for _, calls := range []int{64, 512, 4096} {
-		b.Run(fmt.Sprintf("calls=%d", calls), func(b *testing.B) { overQUIC(b, calls) })
+	for _, cores := range []int{1, 2} {
+		for _, calls := range []int{64, 512, 4096} {
+			b.Run(fmt.Sprintf("cores=%d/calls=%d", cores, calls), func(b *testing.B) { overQUIC(b, cores, calls) })
+		}
 	}
 }
 
-func overQUIC(b *testing.B, calls int) {
+func overQUIC(b *testing.B, cores, calls int) {
 	dir := b.TempDir()
 	issue(b, dir)
 	g := &generator{fenced: make(chan struct{}, 1)}
@@ -205,7 +209,7 @@ func overQUIC(b *testing.B, calls int) {
 	defer hub.Close()
 	where := filepath.Join(dir, "scheduler")
 	must(b, os.WriteFile(filepath.Join(where, "load"), []byte(e.Addr()), 0o600))
-	ask, end := startScheduler(b, where)
+	ask, end := startScheduler(b, where, cores)
 	defer end()
 	at := ask("")
 	addr.Store(&at)
@@ -265,9 +269,9 @@ func issue(b *testing.B, dir string) {
 }
 
 // startScheduler starts the other process. ask sends a line, unless it is empty, and returns the next one.
-func startScheduler(b *testing.B, where string) (ask func(string) string, end func()) {
+func startScheduler(b *testing.B, where string, cores int) (ask func(string) string, end func()) {
 	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), schedulerEnv+"="+where)
+	cmd.Env = append(os.Environ(), schedulerEnv+"="+where, fmt.Sprint("GOMAXPROCS=", cores))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	in, err := cmd.StdinPipe()
