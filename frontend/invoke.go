@@ -155,7 +155,7 @@ func (s *Server) resolve(ctx context.Context, p auth.Principal, name starling.Fu
 
 // admit counts one more call in flight or refuses it.
 func (s *Server) admit(f starling.FunctionRef) error {
-	if err := s.gate.pass(f); err != nil {
+	if err := s.gate.Pass(f); err != nil {
 		return err
 	}
 	if s.inFlight.Add(1) > s.deps.InFlightMax {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -27,8 +26,8 @@ func newNumbers(s *Server) *numbers {
 		n.byClass[i] = set.NewCounter(`starling_frontend_invocations_total{class="` + string(rune('0'+i)) + `xx"}`)
 	}
 	set.NewGauge("starling_frontend_in_flight", func() float64 { return float64(s.inFlight.Load()) })
-	set.NewGauge("starling_frontend_pressure", func() float64 { return math.Float64frombits(s.gate.pressure.Load()) })
-	set.NewGauge("starling_frontend_calls_shed", func() float64 { return float64(s.gate.shed.Load()) })
+	set.NewGauge("starling_frontend_pressure", s.gate.Pressure)
+	set.NewGauge("starling_frontend_calls_shed", func() float64 { return float64(s.gate.Shed()) })
 	set.NewGauge("starling_frontend_payload_bytes", func() float64 { return float64(s.memory.Load()) })
 	return n
 }

@@ -2,96 +2,20 @@ package frontend
 
 import (
 	"context"
-	"math"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"starling"
-	"starling/sched/flow"
+	"starling/frontend/overload"
 )
 
 // ReasonNodeOverload is the stable word of a refusal by a node that has more work than it can do.
-const ReasonNodeOverload = "NodeOverload"
+const ReasonNodeOverload = overload.Reason
 
-const (
-	fullPart = 0.9    // of the calls that may be in flight
-	countMax = 65_536 // functions that are counted; more are counted from the next window on
-)
-
-// A gate refuses calls at the door of a node that cannot serve them all, before their payload is read. While
-// the node is well it costs a call one atomic read. flow.Shedder decides; here is only counting.
-type gate struct {
-	base     time.Time     // instants of limits count from here
-	counting atomic.Bool   // the node is near its limit: calls are counted
-	tallies  sync.Map      // starling.FunctionRef → *tally
-	pressure atomic.Uint64 // float64 bits, of the last window
-	shed     atomic.Uint64 // calls refused
-	shedder  flow.Shedder  // of the watching goroutine
-}
-
-// A tally counts the calls of one function in one window.
-type tally struct {
-	arrived, admitted atomic.Int64
-	limit             atomic.Pointer[limit] // nil while all are let in
-}
-
-// A limit lets calls in evenly: a part of a window's calls that is drawn by lot comes in bursts as the calls do, and each
-// burst is a queue in which everybody waits. This is the cell rate algorithm (ITU-T I.371) on an atomic.
-type limit struct {
-	admit    float64 // part of what was asked, in (0, 1)
-	interval int64   // ns between two calls
-	next     atomic.Int64
-}
-
-// burstTime is how far a limit lets calls come early.
-const burstTime = 5 * time.Millisecond
-
-// take reports whether a call at now, in ns since any fixed instant, is let in.
-func (l *limit) take(now int64) bool {
-	for {
-		next := l.next.Load()
-		if next > now+max(int64(burstTime), l.interval) {
-			return false
-		}
-		if l.next.CompareAndSwap(next, max(next, now)+l.interval) {
-			return true
-		}
-	}
-}
-
-// pass lets a call in or refuses it.
-func (g *gate) pass(f starling.FunctionRef) error {
-	if !g.counting.Load() {
-		return nil
-	}
-	v, ok := g.tallies.Load(f)
-	if !ok {
-		v, _ = g.tallies.LoadOrStore(f, &tally{})
-	}
-	t := v.(*tally)
-	t.arrived.Add(1)
-	if l := t.limit.Load(); l != nil && !l.take(int64(time.Since(g.base))) {
-		g.shed.Add(1)
-		return starling.Errorf(starling.Overloaded, "invoke function",
-			"this node is overloaded and %s asks for more than its fair share: retry after a pause", f).With(ReasonNodeOverload).RetryAfter(pause(l.admit))
-	}
-	t.admitted.Add(1)
-	return nil
-}
-
-// pause is how long a caller is asked to stay away: a second for who is let in mostly, up to half a minute for who asks
-// for many times his share.
-func pause(admit float64) time.Duration {
-	return time.Duration(min(1/max(admit, 1.0/30), 30) * float64(time.Second)).Round(time.Second)
-}
-
-// watch measures the node and sets what is let in, until ctx ends. visits tells what other nodes ask of this one; it may
-// be nil.
-func (g *gate) watch(ctx context.Context, inFlight func() float64, visits func() []flow.Demand) {
+// watch measures the node and sets what its gate lets in, until ctx ends. What other nodes ask of this one counts; those
+// nodes refuse for themselves.
+func (s *Server) watch(ctx context.Context) {
 	p := newPressure()
 	defer p.close()
-	tick := time.NewTicker(sampleTime)
+	tick := time.NewTicker(overload.SampleTime)
 	defer tick.Stop()
 	for n := 1; ; n++ {
 		select {
@@ -100,53 +24,9 @@ func (g *gate) watch(ctx context.Context, inFlight func() float64, visits func()
 		case now := <-tick.C:
 			p.sample(now)
 		}
-		if n%(int(flow.Window/sampleTime)) == 0 {
-			var others []flow.Demand
-			if visits != nil {
-				others = visits()
-			}
-			g.decide(max(p.window(), inFlight()/fullPart), others)
+		if n%overload.Samples == 0 {
+			full := overload.Full(float64(s.inFlight.Load()) / float64(s.deps.InFlightMax))
+			s.gate.Decide(max(p.window(), full), s.deps.Visits())
 		}
 	}
 }
-
-// decide takes the window that ended and what other nodes asked of this one in it, and sets what is let in during the
-// next. Those other nodes refuse for themselves.
-func (g *gate) decide(pressure float64, others []flow.Demand) {
-	g.pressure.Store(math.Float64bits(pressure))
-	if pressure < 0.5 && !g.shedder.Active() {
-		if g.counting.Swap(false) {
-			g.tallies.Clear()
-		}
-		return
-	}
-	if !g.counting.Swap(true) {
-		return // nothing was counted yet
-	}
-	var ds []flow.Demand
-	arrived := map[starling.FunctionRef]int{}
-	limits := map[starling.FunctionRef]*limit{}
-	g.tallies.Range(func(k, v any) bool {
-		t, f := v.(*tally), k.(starling.FunctionRef)
-		d := flow.Demand{Function: f, Arrived: int(t.arrived.Swap(0)), Admitted: int(t.admitted.Swap(0))}
-		arrived[f], limits[f] = d.Arrived, t.limit.Swap(nil)
-		if ds = append(ds, d); d.Arrived == 0 || len(ds) > countMax {
-			g.tallies.Delete(k)
-		}
-		return true
-	})
-	for _, p := range g.shedder.Decide(pressure, flow.Sum(ds, others)) {
-		v, ok := g.tallies.Load(p.Function)
-		if !ok {
-			continue
-		}
-		l := &limit{admit: p.Admit, interval: int64(float64(flow.Window) / max(p.Admit*float64(arrived[p.Function]), least))}
-		if was := limits[p.Function]; was != nil {
-			l.next.Store(was.next.Load()) // what came early in the last window counts in this one
-		}
-		v.(*tally).limit.Store(l)
-	}
-}
-
-// least is how many calls of a function a window lets in at least: whoever tries is served now and then.
-const least = 0.1

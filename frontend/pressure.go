@@ -8,17 +8,14 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"starling/frontend/overload"
 )
 
-// What an overload is: a tenth of the goroutines that could run wait longer than lateMax for a processor of this process,
-// or for a window as many threads of the whole machine want to run as it has processors, crowdMax times over. The first
-// sees a node that has too much work itself, the second functions that have. See DESIGN.md for what was tried before.
-const (
-	sampleTime = 20 * time.Millisecond
-	lateMax    = 10 * time.Millisecond
-	crowdMax   = 2.0
-	fresh      = 0.1 // weight of a new sample of the crowd: the mean of about the last 200 ms
-)
+// lateMax is an overload: a tenth of the goroutines that could run wait longer for a processor of this process. This sees
+// a node that has too much work itself; overload.Crowd, of the threads of the whole machine, sees functions that have.
+// See DESIGN.md for what was tried before.
+const lateMax = 10 * time.Millisecond
 
 // A pressure measures how much more work there is than can be done. One goroutine uses it.
 type pressure struct {
@@ -26,7 +23,7 @@ type pressure struct {
 	late    time.Duration // most that a tick was late in this window
 	loadavg *os.File      // nil where there is none
 	cpus    float64
-	crowd   float64 // threads that want to run, for each processor, smoothed
+	crowd   overload.Crowd
 	latency [1]metrics.Sample
 	before  []uint64
 }
@@ -47,13 +44,13 @@ func (p *pressure) close() {
 // sample looks at the crowd of this moment.
 func (p *pressure) sample(now time.Time) {
 	if !p.last.IsZero() {
-		p.late = max(p.late, now.Sub(p.last)-sampleTime)
+		p.late = max(p.late, now.Sub(p.last)-overload.SampleTime)
 	}
 	p.last = now
 	if p.loadavg != nil {
 		var b [64]byte
 		n, _ := p.loadavg.ReadAt(b[:], 0)
-		p.crowd += fresh * (float64(runnable(b[:n]))/p.cpus - p.crowd)
+		p.crowd.Sample(runnable(b[:n]), p.cpus)
 	}
 }
 
@@ -73,7 +70,7 @@ func runnable(loadavg []byte) int {
 func (p *pressure) window() float64 {
 	late := max(p.late, p.tail())
 	p.late = 0
-	return max(float64(late)/float64(lateMax), p.crowd/crowdMax)
+	return max(float64(late)/float64(lateMax), p.crowd.Pressure())
 }
 
 // tail returns what a tenth of the waits of goroutines for a processor since the last call exceeded.

@@ -23,6 +23,7 @@ import (
 	"starling/frontend/api"
 	"starling/frontend/auth"
 	"starling/frontend/lean"
+	"starling/frontend/overload"
 	"starling/frontend/protocol"
 	"starling/internal/run"
 	"starling/sched/flow"
@@ -81,7 +82,7 @@ type Server struct {
 	numbers  *numbers
 	memory   atomic.Int64
 	inFlight atomic.Int64
-	gate     gate
+	gate     overload.Gate
 	draining atomic.Bool
 	buffers  buffers
 	clients  clients
@@ -92,12 +93,16 @@ func New(d Deps) *Server {
 	if d.MemoryMax == 0 {
 		d.MemoryMax = memoryMax
 	}
+	if d.Visits == nil {
+		d.Visits = func() []flow.Demand { return nil }
+	}
 	if d.InFlightMax == 0 {
 		d.InFlightMax = inFlightMax
 	}
 	s := &Server{deps: d, log: d.API.Log, auth: d.API.Auth, api: api.New(d.API)}
 	s.numbers = newNumbers(s)
-	s.gate.base = time.Now()
+	began := time.Now()
+	s.gate.Now = func() int64 { return int64(time.Since(began)) }
 	s.clients.open = map[transport.Stream]func(){}
 	return s
 }
@@ -134,9 +139,7 @@ func (s *Server) Open(ctx context.Context) error {
 		s.group.Go(func(context.Context) { s.ended("lean", s.lean.Serve(plain)) })
 	}
 	s.group.Go(func(context.Context) { s.ended("http", s.http.Serve(l)) })
-	s.group.Go(func(ctx context.Context) {
-		s.gate.watch(ctx, func() float64 { return float64(s.inFlight.Load()) / float64(s.deps.InFlightMax) }, s.deps.Visits)
-	})
+	s.group.Go(s.watch)
 	if s.h3 != nil {
 		s.group.Go(func(context.Context) { s.ended("http3", s.h3.Serve(s.packets)) })
 	}

@@ -236,6 +236,10 @@ func (s *Scheduler) nodeDown(node starling.NodeID) {
 }
 
 func (s *Scheduler) dropHost(h *host) {
+	if h.gate && s.phase == Activating {
+		// It did not say which leases are in use there, and may only seem dead: until all have ended, limits are unknown.
+		s.quiet = max(s.quiet, s.now+s.cfg.LeaseTTL+s.cfg.LeaseGrace)
+	}
 	s.openGate(h)
 	h.fenced, h.avoid = false, never
 	for i := h.all.front; i != nil; i = h.all.front {

@@ -98,8 +98,14 @@ func (t *turns[T]) look(most int, stay func(T) bool) {
 	}
 }
 
-// closeAccount forgets an account without versions. What is in its purse the ledger learns when it asks.
+// closeAccount forgets an account without versions. The ledger hears that its purse is empty; should that be lost, it asks.
 func (s *Scheduler) closeAccount(a *account) {
+	if !a.purse.Unused(0) {
+		s.permits.seq++
+		m := s.out.borrows.next()
+		a.purse.Close(s.permits.seq, m)
+		s.sendBorrow(a.id, m, Effect{})
+	}
 	delete(s.accounts, a.id)
 	s.permits.purses = slices.DeleteFunc(s.permits.purses, func(o *account) bool { return o == a })
 }

@@ -105,19 +105,27 @@ func (w *world) adopt(ids []starling.NodeID) {
 	}
 }
 
-func (w *world) run(steps int) error {
-	for range steps {
-		w.now = w.now.Add(time.Duration(w.rng.IntN(40)) * time.Millisecond)
-		if err := w.anything(); err != nil {
+// someSteps lets something happen, and some of what is on its way arrive.
+func (w *world) someSteps() error {
+	w.now = w.now.Add(time.Duration(w.rng.IntN(40)) * time.Millisecond)
+	if err := w.anything(); err != nil {
+		return err
+	}
+	for len(w.pending) > 0 && w.rng.IntN(3) > 0 {
+		k := w.rng.IntN(len(w.pending))
+		f := w.pending[k]
+		w.pending = append(w.pending[:k], w.pending[k+1:]...)
+		if err := f(); err != nil {
 			return err
 		}
-		for len(w.pending) > 0 && w.rng.IntN(3) > 0 {
-			k := w.rng.IntN(len(w.pending))
-			f := w.pending[k]
-			w.pending = append(w.pending[:k], w.pending[k+1:]...)
-			if err := f(); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+func (w *world) run(steps int) error {
+	for range steps {
+		if err := w.someSteps(); err != nil {
+			return err
 		}
 	}
 	// Whatever was asked is answered at last: by a slot, a refusal or the end of its time.

@@ -335,6 +335,18 @@ func (s *Scheduler) Leased(v starling.VersionID) int {
 	return 0
 }
 
+// Permits returns how many permits of an account this partition holds, how many of them slots need that are leased,
+// waited for or being started, and, where the account's ledger is here, how many that has lent at most.
+func (s *Scheduler) Permits(id starling.AccountID) (held, needed, lent int) {
+	if a := s.accounts[id]; a != nil {
+		held, needed = a.purse.Held(a.leased), a.need()
+	}
+	if b := s.permits.books[id]; b != nil {
+		lent, _ = b.Lent()
+	}
+	return held, needed, lent
+}
+
 // LeasedBy returns how many slots an account has in this partition.
 func (s *Scheduler) LeasedBy(id starling.AccountID) int {
 	if a := s.accounts[id]; a != nil {

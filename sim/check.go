@@ -20,12 +20,13 @@ type Check struct {
 	Account bool // no account is granted more than its limit over all partitions
 	Map     bool // the partition map tiles the key space
 	Books   int  // every so many steps each scheduler's books are summed up anew; 0 for never
+	Permits bool // what an account does not use is with its ledger again within two seconds
 	Rest    bool // at rest, schedulers and hosts agree
 }
 
 // All returns every check.
 func All() Check {
-	return Check{Answers: true, Starved: true, Owners: true, Tenants: true, Fences: true, Slots: true, Limits: true, Account: true, Map: true, Books: 100, Rest: true}
+	return Check{Answers: true, Starved: true, Owners: true, Tenants: true, Fences: true, Slots: true, Limits: true, Account: true, Map: true, Books: 100, Permits: true, Rest: true}
 }
 
 // A checker looks at a world after every step and at what it does meanwhile.
@@ -34,6 +35,7 @@ type checker struct {
 	owners    []ownership
 	rights    rights
 	lastGrant wire.Grant // of PlantCorruptNet
+	unused    unused
 }
 
 // An ownership is who granted last in a range.
@@ -70,6 +72,9 @@ func (k *checker) step() {
 	}
 	if n := w.cfg.Check.Books; n > 0 && w.steps%uint64(n) == 0 {
 		k.books()
+	}
+	if w.cfg.Check.Permits && w.calm && w.now >= k.unused.at {
+		k.permits()
 	}
 }
 
@@ -113,7 +118,13 @@ func (k *checker) granted(p *part, to starling.NodeID, l *starling.Lease) {
 }
 
 // starts looks at the order to start an instance: only who may grant may give it.
-func (k *checker) starts(p *part) { k.owns(p) }
+func (k *checker) starts(p *part, m *wire.Start) {
+	k.owns(p)
+	if f := k.w.versions[m.Version]; f != nil && k.unused.since != nil { // what starts needs permits, be it for a millisecond
+		id := starling.AccountID(f.Account)
+		k.unused.since[id], k.unused.back[id] = k.w.now, false
+	}
+}
 
 // owns notes that p acts as the owner of its range, and looks whether somebody of a later life did so before.
 func (k *checker) owns(p *part) {
@@ -204,7 +215,7 @@ func (k *checker) books() {
 	for _, n := range k.w.fronts {
 		for _, p := range n.parts.order {
 			if err := p.sched.Check(); err != nil {
-				k.w.fail("%v on %v: %v", p.entry.ID, n.id, err)
+				k.w.fail("the books of %v on %v: %v", p.entry.ID, n.id, err)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"starling/actors/wire"
 	"starling/cluster/partmap"
 	"starling/frontend/leases"
+	"starling/frontend/overload"
 	"starling/sim/load"
 )
 
@@ -15,6 +16,9 @@ type frontend struct {
 	n       *node
 	cache   *leases.Cache
 	looking bool
+	m       *machine       // nil where CPU has no bound
+	gate    *overload.Gate // nil: everybody is let in
+	open    int            // calls that were let in and have no answer
 }
 
 func newFrontend(n *node) *frontend {
@@ -63,6 +67,7 @@ type phase uint8
 
 const (
 	phaseWait   phase = iota // at its frontend: look for a slot
+	phaseDoor                // at its frontend: it was read
 	phaseReady               // at its frontend: its wait is over
 	phaseReach               // at the host: begin
 	phaseRun                 // at the host: the code has ended
@@ -93,6 +98,7 @@ type call struct {
 	life    int // of the node of the phase
 	atHost  bool
 	isWarm  bool
+	isIn    bool          // counts in its frontend's open
 	slept   time.Duration // pauses of the world's nodes when it began
 }
 
@@ -131,15 +137,18 @@ func (l *callList) remove(c *call) {
 func (w *World) arrive(l load.Call) {
 	w.calls++
 	var n *node
-	if w.cfg.Static {
+	f := w.functions[l.Function]
+	switch {
+	case w.cfg.CPU.Fixed:
+		n = w.fronts[f.front]
+	case w.cfg.Static:
 		w.turn = (w.turn + 1) % len(w.fronts)
 		n = w.fronts[w.turn]
-	} else {
+	default:
 		n = w.fronts[w.rng.IntN(len(w.fronts))]
 	}
-	f := w.functions[l.Function]
 	if !n.running() {
-		w.result.end(f, endConnection, 0, false)
+		w.result.end(f, endConnection, 0, 0, false)
 		return
 	}
 	var c *call
@@ -157,13 +166,36 @@ func (w *World) arrive(l load.Call) {
 	if w.cfg.Trace != nil {
 		w.trace("%v call %d of %s", n.id, c.id, f.version.Function)
 	}
-	if c.lease = n.front.cache.Take(w.now, f.version.ID); c.lease != nil {
+	if n.front.m != nil {
+		c.phase, c.life = phaseDoor, n.life
+		n.front.m.add(w.cfg.CPU.Door, c)
+		return
+	}
+	c.enter()
+}
+
+// door is the end of reading a call: its frontend takes it or refuses it.
+func (c *call) door() {
+	if g := c.front.gate; g != nil {
+		if err := g.Pass(c.f.version.Function); err != nil {
+			c.refused(err)
+			return
+		}
+	}
+	c.front.open++
+	c.isIn = true
+	c.enter()
+}
+
+// enter has a call look for its slot.
+func (c *call) enter() {
+	if c.lease = c.front.cache.Take(c.w.now, c.f.version.ID); c.lease != nil {
 		c.isWarm = true
 		c.invoke()
 	} else {
 		c.look()
 	}
-	n.front.look()
+	c.front.look()
 }
 
 // later lets the next phase of c happen on n after d.
@@ -188,6 +220,8 @@ func (c *call) run(w *World) {
 	switch c.phase {
 	case phaseWait:
 		c.look()
+	case phaseDoor:
+		c.door()
 	case phaseReady:
 		c.granted()
 	case phaseReach:
@@ -259,6 +293,14 @@ func (c *call) reach() {
 	c.on = i
 	if c.w.cfg.Trace != nil {
 		c.w.trace("%v runs call %d on %v", c.host.n.id, c.id, i.id)
+	}
+	if m := c.host.m; m != nil {
+		if c.front.m != m {
+			m.visited(c.f.version.Function)
+		}
+		c.phase, c.life = phaseRun, c.host.n.life
+		m.add(c.exec, c)
+		return
 	}
 	c.later(c.exec, phaseRun, c.host.n)
 }
@@ -356,7 +398,10 @@ func (c *call) end(how ending, why string) {
 	if how == endAnswer {
 		wait = c.start - c.began
 	}
-	w.result.end(c.f, how, wait, !c.isWarm)
+	w.result.end(c.f, how, wait, w.now-c.began, !c.isWarm)
+	if c.isIn {
+		c.front.open--
+	}
 	w.open.remove(c)
 	if w.cfg.Plant == PlantTwoAnswers && c.id%50 == 0 {
 		c.answers++

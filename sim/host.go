@@ -25,6 +25,7 @@ type host struct {
 	versions []starling.VersionID
 	reportAt time.Duration // of the report that is planned; 0 for none
 	last     time.Duration // report
+	m        *machine      // nil where CPU has no bound
 }
 
 // An instance is one running copy of a version.
@@ -117,6 +118,10 @@ func (h *host) bring() {
 		w.result.starts++
 		h.bringing++
 		i.took, i.init = w.stray(i.f.Start), w.stray(i.f.Init)
+		if h.m != nil {
+			h.n.after(i.took, func() { h.m.add(i.init, do(func() { h.brought(i) })) })
+			continue
+		}
 		h.n.after(i.took+i.init, func() { h.brought(i) })
 	}
 }

@@ -18,6 +18,7 @@ type keeper struct {
 	order []*part // by id
 	alive []starling.NodeID
 	lost  map[starling.PartitionID]starling.Epoch // of schedulers that failed
+	wall  time.Duration                           // how far the wall clock was off when the keeper was born
 }
 
 // A part is one partition in one epoch.
@@ -82,7 +83,7 @@ func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 	w := k.n.w
 	p := &part{k: k, entry: e, sched: sched.New(w.cfg.Sched, rand.New(rand.NewPCG(w.rng.Uint64(), w.rng.Uint64())))}
 	w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
-	p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: uint64(w.clock().Add(k.n.wall).UnixMicro()),
+	p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: uint64(w.clock().Add(k.wall).UnixMicro()),
 		Again: k.lost[e.ID] == e.Epoch})
 	return p
 }
@@ -128,6 +129,10 @@ func (p *part) step(ev sched.Event) {
 
 func (p *part) apply(ev sched.Event) {
 	w, n := p.k.n.w, p.k.n
+	if w.cfg.Plant == PlantStale && w.rng.IntN(50) == 0 {
+		stale := *p.sched
+		defer func() { *p.sched = stale }()
+	}
 	for _, e := range p.sched.Step(w.clock(), ev) {
 		switch {
 		case e.Body == nil && e.Account != "":
@@ -144,7 +149,7 @@ func (p *part) apply(ev sched.Event) {
 		case *wire.Grant:
 			w.checks.granted(p, e.To, &m.Lease)
 		case *wire.Start:
-			w.checks.starts(p)
+			w.checks.starts(p, m)
 		}
 		n.send(wire.Address{Node: e.To, Partition: e.Partition}, e.Body)
 	}

@@ -35,7 +35,7 @@ type delivery struct {
 // send puts a message on its way; what it points at is copied, because schedulers use theirs again.
 func (w *World) send(from *node, addr wire.Address, m wire.Message) {
 	to := w.node(addr.Node)
-	if to == nil {
+	if b, ok := m.(*wire.Borrow); to == nil || ok && b.Want == 0 && w.cfg.Plant == PlantHoard {
 		return
 	}
 	if w.cfg.Trace != nil {

@@ -31,6 +31,8 @@ type node struct {
 	parts *keeper
 	front *frontend
 	host  *host
+
+	machine *machine // that it shares; nil where CPU has no bound
 }
 
 // running reports whether the node does anything now.
@@ -49,7 +51,7 @@ func (n *node) boot() {
 		n.mgr.open()
 	}
 	if n.roles.Has(starling.RoleScheduler) {
-		n.parts = &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}}
+		n.parts = &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}, wall: n.wall}
 	}
 	if n.roles.Has(starling.RoleFrontend) {
 		n.front = newFrontend(n)

@@ -20,6 +20,8 @@ const (
 	PlantLimit            // the catalog answers with ten times the limits
 	PlantGap              // the leader pushes maps with a gap
 	PlantZombie           // hosts say that an instance has ended and keep it
+	PlantStale            // a scheduler is put back, now and then, as a copy of its value was before an event: half of its books are shared
+	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 
 // corrupt names, in some grants, the instance of the grant before.

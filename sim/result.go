@@ -52,7 +52,13 @@ type Account struct {
 	WaitP50  time.Duration `json:"waitP50Nanoseconds"`
 	WaitP99  time.Duration `json:"waitP99Nanoseconds"`
 
-	waits *hdrhistogram.Histogram
+	// From the arrival to the answer, of answered calls.
+	LatencyP50 time.Duration     `json:"latencyP50Nanoseconds"`
+	LatencyP99 time.Duration     `json:"latencyP99Nanoseconds"`
+	LatencyMax time.Duration     `json:"latencyMaxNanoseconds"`
+	Reasons    map[string]uint64 `json:"reasons,omitempty"` // of the refused
+
+	waits, times *hdrhistogram.Histogram
 }
 
 // accountsMax is up to how many accounts have percentiles of their own.
@@ -65,8 +71,8 @@ func newResult() *Result {
 	return &Result{Refused: map[string]uint64{}, accounts: map[string]*Account{}}
 }
 
-// end counts the answer of one call.
-func (r *Result) end(f *function, how ending, wait time.Duration, cold bool) {
+// end counts the answer of one call, which came latency after the call.
+func (r *Result) end(f *function, how ending, wait, latency time.Duration, cold bool) {
 	r.Calls++
 	a := r.accounts[f.Account]
 	if a == nil {
@@ -77,6 +83,10 @@ func (r *Result) end(f *function, how ending, wait time.Duration, cold bool) {
 	if how != endAnswer {
 		r.Refused[string(how)]++
 		a.Refused++
+		if a.Reasons == nil {
+			a.Reasons = map[string]uint64{}
+		}
+		a.Reasons[string(how)]++
 		return
 	}
 	r.Answered++
@@ -90,10 +100,11 @@ func (r *Result) end(f *function, how ending, wait time.Duration, cold bool) {
 	us := max(wait.Microseconds(), 1)
 	_ = r.waits.RecordValue(us) // an hour is beyond every queue's age
 	if a.waits == nil && len(r.accounts) <= accountsMax {
-		a.waits = newHistogram()
+		a.waits, a.times = newHistogram(), newHistogram()
 	}
 	if a.waits != nil {
 		_ = a.waits.RecordValue(us)
+		_ = a.times.RecordValue(max(latency.Microseconds(), 1))
 	}
 }
 
@@ -123,6 +134,7 @@ func (w *World) Result() *Result {
 	for _, a := range r.accounts {
 		if a.waits != nil {
 			a.WaitP50, a.WaitP99 = at(a.waits, 50), at(a.waits, 99)
+			a.LatencyP50, a.LatencyP99, a.LatencyMax = at(a.times, 50), at(a.times, 99), micros(a.times.Max())
 		}
 		r.Accounts = append(r.Accounts, *a)
 	}

@@ -24,10 +24,11 @@ func TestWhateverHappens(t *testing.T) {
 		return
 	}
 	began, steps, bad := time.Now(), uint64(0), 0
-	sum := newResult()
+	sum, unused := newResult(), time.Duration(0)
 	for n := *from; n < *from+*seeds; n++ {
 		w, err := RunSeed(n, *events, nil)
 		steps += w.Steps()
+		unused = max(unused, w.checks.unused.worst)
 		r := w.Result()
 		sum.Calls, sum.Answered, sum.Cold, sum.starts = sum.Calls+r.Calls, sum.Answered+r.Answered, sum.Cold+r.Cold, sum.starts+r.starts
 		if err != nil {
@@ -38,7 +39,7 @@ func TestWhateverHappens(t *testing.T) {
 		}
 	}
 	d := time.Since(began).Seconds()
-	t.Logf("%d seeds, %d events in %.1f s: %.0f seeds/s, %.0f events/s; %d calls, %d answered, %d cold, %d starts", *seeds, steps, d, float64(*seeds)/d, float64(steps)/d, sum.Calls, sum.Answered, sum.Cold, sum.starts)
+	t.Logf("%d seeds, %d events in %.1f s: %.0f seeds/s, %.0f events/s; %d calls, %d answered, %d cold, %d starts; unused permits were back after %v at most", *seeds, steps, d, float64(*seeds)/d, float64(steps)/d, sum.Calls, sum.Answered, sum.Cold, sum.starts, unused)
 	if sum.Answered < sum.Calls/2 || sum.Cold < sum.Answered/50 {
 		t.Errorf("the worlds are too quiet: %d calls, %d answered, %d cold", sum.Calls, sum.Answered, sum.Cold)
 	}
@@ -64,6 +65,8 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"limits", PlantLimit, Check{Limits: true}, "its limit is", nil},
 		{"account", PlantLimit, Check{Account: true}, "slots in all partitions", nil},
 		{"map", PlantGap, Check{Map: true}, "the map of index", nil},
+		{"books", PlantStale, Check{Books: 1}, "the books of", nil},
+		{"permits", PlantHoard, Check{Permits: true}, "permits are not back", nil},
 		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
 		{"rest: answers", PlantLoseAnswer, Check{Rest: true}, "calls have no answer", nil},
 	} {

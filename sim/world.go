@@ -34,6 +34,7 @@ type Config struct {
 	// Static leaves out the managers: the map is dealt out once and node leases never end. With it nothing may
 	// fail, and what is left costs little enough for a million functions.
 	Static bool
+	CPU    CPU
 	Sched  sched.Config // Bounds.Function 0 means sched.DefaultConfig()
 	Net    Net
 	Faults Faults
@@ -101,6 +102,7 @@ type World struct {
 type function struct {
 	load.Function
 	index   int32
+	front   int // of CPU.Fixed: the frontend that its account calls through
 	version *starling.Version
 	limit   int // slots at work at once
 	running int // calls at work on hosts
@@ -126,6 +128,7 @@ func New(cfg Config, seed uint64) *World {
 	for _, n := range w.nodes {
 		n.boot()
 	}
+	w.addMachines()
 	if w.cfg.Load != nil {
 		w.advance()
 	}
@@ -157,10 +160,14 @@ func (w *World) addFunctions() {
 	if w.cfg.Load == nil {
 		return
 	}
+	doors := map[string]int{}
 	for i, f := range w.cfg.Load.Functions() {
+		if _, ok := doors[f.Account]; !ok {
+			doors[f.Account] = len(doors) % len(w.fronts)
+		}
 		v := &starling.Version{ID: starling.VersionID(i + 1), Function: starling.FunctionRef{Account: starling.AccountID(f.Account), Name: starling.FunctionName(f.Name)},
 			Config: starling.Config{Runtime: starling.Provided, Handler: "bootstrap", MemoryMiB: max(f.MemoryMiB, 1), TimeoutMS: 900_000, Concurrency: max(f.Slots, 1), InstanceMax: w.cfg.Instances}}
-		fn := &function{Function: f, index: int32(i), version: v, limit: w.cfg.Accounts}
+		fn := &function{Function: f, index: int32(i), front: doors[f.Account], version: v, limit: w.cfg.Accounts}
 		if n := w.cfg.Instances * v.Config.Concurrency; n > 0 {
 			fn.limit = min(fn.limit, n)
 		}

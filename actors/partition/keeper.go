@@ -81,9 +81,17 @@ type Keeper struct {
 	broken map[*actor]bool                                 // failed, to be replaced
 
 	alive map[starling.NodeID]bool // of the map's goroutine
+	born  time.Time                // Seqs of activations count on from here
 }
 
 var _ actors.PartitionReceiver = (*Keeper)(nil)
+
+// seq returns the Seq of an activation now. It is the wall clock's only as of the keeper's birth and goes on with the
+// monotonic one: a scheduler made anew in the same epoch after the wall clock stepped back would begin below its
+// predecessor, and ledgers would take all it says of permits for late.
+func (k *Keeper) seq(now time.Time) uint64 {
+	return uint64(k.born.UnixMicro() + now.Sub(k.born).Microseconds())
+}
 
 // New returns a keeper that does nothing yet.
 func New(cfg Config) *Keeper {
@@ -102,7 +110,7 @@ func New(cfg Config) *Keeper {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	k := &Keeper{cfg: cfg, questions: make(chan question, 4096), wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
+	k := &Keeper{cfg: cfg, born: cfg.Now(), questions: make(chan question, 4096), wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
 		set: metrics.NewSet(), broken: map[*actor]bool{}, alive: map[starling.NodeID]bool{}}
 	k.actors.Store(&map[starling.PartitionID]*actor{})
 	k.dropped = k.set.NewCounter("starling_partition_lookups_dropped_total")

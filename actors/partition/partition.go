@@ -68,7 +68,7 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 	a.ref = ref
 	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
 	// draws no id twice.
-	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro()), Again: again}, 1)
+	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: k.seq(now), Again: again}, 1)
 	k.tellFloors(a)
 	return a, nil
 }

@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"maps"
 	"math"
 	"slices"
 	"time"
@@ -17,9 +16,12 @@ const (
 	giveWay      = 0.9  // of what was served, when that was a little too much
 	giveWayMost  = 0.7  // when it was far too much
 	leastIn      = 0.1  // of what is asked is always let in: where others load the machine, refusing more helps nobody
-	takeBack     = 1.05 // of what is let in, when the node had time left
-	easy         = 0.6  // pressure below which it has; between this and 1 the right amount is found and kept
-	takeBackMost = 1.25 // when it had most of its time left
+	giveWayFirst = 0.4  // at first, where nothing was refused yet: what was let in is waiting already
+	shrinks      = 0.85 // of the pressure before: a queue that is gone leaves far less of it in a window, noise does not
+	takeBack     = 1.02 // of what is let in, when the node had time left
+	takeBackMost = 1.1  // when it had most of its time left
+	easy         = 0.3  // pressure below which it has; between this and 1 the right amount is found and kept
+	slow         = 0.05 // weight of the newest window in the pressure that has to be easy: the mean of about two seconds
 	patience     = 2    // windows with too much before anybody is refused
 	loud         = 4    // times what the median account asks: who asks for less is never refused
 	calmMax      = 20   // windows with room for everybody before it stops deciding
@@ -52,11 +54,12 @@ type Shedder struct {
 	hot      int     // windows in a row with too much
 	calm     int     // windows in a row with room for everybody
 	last     float64 // pressure of the window before
+	lasting  float64 // pressure of about the last two seconds
 	rates    map[starling.FunctionRef]float64
 }
 
-// less is the part of what was served that is taken as capacity at a pressure of 1 and more.
-func less(pressure float64) float64 { return min(max(1/pressure, giveWayMost), giveWay) }
+// less is the part of what was served that is taken as capacity at a pressure of 1 and more, most at least.
+func less(pressure, most float64) float64 { return min(max(1/pressure, most), giveWay) }
 
 // Active reports whether somebody may be refused.
 func (s *Shedder) Active() bool { return s.capacity > 0 }
@@ -66,6 +69,7 @@ func (s *Shedder) Active() bool { return s.capacity > 0 }
 func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	arrived, admitted := 0.0, 0
 	ds = slices.Clone(ds)
+	slices.SortFunc(ds, func(a, b Demand) int { return compareRefs(a.Function, b.Function) }) // sums of floats depend on the order
 	rates := make(map[starling.FunctionRef]float64, len(ds))
 	for i := range ds {
 		d := &ds[i]
@@ -83,21 +87,23 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	} else {
 		s.hot = 0
 	}
-	least := max(leastIn*arrived, moderate(ds), 1)
+	accounts := byAccount(ds)
+	least := max(leastIn*arrived, moderate(accounts), 1)
 	switch {
 	case pressure >= 1 && !s.Active() && s.hot < patience:
 	case pressure >= 1 && !s.Active():
-		s.capacity = max(less(pressure)*float64(admitted), least)
-	case pressure >= 1 && pressure < s.last:
+		s.capacity = max(less(pressure, giveWayFirst)*float64(admitted), least)
+	case pressure >= 1 && pressure < shrinks*s.last:
 		// A queue that shrinks is on its way: taking away more would starve the node once it is gone.
 	case pressure >= 1:
-		s.capacity = max(less(pressure)*min(float64(admitted), s.capacity), least)
-	case s.Active() && pressure < easy/2:
+		s.capacity = max(less(pressure, giveWayMost)*min(float64(admitted), s.capacity), least)
+	case s.Active() && max(pressure, s.lasting) < easy/2:
 		s.capacity = takeBackMost*s.capacity + 1
-	case s.Active() && pressure < easy:
+	case s.Active() && max(pressure, s.lasting) < easy:
 		s.capacity = takeBack*s.capacity + 1
 	}
 	s.last = pressure
+	s.lasting += slow * (pressure - s.lasting)
 	if s.Active() {
 		s.capacity = max(s.capacity, least)
 	}
@@ -111,7 +117,7 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	if !s.Active() {
 		return nil
 	}
-	return divide(s.capacity, ds)
+	return divide(s.capacity, arrived, accounts, ds)
 }
 
 // grain is the unit of division: shares are exact to a thousandth of a call.
@@ -140,16 +146,17 @@ func Sum(a, b []Demand) []Demand {
 // moderate returns what is asked, in calls of a window, without what single accounts ask beyond a few times the median. Refusing
 // protects accounts from one that is far louder. Among accounts of one size, and for one alone, it would only turn slow
 // answers into none: their limits and the queues are what bounds them.
-func moderate(ds []Demand) float64 {
-	asks := map[starling.AccountID]float64{}
-	for i := range ds {
-		asks[ds[i].Function.Account] += ds[i].rate
+func moderate(accounts []asks) float64 {
+	rates := make([]float64, 0, len(accounts))
+	for _, a := range accounts {
+		if a.rate > 0 {
+			rates = append(rates, a.rate)
+		}
 	}
-	rates := slices.Sorted(maps.Values(asks))
-	rates = slices.DeleteFunc(rates, func(r float64) bool { return r == 0 })
 	if len(rates) == 0 {
 		return 0
 	}
+	slices.Sort(rates)
 	most, sum := loud*rates[(len(rates)-1)/2], 0.0
 	for _, r := range rates {
 		sum += min(r, most)
@@ -157,35 +164,47 @@ func moderate(ds []Demand) float64 {
 	return sum
 }
 
-// divide gives each account its fair part of capacity, and each function its fair part of that.
-func divide(capacity float64, ds []Demand) []Portion {
-	slices.SortFunc(ds, func(a, b Demand) int { return compareRefs(a.Function, b.Function) })
-	var starts, wants []int
+// asks is what one account asks: the demands from one index up to another.
+type asks struct {
+	from, to int
+	rate     float64
+}
+
+// byAccount returns what each account asks; ds is in order.
+func byAccount(ds []Demand) []asks {
+	var out []asks
 	for i := range ds {
 		if i == 0 || ds[i].Function.Account != ds[i-1].Function.Account {
-			starts, wants = append(starts, i), append(wants, 0)
+			out = append(out, asks{from: i})
 		}
-		wants[len(wants)-1] += units(ds[i].rate)
+		a := &out[len(out)-1]
+		a.to, a.rate = i+1, a.rate+ds[i].rate
 	}
-	parts := make([]int, len(wants))
+	return out
+}
+
+// divide gives each account its fair part of capacity, and each function its fair part of that. Who asks for no more
+// than the mean of all accounts has all of it: a frontend that sees one tenant whole, and of the others only what they
+// send to its machine, would take that one for a loud one when others load the machine.
+func divide(capacity, arrived float64, accounts []asks, ds []Demand) []Portion {
+	wants, parts := make([]int, len(accounts)), make([]int, len(accounts))
+	for k, a := range accounts {
+		wants[k] = units(a.rate)
+	}
 	Fair(units(capacity), wants, parts)
 	var out []Portion
-	for k, from := range starts {
-		to := len(ds)
-		if k+1 < len(starts) {
-			to = starts[k+1]
-		}
-		if parts[k] >= wants[k] {
+	for k, a := range accounts {
+		if parts[k] >= wants[k] || a.rate <= arrived/float64(len(accounts)) {
 			continue
 		}
-		asks, gets := make([]int, to-from), make([]int, to-from)
+		asks, gets := make([]int, a.to-a.from), make([]int, a.to-a.from)
 		for i := range asks {
-			asks[i] = units(ds[from+i].rate)
+			asks[i] = units(ds[a.from+i].rate)
 		}
 		Fair(parts[k], asks, gets)
 		for i, n := range gets {
 			if n < asks[i] {
-				out = append(out, Portion{ds[from+i].Function, float64(n) / float64(asks[i])})
+				out = append(out, Portion{ds[a.from+i].Function, float64(n) / float64(asks[i])})
 			}
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"starling/actors/wire"
 )
 
-// Idle is how long a permit is kept that is not used: it goes back after one to two of these.
+// Idle is how long a permit is kept that is not used: it goes back after two to three of these, and a look for each.
 const Idle = 500 * time.Millisecond
 
 // A Purse holds a partition's permits of one account. The zero value is not ready: use NewPurse.
@@ -76,6 +76,11 @@ func (p *Purse) Borrow(now time.Duration, seq uint64, leased, need int, m *wire.
 	want := p.Want(max(need, p.before, p.Peak))
 	p.asked, p.held, p.told, p.sent = want, p.Held(leased), p.seen, now
 	*m = wire.Borrow{Term: p.term, Seq: seq, Seen: p.seen, Held: uint32(p.held), Need: uint32(max(need, 0)), Want: uint32(want)}
+}
+
+// Close fills m with the last word of a purse that is forgotten: it holds nothing. A Lend on its way is answered by Decline.
+func (p *Purse) Close(seq uint64, m *wire.Borrow) {
+	*m = wire.Borrow{Term: p.term, Seq: seq, Seen: p.seen}
 }
 
 // Audit listens to the ledger of a term from now on, and to none before. It reports false for one that is past.

@@ -1,0 +1,49 @@
+package sim
+
+import (
+	"flag"
+	"testing"
+)
+
+var fairSeeds = flag.Uint64("fair", 2, "worlds with a loud tenant to run")
+
+// TestALoudTenantDoesNotMoveTheQuiet: beside one tenant with 50 times their load, on a machine that can do 36 % of what
+// is asked, no quiet tenant is refused a call and none's p99 is more than twice what it is without the loud one.
+func TestALoudTenantDoesNotMoveTheQuiet(t *testing.T) {
+	for seed := uint64(1); seed <= *fairSeeds; seed++ {
+		r, err := RunFair(Fair{}, seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		loud := r.Tenants[len(r.Tenants)-1].Beside
+		t.Logf("seed %d: worst p99 %.2f times, %.2f with the first two seconds, %d quiet calls refused, Jain %.4f, of shares %.4f; the loud one: %d of %d calls served, refused %v",
+			seed, r.Worst, r.Whole, r.Refusals, r.Jain, r.JainAll, loud.Answered, loud.Calls, loud.Reasons)
+		for _, q := range r.Tenants[:len(r.Tenants)-1] {
+			t.Logf("  %s p50 %v to %v, p99 %v to %v (%.2f times, %.2f)", q.Name, q.Alone.LatencyP50, q.Beside.LatencyP50, q.Alone.LatencyP99, q.Beside.LatencyP99, q.Ratio, q.Whole)
+		}
+		if r.Worst > 2 || r.Refusals > 0 || r.Jain < 0.999 || r.Offered < 2*r.Cores || loud.Answered == 0 {
+			t.Errorf("seed %d: %+v", seed, r)
+		}
+	}
+}
+
+// TestWithoutTheShedderTheQuietSuffer shows that the scenario can fail.
+func TestWithoutTheShedderTheQuietSuffer(t *testing.T) {
+	r, err := RunFair(Fair{Open: true}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("worst p99 %.2f times, %d quiet calls refused", r.Worst, r.Refusals)
+	if r.Worst < 4 {
+		t.Errorf("nobody is refused and the worst p99 is only %.2f times what it was", r.Worst)
+	}
+}
+
+// TestFairSaysWhatCannotBe: numbers from outside are checked before a world is made of them.
+func TestFairSaysWhatCannotBe(t *testing.T) {
+	for _, f := range []Fair{{Machines: 65}, {Quiet: 64}, {Cores: -1}, {Rate: 1e6}, {Times: -50}, {Work: -1}, {Settle: 120e9}, {Length: 25 * 3600e9}} {
+		if _, err := RunFair(f, 1); err == nil {
+			t.Errorf("%+v was taken", f)
+		}
+	}
+}
