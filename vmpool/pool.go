@@ -58,6 +58,9 @@ type Pool struct {
 	rush    chan struct{} // one token for each clone under way that a start waits for
 	urgent  atomic.Int32  // starts that wait for a clone: fillers stand back
 	begun   atomic.Int32  // starts under way: fillers stand back while there is stock
+	quiet   atomic.Int64  // when they may go on after the last of these, in nanoseconds since made
+	made    time.Time     // the pool itself
+	resume  *time.Timer   // wakes the fillers then
 
 	dropped atomic.Uint64 // lines of output cut by a limit
 
@@ -82,6 +85,9 @@ func NewPool(cfg PoolConfig) *Pool {
 	for rt, size := range cfg.Sizes {
 		p.shelves[rt] = newShelf(p, rt, size)
 	}
+	p.made = time.Now()
+	p.resume = time.AfterFunc(0, p.nudge)
+	p.resume.Stop()
 	p.meters = newMeters(p)
 	return p
 }
@@ -105,6 +111,7 @@ func (p *Pool) Close() error {
 		p.group.Stop() // also ends the starts under way
 	}
 	p.starts.Wait()
+	p.resume.Stop()
 	p.mu.Lock()
 	var all []*Instance
 	for i := range p.live {
@@ -213,12 +220,27 @@ func (c InstanceConfig) withDefaults(log *slog.Logger) InstanceConfig {
 	return c
 }
 
-// calm ends a start; after the last of several the fillers make good what they took.
+// refillPause is how long after a start the fillers leave the machine to the first call, which the start was made for: a
+// clone is tens of milliseconds of forks and mounts.
+const refillPause = 20 * time.Millisecond
+
+// calm ends a start; a moment after the last of several the fillers make good what they took.
 func (p *Pool) calm() {
 	if p.begun.Add(-1) == 0 {
-		for _, s := range p.shelves {
-			s.nudge()
-		}
+		p.quiet.Store(int64(time.Since(p.made) + refillPause))
+		p.resume.Reset(refillPause)
+	}
+}
+
+// isCalm reports whether no start is under way and the first calls of those before had their time.
+func (p *Pool) isCalm() bool {
+	return p.begun.Load() == 0 && int64(time.Since(p.made)) >= p.quiet.Load()
+}
+
+// nudge wakes every filler.
+func (p *Pool) nudge() {
+	for _, s := range p.shelves {
+		s.nudge()
 	}
 }
 

@@ -223,15 +223,15 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// wants reports whether to clone now. Refilling waits for starts under way, which need the same cores and kernel
-// locks: always when one of them waits for a clone itself, otherwise only while half of the stock is left.
+// wants reports whether to clone now. Refilling waits for starts under way and their first calls, which need the same cores
+// and kernel locks: always when one of them waits for a clone itself, otherwise only while half of the stock is left.
 func (s *shelf) wants() bool {
 	if s.pool.urgent.Load() > 0 {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.stock) < s.size && (s.pool.begun.Load() == 0 || 2*len(s.stock) < s.size)
+	return len(s.stock) < s.size && (s.pool.isCalm() || 2*len(s.stock) < s.size)
 }
 
 // put gives w to the start that waits longest, or adds it to the stock: the oldest is taken last and pruned first.

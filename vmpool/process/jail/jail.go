@@ -7,10 +7,7 @@
 package jail
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -25,13 +22,14 @@ const (
 	ChannelFD = 3 // from the node, framed calls: kept by shipped runtimes, of no use to provided
 	AnswersFD = 4 // to the node, framed answers: the same
 	ControlFD = 5 // to the warden; closed when the program starts
+	WaiterFD  = 6 // of provided: the program that waits for code
 )
 
 // User is the only user of a sandbox, as the code inside sees it.
 const User = 1000
 
 // Bootstrap is the program of the provided runtime.
-const Bootstrap = "/var/task/bootstrap"
+const Bootstrap = taskRoot + "/bootstrap"
 
 // Main runs the first process. It must be called on the main thread, locked, because privileges are a thread's and
 // only the thread that executes the program counts. It returns only with a failure, which the warden has been told.
@@ -242,43 +240,19 @@ func execute(path string, argv, env []string, last uint) error {
 	return fmt.Errorf("execute %s: %w", path, errno)
 }
 
-// provided waits, without privileges, for the warden's Run and becomes the bootstrap.
+// provided becomes the waiter, which executes the bootstrap when the warden says so.
 func provided(control *link.Line) error {
-	if err := seal(); err != nil { // now, because the time between Run and the bootstrap is a caller's
+	if err := seal(); err != nil { // now, because the time between the warden's word and the bootstrap is a caller's
 		return err
 	}
 	if err := control.Send(&link.Message{Op: link.Ready}); err != nil {
 		return fmt.Errorf("tell the warden: %w", err)
 	}
-	m, _, err := control.Receive()
-	if errors.Is(err, io.EOF) {
-		os.Exit(0) // the warden let go of the sandbox before it was used
+	if _, err := unix.FcntlInt(ControlFD, unix.F_SETFD, 0); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("wait for code: %w", err)
-	}
-	if m.Op != link.Run {
-		return fmt.Errorf("wait for code: message %d", m.Op)
-	}
-	return startBootstrap(m.Env)
-}
-
-func startBootstrap(env []string) error {
-	if err := unix.Chdir("/var/task"); err != nil {
-		return fmt.Errorf("the code is not mounted: %w", err)
-	}
-	var st unix.Stat_t
-	switch err := unix.Stat(Bootstrap, &st); {
-	case errors.Is(err, unix.ENOENT):
-		return errors.New("the package has no file named bootstrap at its top: add the executable that serves the Runtime API")
-	case err != nil:
-		return fmt.Errorf("look at bootstrap: %w", err)
-	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o001 == 0:
-		return errors.New("bootstrap is not an executable file: give it mode 0755 in the package")
-	}
-	err := execute(Bootstrap, []string{Bootstrap}, env, 2)
-	if errors.Is(err, unix.ENOEXEC) || errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("bootstrap cannot run here: build it for linux and this machine, static or with an interpreter the sandbox has: %w", err)
-	}
-	return err
+	name, argv := [1]byte{}, []*byte{nil}
+	_, _, errno := unix.RawSyscall6(unix.SYS_EXECVEAT, WaiterFD, uintptr(unsafe.Pointer(&name[0])), uintptr(unsafe.Pointer(&argv[0])),
+		uintptr(unsafe.Pointer(&argv[0])), unix.AT_EMPTY_PATH, 0)
+	return fmt.Errorf("wait for code: %w", errno)
 }

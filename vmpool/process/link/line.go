@@ -2,6 +2,7 @@ package link
 
 import (
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +37,33 @@ func (l *Line) Send(m *Message, fds ...int) error {
 	if err != nil {
 		return err
 	}
+	return l.send(b, oob)
+}
+
+// SendBytes sends a packet that is no Message.
+func (l *Line) SendBytes(b []byte) error { return l.send(b, nil) }
+
+func (l *Line) send(b, oob []byte) error {
 	for {
-		if err = unix.Sendmsg(l.fd, b, oob, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
+		if err := unix.Sendmsg(l.fd, b, oob, nil, unix.MSG_NOSIGNAL); err != unix.EINTR {
 			return err
 		}
+	}
+}
+
+// ReceiveBytes waits for one packet of any content; it is valid until the next is received. The end of the connection is io.EOF.
+func (l *Line) ReceiveBytes() ([]byte, error) {
+	for {
+		n, err := unix.Read(l.fd, l.buf)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return nil, io.EOF
+		}
+		return l.buf[:n], nil
 	}
 }
 

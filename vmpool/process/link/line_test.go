@@ -38,10 +38,10 @@ func TestLineSpeaksWithConn(t *testing.T) {
 	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
 		t.Errorf("a copy of the descriptor is still open: %d %v", n, err)
 	}
-	if err := a.Send(&Message{Op: Run, Env: []string{"A=b"}}); err != nil {
+	if err := a.Send(&Message{Op: Ready, Env: []string{"A=b"}}); err != nil {
 		t.Fatal(err)
 	}
-	if m, _, err := b.Receive(); err != nil || m.Op != Run || len(m.Env) != 1 {
+	if m, _, err := b.Receive(); err != nil || m.Op != Ready || len(m.Env) != 1 {
 		t.Errorf("%+v %v", m, err)
 	}
 	a.Close()
@@ -50,5 +50,24 @@ func TestLineSpeaksWithConn(t *testing.T) {
 	}
 	if err := b.Send(&Message{Op: Ready}); err == nil {
 		t.Error("sent to nobody")
+	}
+}
+
+func TestLinesPassAnyBytes(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := NewLine(fds[0]), NewLine(fds[1])
+	defer b.Close()
+	if err := a.SendBytes([]byte("no message")); err != nil {
+		t.Fatal(err)
+	}
+	if said, err := b.ReceiveBytes(); err != nil || string(said) != "no message" {
+		t.Errorf("%q %v", said, err)
+	}
+	a.Close()
+	if _, err := b.ReceiveBytes(); err != io.EOF {
+		t.Errorf("end of the line: %v", err)
 	}
 }

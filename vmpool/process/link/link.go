@@ -39,8 +39,7 @@ const Exit Op = 10 // Status, OutOfMemory
 const (
 	Enter    Op = 20 // Jail; permission to go on, given only when the process sits in its cgroup
 	Listener Op = 21 // one descriptor
-	Ready    Op = 22 // everything is in place; the end of the connection then says that the program runs
-	Run      Op = 30 // Env: become the bootstrap. The end of the connection says that it runs, an answer with an Error that it cannot
+	Ready    Op = 22 // everything is in place; the end of the connection then says that the program runs, or for provided the bootstrap
 )
 
 // A Message is one packet. Which fields count depends on Op.
@@ -50,7 +49,7 @@ type Message struct {
 	Error       string          `json:"error,omitempty"`
 	Entrypoint  string          `json:"entrypoint,omitempty"` // why the bootstrap cannot run, which is its developer's fault
 	Setup       *Setup          `json:"setup,omitempty"`
-	Argv        []string        `json:"argv,omitempty"` // nil: wait for Run
+	Argv        []string        `json:"argv,omitempty"` // nil: wait for code
 	Env         []string        `json:"env,omitempty"`
 	Code        string          `json:"code,omitempty"`
 	MemoryBytes int64           `json:"memory,omitempty"`

@@ -52,7 +52,7 @@ func TestMessagesCarryDescriptors(t *testing.T) {
 
 func TestEndAndExcess(t *testing.T) {
 	a, b := ends(t)
-	if err := a.Send(&Message{Op: Run, Env: []string{strings.Repeat("x", MessageMax)}}); err == nil {
+	if err := a.Send(&Message{Op: Ready, Env: []string{strings.Repeat("x", MessageMax)}}); err == nil {
 		t.Error("a message over the limit was sent")
 	}
 	a.Close()

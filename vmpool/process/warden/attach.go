@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"starling/vmpool/process/cgroup"
+	"starling/vmpool/process/jail"
 	"starling/vmpool/process/link"
 )
 
@@ -59,56 +60,69 @@ func (w *warden) attach(m *link.Message, home int) (entrypoint string, err error
 	if b.pidfd < 0 {
 		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
 	}
+	control := b.control
 	// What lies in /tmp is memory of the function: with half of it a full /tmp is an error that code can handle, and not its death.
-	if err := furnish(b, m.Code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, filepath.Join(w.root, "opt")); err != nil {
+	entrypoint, err = furnish(b, m.Code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, filepath.Join(w.root, "opt"))
+	if err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
 	}
 	if err := b.group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
 		return "", fmt.Errorf("set limits: %w", err)
 	}
-	control := b.control
-	if control == nil {
-		return "", nil
+	if control == nil || entrypoint != "" {
+		return entrypoint, nil
 	}
 	b.control = nil
 	defer control.Close()
-	if err := control.Send(&link.Message{Op: link.Run, Env: m.Env}); err != nil {
+	return startBootstrap(control, m.Env)
+}
+
+// startBootstrap has the waiter become the bootstrap and returns when it did.
+func startBootstrap(control *link.Line, env []string) (entrypoint string, err error) {
+	image, err := jail.Image(env)
+	if err == nil {
+		err = control.SendBytes(image)
+	}
+	if err != nil {
 		return "", fmt.Errorf("start bootstrap: %w", err)
 	}
-	switch answer, _, err := control.Receive(); {
+	switch said, err := control.ReceiveBytes(); {
 	case errors.Is(err, io.EOF):
 		return "", nil // closed by the execution of the bootstrap
 	case err != nil:
 		return "", fmt.Errorf("start bootstrap: %w", err)
 	default:
-		return answer.Error, nil
+		return jail.Refused(said), nil
 	}
 }
 
 // furnish mounts code read-only at /var/task of the sandbox's mount namespace and gives /tmp its size in bytes. home is the
-// thread's own mount namespace, empty an empty folder.
-func furnish(b *box, code string, tmp int64, home int, empty string) error {
+// thread's own mount namespace, empty an empty folder. entrypoint says what is wrong with the bootstrap, if one is needed.
+func furnish(b *box, code string, tmp int64, home int, empty string) (entrypoint string, err error) {
 	tree, err := overlay(code, empty)
 	if err != nil {
 		tree, err = bind(code)
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer unix.Close(tree)
 	if err := unix.Setns(b.pidfd, unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("enter sandbox: %w", err)
+		return "", fmt.Errorf("enter sandbox: %w", err)
 	}
 	err = unix.MoveMount(tree, "", unix.AT_FDCWD, "/var/task", unix.MOVE_MOUNT_F_EMPTY_PATH)
 	if err == nil {
 		err = unix.Mount("tmp", "/tmp", "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d", tmp))
+	}
+	if err == nil && b.control != nil {
+		entrypoint = jail.CheckBootstrap()
 	}
 	if back := unix.Setns(home, unix.CLONE_NEWNS); back != nil {
 		// A thread lost in a sandbox must do nothing more; the node starts a new warden.
 		fmt.Fprintln(os.Stderr, "starling-guest: leave sandbox:", back)
 		os.Exit(1)
 	}
-	return err
+	return entrypoint, err
 }
 
 // overlay returns the folder code as a mount of its own kind: a bind mount would show the sandbox where the code lies

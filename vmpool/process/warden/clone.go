@@ -25,7 +25,7 @@ const idsPerBox = 2
 // A fork asks the cloner for one process.
 type fork struct {
 	box   *box
-	files [6]uintptr // 0 stands for /dev/null
+	files [7]uintptr // 0 stands for /dev/null
 	done  chan error
 }
 
@@ -96,7 +96,7 @@ func (w *warden) start(b *box, weight float64, fds []int) (*link.Line, error) {
 		return nil, err
 	}
 	defer theirs.Close()
-	f := fork{b, [6]uintptr{1: uintptr(fds[0]), uintptr(fds[1]), jail.ControlFD: theirs.Fd()}, make(chan error)}
+	f := fork{b, [7]uintptr{1: uintptr(fds[0]), uintptr(fds[1]), jail.ControlFD: theirs.Fd(), jail.WaiterFD: w.waiter.Fd()}, make(chan error)}
 	if len(fds) == 4 {
 		f.files[jail.ChannelFD], f.files[jail.AnswersFD] = uintptr(fds[2]), uintptr(fds[3])
 	}

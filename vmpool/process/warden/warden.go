@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"starling/vmpool/process/cgroup"
+	"starling/vmpool/process/jail"
 	"starling/vmpool/process/link"
 )
 
@@ -71,6 +72,8 @@ type warden struct {
 	lock  *os.File
 	root  string
 	forks chan fork
+	// waiter is what a sandbox of provided runs until it has code.
+	waiter *os.File
 
 	mu      sync.Mutex // a leaf, but held across a fork so that the reaper meets no unknown child
 	boxes   map[uint64]*box
@@ -110,6 +113,9 @@ func (w *warden) open() error {
 	}
 	if err := w.buildRoot(); err != nil {
 		return fmt.Errorf("build root: %w", err)
+	}
+	if w.waiter, err = jail.Waiter(); err != nil {
+		return err
 	}
 	w.forks = make(chan fork)
 	go w.cloner()
