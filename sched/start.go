@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"math/bits"
 	"time"
 
 	"starling"
@@ -71,15 +72,25 @@ func (s *Scheduler) startAt(v *version, h *host, began instant) *instance {
 	s.seq++
 	i := &instance{id: starling.InstanceID{Partition: s.id, Epoch: s.epoch, Seq: s.seq}, version: v, host: h, state: isStarting,
 		leases: leaseList{which: byInstance}, began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}
-	i.key = v.config.Key()
-	if i.key < s.keys.Lo {
-		i.key = s.keys.Lo // the range cuts the function's span: name a key that is ours
-	}
+	i.key = s.keyFor(v)
 	s.enter(i)
 	h.free -= i.memory
 	s.counts.Starts++
 	s.sendStart(i)
 	return i
+}
+
+// keyFor draws the key of a new instance from what is ours of its function's span. Multiples of the golden ratio lie evenly
+// (Knuth, The Art of Computer Programming, vol. 3, 6.4), so that a cut anywhere divides the instances by share of span.
+func (s *Scheduler) keyFor(v *version) starling.Key64 {
+	lo := v.config.Key()
+	hi := lo | (1<<32 - 1)
+	lo = max(lo, s.keys.Lo)
+	if s.keys.Hi != 0 {
+		hi = min(hi, s.keys.Hi-1)
+	}
+	at, _ := bits.Mul64(s.seq*0x9e3779b97f4a7c15, uint64(hi-lo)+1)
+	return lo + starling.Key64(at)
 }
 
 // sendStart sends, or sends again, what starts i. A host that runs i already answers Started again.

@@ -26,6 +26,10 @@ type actor struct {
 	sched  *sched.Scheduler
 	until  time.Time // last told to the scheduler
 	out    outgoing
+	frozen bool  // nothing is decided; what comes is kept
+	kept   []any // messages of the mailbox
+	events int   // in kept
+	left   bool  // its partition lives elsewhere: what still comes follows it
 
 	ticking  atomic.Bool  // a tick is in the mailbox
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
@@ -48,42 +52,83 @@ type (
 		rows int
 		to   chan<- []sched.VersionStatus // of capacity 1
 	}
+	inUse  struct{ to chan<- []starling.VersionID } // of capacity 1
+	freeze struct{ to chan<- frozen }               // of capacity 1
+	thaw   struct{}
 )
+
+// frozen answers freeze: the state from which nothing changes until thaw, or why there is none.
+type frozen struct {
+	state sched.Snapshot
+	err   error
+}
 
 // name is the actor's name: another epoch is another actor.
 func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p.ID, uint64(p.Epoch)) }
 
-// begin spawns the actor of a map entry and has it fence the living hosts. again says that one of the same epoch failed.
+// begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. again says
+// that one of the same epoch failed.
 func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool) (*actor, error) {
 	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
 	a.statusAt = now
-	a.sched = sched.New(k.cfg.Sched, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
+	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	h := k.take(p)
+	if h != nil {
+		a.sched = sched.Restore(k.cfg.Sched, rng, now, h.state.As(p))
+	} else {
+		a.sched = sched.New(k.cfg.Sched, rng)
+	}
 	a.status.Store(&Status{Owner: k.cfg.Node, Status: sched.Status{Partition: p.ID, Epoch: p.Epoch, Range: p.Range}})
 	ref, err := k.system.Spawn(name(p), k.cfg.MailboxMax, a.handle, func(any) { k.failed(a) })
 	if err != nil {
 		return nil, err
 	}
 	a.ref = ref
-	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
-	// draws no id twice.
-	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro()), Again: again}, 1)
+	if h != nil {
+		k.resume(a, h)
+	} else {
+		// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
+		// draws no id twice.
+		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro()), Again: again}, 1)
+	}
 	k.tellFloors(a)
 	return a, nil
+}
+
+// resume tells an actor that goes on from a state what it needs to grant: the versions, who died on the way, and what came
+// before it began.
+func (k *Keeper) resume(a *actor, h *held) {
+	a.ref.Tell(prepared{h.versions}, len(h.versions))
+	for n := range k.dead {
+		a.ref.Tell(sched.NodeDown{Node: n}, 1)
+	}
+	for _, b := range h.early {
+		a.ref.Tell(b, len(b.msgs))
+	}
 }
 
 // handle is the actor's only entry.
 func (a *actor) handle(msg any) {
 	now := a.keeper.cfg.Now()
 	events := 1
+	if a.frozen && !a.whileFrozen(now, msg) {
+		return
+	}
 	a.learnLease(now)
 	switch m := msg.(type) {
 	case *batch:
 		events = len(m.msgs)
-		for _, body := range m.msgs {
-			a.step(now, sched.Message{From: m.from, Body: body})
+		a.take(now, m)
+	case prepared:
+		for _, v := range m.versions {
+			a.step(now, v)
 		}
+	case inUse:
+		m.to <- a.sched.Snapshot(now).VersionIDs()
+	case freeze:
+		a.freeze(now, m)
 	case tick:
 		a.ticking.Store(false)
 		a.step(now, sched.Tick{})
@@ -99,6 +144,17 @@ func (a *actor) handle(msg any) {
 	}
 	a.plan()
 	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
+}
+
+// take gives the scheduler a batch. What a former owner hands on counts as its sender's.
+func (a *actor) take(now time.Time, b *batch) {
+	for _, body := range b.msgs {
+		from := b.from
+		if r, ok := body.(*wire.Relay); ok {
+			from, body = r.From, r.Body
+		}
+		a.step(now, sched.Message{From: from, Body: body})
+	}
 }
 
 func (a *actor) step(now time.Time, ev sched.Event) {
