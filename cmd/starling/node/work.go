@@ -176,7 +176,8 @@ func (n *Node) openPartitions(ctx context.Context) error {
 	}
 	cfg := sched.DefaultConfig()
 	cfg.Policy = policy
-	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Floors: n.view, Sched: cfg, Registry: &n.registry, Log: n.log("partition")})
+	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Floors: n.view, Control: n.view,
+		Endpoint: n.endpoint, Sched: cfg, Registry: &n.registry, Log: n.log("partition")})
 	n.parts.Partitions = keeper
 	n.keeper.Store(keeper)
 	if err := keeper.Open(ctx); err != nil {
