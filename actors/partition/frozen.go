@@ -7,12 +7,9 @@ import (
 	"starling/sched"
 )
 
-// prepared brings the versions that were looked up before a hand-over.
-type prepared struct{ versions []sched.VersionKnown }
-
 // freeze stops the scheduler and tells its state.
 func (a *actor) freeze(now time.Time, m freeze) {
-	if phase := a.sched.Status().Phase; phase != sched.Active {
+	if phase := a.sched.Phase(); phase != sched.Active {
 		m.to <- frozen{err: starling.Errorf(starling.Unavailable, "freeze partition", "%s is %s: its hosts are still being asked", a.entry.ID, phase)}
 		return
 	}
@@ -68,8 +65,8 @@ func (a *actor) thaw(now time.Time) {
 	a.plan()
 }
 
-// endFrozen ends an actor whose partition lives elsewhere now, and hands on what was kept. Calls that wait are told Moved:
-// the next owner has them in the state, or hears of them again.
+// endFrozen ends an actor whose partition lives elsewhere now, and hands on what was kept. Calls that wait are in the state, or
+// are asked again when their frontends see the map.
 func (a *actor) endFrozen(now time.Time) {
 	a.left = true
 	a.step(now, sched.Deactivate{})

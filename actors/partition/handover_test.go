@@ -92,7 +92,7 @@ func (l line) OrderDone(id uint64, err error) {
 	l.m.waiting[id] <- err
 }
 
-func (l line) Propose(_ context.Context, cmd cluster.Command) (cluster.Reply, error) {
+func (l line) ProposeChange(_ context.Context, c partmap.Change) (known bool, err error) {
 	m := l.m
 	time.Sleep(2 * time.Millisecond)
 	m.mu.Lock()
@@ -101,28 +101,20 @@ func (l line) Propose(_ context.Context, cmd cluster.Command) (cluster.Reply, er
 	if lost {
 		m.deaf--
 		if m.rng.IntN(2) == 0 {
-			return cluster.Reply{}, starling.Errorf(starling.Unavailable, "propose", "no leader answers")
+			return false, starling.Errorf(starling.Unavailable, "propose", "no leader answers")
 		}
 	}
-	var r cluster.Reply
 	next := m.m.Clone()
-	for _, c := range cmd.(cluster.ChangeMap).Changes {
-		if err := next.Apply(c); err != nil {
-			r.Refused = append(r.Refused, err.Error())
-		}
-	}
-	if len(r.Refused) == 0 {
+	if err = next.Apply(c); err == nil {
 		m.m = next
 		m.spread()
+	} else if starling.KindOf(err) == starling.Moved && m.m.Made(c) {
+		err = nil
 	}
 	if lost {
-		return cluster.Reply{}, starling.Errorf(starling.Unavailable, "propose", "the answer was lost")
+		return false, starling.Errorf(starling.Unavailable, "propose", "the answer was lost")
 	}
-	return r, nil
-}
-
-func (l line) Read(context.Context, cluster.Query) (cluster.Reply, error) {
-	return cluster.Reply{Topology: &cluster.Topology{Map: l.m.current()}}, nil
+	return true, err
 }
 
 // A strictHost starts instances in 10 ms and honours leases as hosts do.

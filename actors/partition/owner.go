@@ -26,8 +26,8 @@ const (
 type Control interface {
 	Orders() <-chan cluster.Order
 	OrderDone(id uint64, err error)
-	Propose(ctx context.Context, cmd cluster.Command) (cluster.Reply, error)
-	Read(ctx context.Context, q cluster.Query) (cluster.Reply, error)
+	// ProposeChange returns nil when the map was changed by c. Otherwise known says that it was not and will not be.
+	ProposeChange(ctx context.Context, c partmap.Change) (known bool, err error)
 }
 
 // obey carries out the manager's orders until ctx ends, each on a goroutine of its own.
@@ -61,8 +61,7 @@ type change struct {
 	versions []sched.VersionKnown
 	states   []sched.Snapshot
 	frozen   time.Time
-	seen     *partmap.Map // the map that decided it
-	open     bool         // this node stops before anybody knows what became of the proposal
+	open     bool // this node stops before anybody knows what became of the proposal
 	err      error
 }
 
@@ -312,31 +311,34 @@ func (c *change) expectNo() {
 
 // propose proposes the change and finds out what became of it.
 func (c *change) propose(ctx context.Context) handover.Event {
-	bounded, cancel := context.WithTimeout(ctx, proposeTime)
+	ctx, cancel := context.WithTimeout(ctx, proposeTime)
 	defer cancel()
-	reply, err := c.keeper.cfg.Control.Propose(bounded, cluster.ChangeMap{Changes: []partmap.Change{c.order}})
-	if err == nil && len(reply.Refused) == 0 {
-		return handover.Applied
-	}
-	// An earlier try that was not answered may be why a later one was refused: the map tells.
+	known, err := c.keeper.cfg.Control.ProposeChange(ctx, c.order)
 	c.err = err
-	if err == nil {
-		c.err = starling.Errorf(starling.Moved, "change partition", "%s", reply.Refused[0])
+	switch {
+	case err == nil:
+		return handover.Applied
+	case known:
+		return handover.Lost
 	}
-	return c.judge(bounded)
+	return handover.Unsure
 }
 
 // settle has the map take one of two changes of this epoch: ours, or one that leaves the partition here, where it is
 // recovered like after a death.
 func (c *change) settle(ctx context.Context) handover.Event {
+	stay := partmap.Change{Kind: partmap.Assign, Partition: c.order.Partition, Epoch: c.order.Epoch, To: c.keeper.cfg.Node}
 	for ctx.Err() == nil {
 		bounded, cancel := context.WithTimeout(ctx, proposeTime)
-		stay := partmap.Change{Kind: partmap.Assign, Partition: c.order.Partition, Epoch: c.order.Epoch, To: c.keeper.cfg.Node}
-		_, _ = c.keeper.cfg.Control.Propose(bounded, cluster.ChangeMap{Changes: []partmap.Change{stay}}) // the map tells what came of it
-		ev := c.judge(bounded)
+		known, err := c.keeper.cfg.Control.ProposeChange(bounded, stay)
 		cancel()
-		if ev != handover.Unsure {
-			return ev
+		if err == nil {
+			return handover.Lost
+		}
+		if known { // the epoch has passed: by our first proposal, or by the leader
+			if ev := c.propose(ctx); ev != handover.Unsure {
+				return ev
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -344,23 +346,6 @@ func (c *change) settle(ctx context.Context) handover.Event {
 		}
 	}
 	c.open = true
-	return handover.Lost
-}
-
-// judge reads the map as it is now, for certain.
-func (c *change) judge(ctx context.Context) handover.Event {
-	reply, err := c.keeper.cfg.Control.Read(ctx, cluster.Query{What: cluster.QueryTopology})
-	if err != nil || reply.Topology == nil {
-		return handover.Unsure
-	}
-	c.seen = reply.Topology.Map
-	p, ok := c.seen.ByID(c.order.Partition)
-	switch a := c.after[0]; {
-	case ok && p.Epoch == c.order.Epoch:
-		return handover.Unsure
-	case ok && p.Epoch == a.Epoch && p.Range == a.Range && p.Owner == a.Owner && p.Since < p.Epoch:
-		return handover.Applied
-	}
 	return handover.Lost
 }
 
@@ -374,17 +359,12 @@ func (c *change) forget() {
 	}
 }
 
-// thaw has the actors go on whose epochs have not passed.
+// thaw has the actors go on. One whose epoch has passed ends when this node hears of the map, as if it had never been frozen.
 func (c *change) thaw() {
 	if c.open {
 		return // they end as they are
 	}
 	for _, a := range c.actors {
-		if c.seen != nil {
-			if p, ok := c.seen.ByID(a.entry.ID); !ok || p.Epoch != a.entry.Epoch {
-				continue // it ends when this node hears of the map
-			}
-		}
 		for !a.ref.Tell(thaw{}, 1) { // a full mailbox is worked off, or the actor has ended
 			select {
 			case <-a.ref.Done():

@@ -73,34 +73,28 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
 	a.statusAt = now
-	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
-	h := k.take(p)
-	if h != nil {
-		a.sched = sched.Restore(k.cfg.Sched, rng, now, h.state.As(p))
-	} else {
-		a.sched = sched.New(k.cfg.Sched, rng)
-	}
+	a.sched = sched.New(k.cfg.Sched, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
 	a.status.Store(&Status{Owner: k.cfg.Node, Status: sched.Status{Partition: p.ID, Epoch: p.Epoch, Range: p.Range}})
 	ref, err := k.system.Spawn(name(p), k.cfg.MailboxMax, a.handle, func(any) { k.failed(a) })
 	if err != nil {
 		return nil, err
 	}
 	a.ref = ref
-	if h != nil {
+	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch draws no
+	// id twice.
+	seq := uint64(now.UnixMicro())
+	if h := k.take(p); h != nil {
+		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: h.state, Versions: h.versions}, 1)
 		k.resume(a, h)
 	} else {
-		// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
-		// draws no id twice.
-		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: uint64(now.UnixMicro()), Again: again}, 1)
+		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: again}, 1)
 	}
 	k.tellFloors(a)
 	return a, nil
 }
 
-// resume tells an actor that goes on from a state what it needs to grant: the versions, who died on the way, and what came
-// before it began.
+// resume tells an actor that goes on from a state who died on the way, and what came before it began.
 func (k *Keeper) resume(a *actor, h *held) {
-	a.ref.Tell(prepared{h.versions}, len(h.versions))
 	for n := range k.dead {
 		a.ref.Tell(sched.NodeDown{Node: n}, 1)
 	}
@@ -121,12 +115,9 @@ func (a *actor) handle(msg any) {
 	case *batch:
 		events = len(m.msgs)
 		a.take(now, m)
-	case prepared:
-		for _, v := range m.versions {
-			a.step(now, v)
-		}
 	case inUse:
-		m.to <- a.sched.Snapshot(now).VersionIDs()
+		state := a.sched.Snapshot(now)
+		m.to <- state.InUse()
 	case freeze:
 		a.freeze(now, m)
 	case tick:
