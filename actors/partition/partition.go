@@ -38,6 +38,7 @@ type actor struct {
 	numbers  *numbers
 	acquired uint64    // acquires at the last status
 	statusAt time.Time // of the last status
+	meter    meter
 }
 
 // The messages of the mailbox, beside sched events.
@@ -134,6 +135,7 @@ func (a *actor) handle(msg any) {
 		a.step(now, m)
 	}
 	a.plan()
+	a.meter.busy += a.keeper.cfg.Now().Sub(now)
 	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
 }
 
@@ -201,6 +203,7 @@ func (a *actor) publish(now time.Time) {
 		a.acquired, a.statusAt = st.Counts.Acquires, now
 	}
 	a.status.Store(s)
+	a.measure(now, s)
 	a.numbers.set(s)
 }
 
