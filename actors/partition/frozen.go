@@ -15,7 +15,8 @@ func (a *actor) freeze(now time.Time, m freeze) {
 	}
 	a.step(now, sched.Freeze{})
 	a.frozen = true
-	m.to <- frozen{state: a.sched.Snapshot(now)}
+	state := a.sched.Snapshot(now)
+	m.to <- frozen{state: &state}
 }
 
 // whileFrozen keeps what comes for later and reports whether msg is to be handled now. Ticks and questions of operators

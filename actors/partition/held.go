@@ -22,7 +22,7 @@ const (
 // A held is the state of a partition that is about to be this node's.
 type held struct {
 	entry    partmap.Partition // as the map will show it, but for the id of a half that is split off
-	state    sched.Snapshot
+	state    *sched.Snapshot
 	versions []sched.VersionKnown
 	until    time.Time
 	early    []*batch // what came for it before the map did

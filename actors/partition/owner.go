@@ -59,7 +59,7 @@ type change struct {
 	after    []partmap.Partition // what it makes of them
 	stream   transport.Stream    // to the next owner
 	versions []sched.VersionKnown
-	states   []sched.Snapshot
+	states   []*sched.Snapshot
 	frozen   time.Time
 	open     bool // this node stops before anybody knows what became of the proposal
 	err      error
@@ -267,11 +267,12 @@ func (c *change) hold(context.Context) error {
 		}
 	case partmap.Split:
 		low, high := c.states[0].Divide(c.order.At)
-		if !k.hold(&held{entry: c.after[0], state: low, versions: c.versions}) || !k.hold(&held{entry: c.after[1], state: high, versions: c.versions}) {
+		if !k.hold(&held{entry: c.after[0], state: &low, versions: c.versions}) || !k.hold(&held{entry: c.after[1], state: &high, versions: c.versions}) {
 			return starling.Errorf(starling.Overloaded, "split partition", "%d changes are under way here, the limit", heldMax)
 		}
 	case partmap.Merge:
-		if !k.hold(&held{entry: c.after[0], state: sched.Join(c.states[0], c.states[1]), versions: c.versions}) {
+		both := sched.Join(*c.states[0], *c.states[1])
+		if !k.hold(&held{entry: c.after[0], state: &both, versions: c.versions}) {
 			return starling.Errorf(starling.Overloaded, "merge partitions", "%d changes are under way here, the limit", heldMax)
 		}
 	}
@@ -293,7 +294,7 @@ func (c *change) expect(until time.Time) {
 	c.keeper.expect(ids, strays)
 }
 
-func keysOf(s sched.Snapshot) map[starling.InstanceID]starling.Key64 {
+func keysOf(s *sched.Snapshot) map[starling.InstanceID]starling.Key64 {
 	keys := make(map[starling.InstanceID]starling.Key64, len(s.Instances))
 	for _, i := range s.Instances {
 		keys[i.ID] = i.Key

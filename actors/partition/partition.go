@@ -60,7 +60,7 @@ type (
 
 // frozen answers freeze: the state from which nothing changes until thaw, or why there is none.
 type frozen struct {
-	state sched.Snapshot
+	state *sched.Snapshot
 	err   error
 }
 
@@ -85,7 +85,7 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 	// id twice.
 	seq := uint64(now.UnixMicro())
 	if h := k.take(p); h != nil {
-		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: h.state, Versions: h.versions}, 1)
+		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: *h.state, Versions: h.versions}, 1)
 		k.resume(a, h)
 	} else {
 		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: again}, 1)
