@@ -30,7 +30,8 @@ type manager struct {
 }
 
 func newManager(c *testCluster, seed uint64, m *partmap.Map) *manager {
-	return &manager{c: c, rng: rand.New(rand.NewPCG(seed, 0)), m: m, orders: map[starling.NodeID]chan cluster.Order{}, waiting: map[uint64]chan error{}}
+	return &manager{c: c, rng: rand.New(rand.NewPCG(seed, 0)), m: m,
+		orders: map[starling.NodeID]chan cluster.Order{1: make(chan cluster.Order, 8), 2: make(chan cluster.Order, 8)}, waiting: map[uint64]chan error{}}
 }
 
 // order tells the owner of a partition to change it and waits for its report.
@@ -115,6 +116,18 @@ func (l line) ProposeChange(_ context.Context, c partmap.Change) (known bool, er
 		return false, starling.Errorf(starling.Unavailable, "propose", "the answer was lost")
 	}
 	return true, err
+}
+
+// A wide catalog lets functions have more instances than these tests use: where a limit of three is cut in two, a half may have
+// to wait until the other has less than its share.
+type wide struct{ catalog }
+
+func (w wide) Version(ctx context.Context, id starling.VersionID) (*starling.Version, error) {
+	v, err := w.catalog.Version(ctx, id)
+	if err == nil {
+		v.Config.InstanceMax = 40
+	}
+	return v, err
 }
 
 // A strictHost starts instances in 10 ms and honours leases as hosts do.
@@ -238,8 +251,7 @@ func changesUnderLoad(t *testing.T, seed uint64, losses int) {
 	f := newFrontend(c, 4)
 	for _, id := range []starling.NodeID{1, 2} {
 		c.topos[id].lease(time.Now().Add(time.Hour))
-		man.orders[id] = make(chan cluster.Order, 8)
-		k := c.keeper(id, func(cfg *Config) { cfg.Control, cfg.Endpoint = line{man, id}, c.ends[id] })
+		k := c.keeper(id, func(cfg *Config) { cfg.Control, cfg.Endpoint, cfg.Catalog = line{man, id}, c.ends[id], wide{} })
 		c.hubs[id].Bind(actors.Parts{Partitions: k})
 	}
 	c.hubs[3].Bind(actors.Parts{Host: h})
@@ -368,6 +380,7 @@ func (f *frontend) acquireAt(k starling.Key64, v starling.VersionID, patience ti
 		select {
 		case last = <-ch:
 			if g, ok := last.(*wire.Grant); ok {
+				f.onlyOne(call, ch)
 				return g.Lease, nil
 			}
 		case <-f.c.topos[f.id].Changed():
@@ -376,6 +389,23 @@ func (f *frontend) acquireAt(k starling.Key64, v starling.VersionID, patience ti
 		time.Sleep(time.Millisecond)
 	}
 	return starling.Lease{}, fmt.Errorf("no grant of version %d within %v; last answer %+v", v, patience, last)
+}
+
+// onlyOne gives back what else was granted to a call that has its slot.
+func (f *frontend) onlyOne(call uint64, ch <-chan wire.Message) {
+	f.mu.Lock()
+	delete(f.waits, call)
+	f.mu.Unlock()
+	for {
+		select {
+		case m := <-ch:
+			if g, ok := m.(*wire.Grant); ok {
+				f.releaseAt(g.Lease)
+			}
+		default:
+			return
+		}
+	}
 }
 
 // releaseAt gives a lease back to whoever has its key now.

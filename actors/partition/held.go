@@ -41,17 +41,30 @@ func (k *Keeper) hold(h *held) bool {
 	return true
 }
 
-// take returns the state that was handed over for an entry of the map, or nil. A state counts only for the very epoch that
+// find returns the state that was handed over for an entry of the map, or nil. A state counts only for the very epoch that
 // a hand-over made: where the map says that the epoch began by a recovery, its owner may have gone on after it was told.
-func (k *Keeper) take(p partmap.Partition) *held {
+func (k *Keeper) find(p partmap.Partition) *held {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	h := k.held[p.Range]
-	if h == nil || h.entry.Epoch != p.Epoch || p.Since == p.Epoch {
-		return nil
+	if h := k.held[p.Range]; h != nil && h.entry.Epoch == p.Epoch && p.Since < p.Epoch {
+		return h
 	}
-	delete(k.held, p.Range)
-	return h
+	return nil
+}
+
+// used drops a state whose actor can be reached now, and gives the actor what came before.
+func (k *Keeper) used(a *actor) {
+	k.mu.Lock()
+	h := a.from
+	if k.held[a.entry.Range] == h {
+		delete(k.held, a.entry.Range)
+	}
+	early := h.early
+	h.early, a.from = nil, nil
+	k.mu.Unlock()
+	for _, b := range early {
+		a.ref.Tell(b, len(b.msgs))
+	}
 }
 
 // forget drops the state of an entry that will not come.

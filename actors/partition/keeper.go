@@ -227,6 +227,11 @@ func (k *Keeper) follow() {
 		}
 	}
 	k.actors.Store(&now)
+	for _, a := range now {
+		if a.from != nil {
+			k.used(a)
+		}
+	}
 	for _, a := range ended {
 		k.end(a)
 		k.forgetBroken(a)

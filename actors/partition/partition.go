@@ -26,6 +26,7 @@ type actor struct {
 	sched  *sched.Scheduler
 	until  time.Time // last told to the scheduler
 	out    outgoing
+	from   *held // the state it began with, until it can be reached; of the map's goroutine
 	frozen bool  // nothing is decided; what comes is kept
 	kept   []any // messages of the mailbox
 	events int   // in kept
@@ -84,24 +85,17 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch draws no
 	// id twice.
 	seq := uint64(now.UnixMicro())
-	if h := k.take(p); h != nil {
+	if h := k.find(p); h != nil {
 		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: *h.state, Versions: h.versions}, 1)
-		k.resume(a, h)
+		for n := range k.dead { // maybe on the way
+			ref.Tell(sched.NodeDown{Node: n}, 1)
+		}
+		a.from = h
 	} else {
 		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: again}, 1)
 	}
 	k.tellFloors(a)
 	return a, nil
-}
-
-// resume tells an actor that goes on from a state who died on the way, and what came before it began.
-func (k *Keeper) resume(a *actor, h *held) {
-	for n := range k.dead {
-		a.ref.Tell(sched.NodeDown{Node: n}, 1)
-	}
-	for _, b := range h.early {
-		a.ref.Tell(b, len(b.msgs))
-	}
 }
 
 // handle is the actor's only entry.
