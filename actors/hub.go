@@ -152,7 +152,7 @@ func receiverOf(k wire.Kind) part {
 	switch k {
 	case wire.KindAcquire, wire.KindCancel, wire.KindRelease, wire.KindRenew,
 		wire.KindStarted, wire.KindStartFailed, wire.KindExited, wire.KindFenced, wire.KindHostReport,
-		wire.KindBorrow, wire.KindLend, wire.KindAudit:
+		wire.KindBorrow, wire.KindLend, wire.KindAudit, wire.KindRelay:
 		return toPartition
 	case wire.KindGrant, wire.KindReject, wire.KindRecall, wire.KindRenewed:
 		return toFrontend

@@ -23,6 +23,7 @@ const (
 	ChannelLogs    Channel = 6 // output of functions, from host to frontend
 	ChannelJoin    Channel = 7 // a node without a certificate asks for one; the only channel open to it
 	ChannelClient  Channel = 8 // developers' calls over QUIC, authenticated by bearer key
+	ChannelState   Channel = 9 // a partition's state, from its owner to the next one
 )
 
 // A Peer is who is at the other end, as its certificate says. It is the zero Peer on ChannelJoin and

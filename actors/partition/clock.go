@@ -31,6 +31,7 @@ func (k *Keeper) clock(ctx context.Context) {
 			if k.anyBroken() {
 				k.lookAgain()
 			}
+			k.sweep(now)
 		}
 		// What an actor wants from here on is either seen below or wakes the clock again.
 		k.planned.Store(nextBeat.UnixNano())

@@ -293,7 +293,10 @@ func (f *frontend) Receive(from starling.NodeID, batch []wire.Message) {
 		default:
 			continue
 		}
-		if ch := f.waits[call]; ch != nil {
+		ch := f.waits[call]
+		if g, ok := m.(*wire.Grant); ok && ch == nil && g.Lease.Key != 0 {
+			go f.releaseAt(g.Lease) // its call was served by another one
+		} else if ch != nil {
 			delete(f.waits, call)
 			ch <- m
 		}

@@ -18,6 +18,7 @@ import (
 	"starling/cluster/partmap"
 	"starling/internal/run"
 	"starling/sched"
+	"starling/transport"
 )
 
 // A Topology is what a keeper must know of the cluster; cluster.View is one.
@@ -46,8 +47,10 @@ type Config struct {
 	Topology Topology
 	Catalog  cluster.Catalog
 	Sched    sched.Config
-	Floors   Floors   // functions that want instances at all times; nil for none
-	Registry Registry // of the partitions' sets; nil for none
+	Floors   Floors             // functions that want instances at all times; nil for none
+	Control  Control            // the manager's orders and the way to it; nil for none
+	Endpoint transport.Endpoint // for hand-overs, not opened yet: New registers the handler; nil with Control
+	Registry Registry           // of the partitions' sets; nil for none
 	Log      *slog.Logger
 	Now      func() time.Time // time.Now when nil
 
@@ -58,9 +61,8 @@ type Config struct {
 }
 
 // A Keeper runs an actor for every partition that the map gives to this node. Create it with New, bind it to the
-// hub, Open it and Close it. It has three goroutines, one for the map, one for the clock and one for
-// the floors, and Lookups workers;
-// Close tells every waiting call Moved and waits for all.
+// hub, Open it and Close it. It has four goroutines, for the map, the clock, the floors and the manager's orders, one more
+// for each order that is being carried out, and Lookups workers; Close tells every waiting call Moved and waits for all.
 type Keeper struct {
 	cfg       Config
 	system    *protoactor.System
@@ -70,18 +72,24 @@ type Keeper struct {
 	again     chan struct{} // one token: look at the map again
 	planned   atomic.Int64  // Unix nanoseconds when the clock goes off next
 	set       *metrics.Set
-	dropped   *metrics.Counter // lookups
-	refused   *metrics.Counter // events a full mailbox refused
-	strays    *metrics.Counter // calls for partitions that are not here
-	failures  *metrics.Counter // actors that ended by a fault of ours
+	dropped   *metrics.Counter             // lookups
+	refused   *metrics.Counter             // events a full mailbox refused
+	unowned   *metrics.Counter             // calls for partitions that are not here
+	failures  *metrics.Counter             // actors that ended by a fault of ours
+	relayed   *metrics.Counter             // messages handed on to a next owner
+	pauses    *metrics.PrometheusHistogram // seconds from freeze to the change of the map
+	ready     atomic.Bool                  // may take states
 
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
-	mu     sync.Mutex                                      // guards broken; a leaf
+	strays atomic.Pointer[map[starling.PartitionID]*stray] // replaced whole, never edited; nil for none
+	mu     sync.Mutex                                      // guards broken, held and changes of strays; a leaf
 	broken map[*actor]bool                                 // failed, to be replaced
+	held   map[starling.Range]*held                        // states that wait for their place in the map
 
-	alive map[starling.NodeID]bool // of the map's goroutine
-	born  time.Time                // Seqs of activations count on from here
+	alive map[starling.NodeID]bool      // of the map's goroutine
+	dead  map[starling.NodeID]time.Time // those that died lately; of the map's goroutine
+	born  time.Time                     // Seqs count on from here
 }
 
 var _ actors.PartitionReceiver = (*Keeper)(nil)
@@ -111,12 +119,17 @@ func New(cfg Config) *Keeper {
 		cfg.Now = time.Now
 	}
 	k := &Keeper{cfg: cfg, born: cfg.Now(), questions: make(chan question, 4096), wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
-		set: metrics.NewSet(), broken: map[*actor]bool{}, alive: map[starling.NodeID]bool{}}
+		set: metrics.NewSet(), broken: map[*actor]bool{}, held: map[starling.Range]*held{}, alive: map[starling.NodeID]bool{}, dead: map[starling.NodeID]time.Time{}}
 	k.actors.Store(&map[starling.PartitionID]*actor{})
 	k.dropped = k.set.NewCounter("starling_partition_lookups_dropped_total")
 	k.refused = k.set.NewCounter("starling_partition_events_refused_total")
-	k.strays = k.set.NewCounter("starling_partition_strays_total")
+	k.unowned = k.set.NewCounter("starling_partition_strays_total")
 	k.failures = k.set.NewCounter("starling_partition_failures_total")
+	k.relayed = k.set.NewCounter("starling_partition_relayed_total")
+	k.pauses = k.set.NewPrometheusHistogramExt("starling_partition_change_pause_seconds", []float64{1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5})
+	if cfg.Endpoint != nil {
+		cfg.Endpoint.Handle(transport.ChannelState, k.serve)
+	}
 	k.set.NewGauge("starling_partitions_owned", func() float64 { return float64(len(*k.actors.Load())) })
 	return k
 }
@@ -131,7 +144,11 @@ func (k *Keeper) Open(ctx context.Context) error {
 	}
 	k.system = protoactor.New(k.cfg.Log)
 	k.group = run.New(context.WithoutCancel(ctx)) // Close ends it, in its turn: not whatever ends ctx
+	k.ready.Store(true)
 	k.group.Go(k.watch)
+	if k.cfg.Control != nil {
+		k.group.Go(k.obey)
+	}
 	k.group.Go(k.clock)
 	if k.cfg.Floors != nil {
 		k.group.Go(k.followFloors)
@@ -156,6 +173,7 @@ func (k *Keeper) Close() error {
 	if k.group == nil {
 		return nil
 	}
+	k.ready.Store(false)
 	k.group.Stop()
 	for _, a := range *k.actors.Load() {
 		k.end(a)
@@ -217,6 +235,11 @@ func (k *Keeper) follow() {
 		}
 	}
 	k.actors.Store(&now)
+	for _, a := range now {
+		if a.from != nil {
+			k.used(a)
+		}
+	}
 	for _, a := range ended {
 		k.end(a)
 		k.forgetBroken(a)
@@ -235,10 +258,17 @@ func (k *Keeper) noteDeaths() []starling.NodeID {
 		}
 	}
 	slices.Sort(hosts)
+	now := k.cfg.Now()
+	for n, at := range k.dead {
+		if alive[n] || now.Sub(at) > 2*heldTime {
+			delete(k.dead, n)
+		}
+	}
 	for n := range k.alive {
 		if alive[n] {
 			continue
 		}
+		k.dead[n] = now
 		for _, a := range *k.actors.Load() {
 			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) {
 				alive[n] = true // a full mailbox: tell it the next time
@@ -295,18 +325,29 @@ func (k *Keeper) lookAgain() {
 	}
 }
 
-// ReceiveFor hands a batch to a partition's mailbox. Calls for a partition that is not here are told so at once.
+// ReceiveFor hands a batch to a partition's mailbox. What is for a partition that was changed lately follows it.
 func (k *Keeper) ReceiveFor(p starling.PartitionID, from starling.NodeID, msgs []wire.Message) {
-	all := *k.actors.Load()
 	if p == 0 {
-		for _, a := range all {
+		for _, a := range *k.actors.Load() {
 			a.ref.Tell(&batch{from, msgs}, len(msgs))
 		}
 		return
 	}
-	a := all[p]
+	if s := k.strayOf(p); s != nil {
+		k.divert(s, from, msgs)
+		return
+	}
+	k.deliver(p, from, msgs)
+}
+
+// deliver hands a batch to a partition that lives here, or will in a moment. Calls for one that does not are told so at once.
+func (k *Keeper) deliver(p starling.PartitionID, from starling.NodeID, msgs []wire.Message) {
+	a := (*k.actors.Load())[p]
 	if a == nil {
-		k.strays.Add(len(msgs))
+		if k.early(p, from, msgs) {
+			return
+		}
+		k.unowned.Add(len(msgs))
 		k.refuse(p, from, msgs, starling.Moved, sched.ReasonMoved, "this node does not own the partition: ask its owner")
 		return
 	}
@@ -319,12 +360,16 @@ func (k *Keeper) ReceiveFor(p starling.PartitionID, from starling.NodeID, msgs [
 // refuse answers the calls of a batch that no scheduler will see.
 func (k *Keeper) refuse(p starling.PartitionID, from starling.NodeID, msgs []wire.Message, kind starling.Kind, reason, text string) {
 	for _, m := range msgs {
+		to := from
+		if r, ok := m.(*wire.Relay); ok {
+			to, m = r.From, r.Body
+		}
 		if q, ok := m.(*wire.Acquire); ok {
 			r := &wire.Reject{Call: q.Call, Partition: p, Reject: kind, Reason: reason, Message: text}
 			if kind == starling.Overloaded {
 				r.After = 100 * time.Millisecond
 			}
-			k.cfg.Post.Send(wire.Address{Node: from}, r)
+			k.cfg.Post.Send(wire.Address{Node: to}, r)
 		}
 	}
 }

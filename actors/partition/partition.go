@@ -26,6 +26,11 @@ type actor struct {
 	sched  *sched.Scheduler
 	until  time.Time // last told to the scheduler
 	out    outgoing
+	from   *held // the state it began with, until it can be reached; of the map's goroutine
+	frozen bool  // nothing is decided; what comes is kept
+	kept   []any // messages of the mailbox
+	events int   // in kept
+	left   bool  // its partition lives elsewhere: what still comes follows it
 
 	ticking  atomic.Bool  // a tick is in the mailbox
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
@@ -34,6 +39,7 @@ type actor struct {
 	numbers  *numbers
 	acquired uint64    // acquires at the last status
 	statusAt time.Time // of the last status
+	meter    meter
 }
 
 // The messages of the mailbox, beside sched events.
@@ -48,12 +54,22 @@ type (
 		rows int
 		to   chan<- []sched.VersionStatus // of capacity 1
 	}
+	inUse  struct{ to chan<- []starling.VersionID } // of capacity 1
+	freeze struct{ to chan<- frozen }               // of capacity 1
+	thaw   struct{}
 )
+
+// frozen answers freeze: the state from which nothing changes until thaw, or why there is none.
+type frozen struct {
+	state *sched.Snapshot
+	err   error
+}
 
 // name is the actor's name: another epoch is another actor.
 func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p.ID, uint64(p.Epoch)) }
 
-// begin spawns the actor of a map entry and has it fence the living hosts. again says that one of the same epoch failed.
+// begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. again says
+// that one of the same epoch failed.
 func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool) (*actor, error) {
 	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
 	a.out.post = k.cfg.Post
@@ -66,9 +82,18 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 		return nil, err
 	}
 	a.ref = ref
-	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch
-	// draws no id twice.
-	ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: k.seq(now), Again: again}, 1)
+	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch draws no
+	// id twice.
+	seq := k.seq(now)
+	if h := k.find(p); h != nil {
+		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: *h.state, Versions: h.versions}, 1)
+		for n := range k.dead { // maybe on the way
+			ref.Tell(sched.NodeDown{Node: n}, 1)
+		}
+		a.from = h
+	} else {
+		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: again}, 1)
+	}
 	k.tellFloors(a)
 	return a, nil
 }
@@ -77,14 +102,19 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 func (a *actor) handle(msg any) {
 	now := a.keeper.cfg.Now()
 	events := 1
+	if a.frozen && !a.whileFrozen(now, msg) {
+		return
+	}
 	a.learnLease(now)
 	switch m := msg.(type) {
 	case *batch:
 		events = len(m.msgs)
-		a.sched.Expect(m.msgs)
-		for _, body := range m.msgs {
-			a.step(now, sched.Message{From: m.from, Body: body})
-		}
+		a.take(now, m)
+	case inUse:
+		state := a.sched.Snapshot(now)
+		m.to <- state.InUse()
+	case freeze:
+		a.freeze(now, m)
 	case tick:
 		a.ticking.Store(false)
 		a.step(now, sched.Tick{})
@@ -99,7 +129,20 @@ func (a *actor) handle(msg any) {
 		a.step(now, m)
 	}
 	a.plan()
+	a.meter.busy += a.keeper.cfg.Now().Sub(now)
 	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
+}
+
+// take gives the scheduler a batch. What a former owner hands on counts as its sender's.
+func (a *actor) take(now time.Time, b *batch) {
+	a.sched.Expect(b.msgs)
+	for _, body := range b.msgs {
+		from := b.from
+		if r, ok := body.(*wire.Relay); ok {
+			from, body = r.From, r.Body
+		}
+		a.step(now, sched.Message{From: from, Body: body})
+	}
 }
 
 func (a *actor) step(now time.Time, ev sched.Event) {
@@ -155,6 +198,7 @@ func (a *actor) publish(now time.Time) {
 		a.acquired, a.statusAt = st.Counts.Acquires, now
 	}
 	a.status.Store(s)
+	a.measure(now, s)
 	a.numbers.set(s)
 }
 

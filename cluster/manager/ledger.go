@@ -41,6 +41,11 @@ type member struct {
 	fenced  bool      // partitions are being taken from it: no lease meanwhile
 	leaving bool      // it gave up its lease
 	load    cluster.Load
+
+	level    cluster.Level // 0 when it was not heard in this reign
+	takes    bool          // it carries out orders
+	stopping bool          // it will leave soon
+	rows     []partmap.Load
 }
 
 // A release is a partition that was taken from a living owner.
@@ -67,14 +72,15 @@ func (l *Ledger) member(id starling.NodeID) *member {
 
 // Hello notes that a node opened a session. local says that it lives in this process: then an earlier life of
 // it is certain to be over.
-func (l *Ledger) Hello(id starling.NodeID, fresh, local bool, now time.Time) {
+func (l *Ledger) Hello(id starling.NodeID, h cluster.Hello, local bool, now time.Time) {
 	m := l.member(id)
-	if fresh && local {
+	if h.Fresh && local {
 		m.until = now
 	}
-	if fresh {
+	if h.Fresh {
 		m.fresh, m.due = true, false
 	}
+	m.level, m.stopping = max(h.Level, 1), false
 	m.leaving, m.heard = false, now
 }
 
@@ -83,6 +89,10 @@ func (l *Ledger) Heartbeat(id starling.NodeID, h cluster.Heartbeat, now time.Tim
 	m := l.member(id)
 	news = h.Seen > m.seen || h.Leaving
 	m.heard, m.seen, m.load = now, max(m.seen, h.Seen), h.Load
+	m.takes, m.stopping = h.Takes, h.Stopping
+	if h.Report != nil {
+		m.rows = h.Report.Rows[:min(len(h.Report.Rows), partmap.LoadMax)]
+	}
 	if h.Leaving {
 		m.leaving, m.until = true, now
 	}
@@ -128,6 +138,16 @@ func (l *Ledger) Alive(id starling.NodeID, now time.Time) bool {
 	return now.Before(l.began.Add(starling.NodeLease)) || l.hears(id, now)
 }
 
+// behind returns a replica of the state that was not heard in this reign at the level or above; 0 when there is none.
+func (l *Ledger) behind(t *cluster.Topology, level cluster.Level) starling.NodeID {
+	for _, n := range t.Nodes {
+		if m := l.nodes[n.ID]; n.Replica != 0 && (m == nil || m.level < level) {
+			return n.ID
+		}
+	}
+	return 0
+}
+
 func (l *Ledger) hears(id starling.NodeID, now time.Time) bool {
 	m := l.nodes[id]
 	return m != nil && !m.leaving && !m.heard.IsZero() && now.Sub(m.heard) < starling.NodeLease
@@ -152,16 +172,47 @@ func later(a, b time.Time) time.Time {
 
 // Picture says for every partition what its owner may still do, and who may become an owner.
 func (l *Ledger) Picture(t *cluster.Topology, now time.Time) balance.Picture {
-	p := balance.Picture{Map: t.Map, Claims: make([]balance.Claim, len(t.Map.Partitions))}
+	p := balance.Picture{Map: t.Map, Claims: make([]balance.Claim, len(t.Map.Partitions)), Loads: map[starling.PartitionID]partmap.Load{}}
 	for i, part := range t.Map.Partitions {
 		p.Claims[i] = l.claim(t, part, now)
 	}
 	for _, n := range t.Nodes {
 		if n.Roles.Has(starling.RoleScheduler) && l.hears(n.ID, now) {
-			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: l.nodes[n.ID].load.Acquires})
+			m := l.nodes[n.ID]
+			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: m.load.Acquires, Draining: n.Draining || m.stopping, Stopping: m.stopping})
+			for _, row := range m.rows {
+				if old, twice := p.Loads[row.Partition]; !twice || row.Epoch > old.Epoch {
+					p.Loads[row.Partition] = row
+				}
+			}
 		}
 	}
 	return p
+}
+
+// whyAssign says why a plan gives a partition to another owner, or to nobody.
+func (l *Ledger) whyAssign(t *cluster.Topology, c partmap.Change) string {
+	p, _ := t.Map.ByID(c.Partition)
+	n, member := t.Node(p.Owner)
+	m := l.nodes[p.Owner]
+	_, released := l.released[p.ID]
+	switch {
+	case c.To == 0 && (n.Draining || m != nil && m.stopping):
+		return p.Owner.String() + " is to be empty, and takes no orders"
+	case c.To == 0:
+		return p.Owner.String() + " has more partitions than others, and takes no orders"
+	case p.Owner == 0 && released:
+		return "its last owner has let go"
+	case p.Owner == 0:
+		return "nobody owned it"
+	case !member:
+		return p.Owner.String() + " was removed"
+	case m != nil && m.leaving:
+		return p.Owner.String() + " left"
+	case m != nil && m.fresh:
+		return p.Owner.String() + " restarted and forgot what it granted"
+	}
+	return p.Owner.String() + " is dead"
 }
 
 func (l *Ledger) claim(t *cluster.Topology, p partmap.Partition, now time.Time) balance.Claim {
@@ -208,7 +259,7 @@ func (l *Ledger) Settle(before *partmap.Map, after *cluster.Topology, plan []par
 		p, _ := before.ByID(c.Partition)
 		now, _ := after.Map.ByID(c.Partition)
 		switch {
-		case now.Epoch <= c.Epoch: // refused
+		case now.Epoch != c.Epoch+1 || now.Owner != c.To: // refused, or changed again by its new owner
 		case c.To == 0:
 			l.released[c.Partition] = release{from: p.Owner, index: after.Index}
 		default:
@@ -218,15 +269,21 @@ func (l *Ledger) Settle(before *partmap.Map, after *cluster.Topology, plan []par
 	for id, m := range l.nodes {
 		m.fenced = false
 		if m.due {
-			m.fresh = ownsOld(id, before, after.Map)
+			m.fresh = ownsOld(id, after.Map, plan)
 		}
 	}
 }
 
-// ownsOld reports whether the node is still named as the owner of a partition in an epoch of its former life.
-func ownsOld(id starling.NodeID, before, after *partmap.Map) bool {
+// ownsOld reports whether the node is still named as the owner of a partition that the plan did not give it: one of its
+// former life, or one whose owner moved it there meanwhile, for a life that is over.
+func ownsOld(id starling.NodeID, after *partmap.Map, plan []partmap.Change) bool {
+	given := map[starling.PartitionID]starling.Epoch{}
+	for _, c := range plan {
+		if c.To == id {
+			given[c.Partition] = c.Epoch + 1
+		}
+	}
 	return slices.ContainsFunc(after.Partitions, func(p partmap.Partition) bool {
-		old, ok := before.ByID(p.ID)
-		return p.Owner == id && ok && old.Epoch == p.Epoch
+		return p.Owner == id && given[p.ID] != p.Epoch
 	})
 }

@@ -61,6 +61,16 @@ const (
 	Merge ChangeKind = 4
 )
 
+var kindNames = [...]string{"", "assign", "move", "split", "merge"}
+
+// String returns the word people see.
+func (k ChangeKind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return "unknown"
+}
+
 // Initial cuts the key space into n partitions of equal size, owned by nobody, with ids from 1 in the order
 // of their ranges. n is 1 to starling.PartitionMax.
 func Initial(n int) (*Map, error) {
@@ -158,6 +168,28 @@ func (m *Map) merge(i int, c Change) error {
 	low.Range.Hi, low.Epoch, low.Since = high.Range.Hi, max(low.Epoch, high.Epoch)+1, max(low.Since, high.Since)
 	m.Partitions = slices.Delete(m.Partitions, i+1, i+2)
 	return nil
+}
+
+// Made reports whether the map shows that a Move, Split or Merge, or an Assign, was carried out and nothing happened to
+// its partition since. It cannot tell after a later change.
+func (m *Map) Made(c Change) bool {
+	i := m.index(c.Partition)
+	if i < 0 {
+		return false
+	}
+	p := m.Partitions[i]
+	kept := p.Since <= c.Epoch // an Assign would have made it the new epoch
+	switch c.Kind {
+	case Assign:
+		return p.Epoch == c.Epoch+1 && p.Owner == c.To && !kept
+	case Move:
+		return p.Epoch == c.Epoch+1 && p.Owner == c.To && kept
+	case Split:
+		return p.Epoch == c.Epoch+1 && p.Range.Hi == c.At
+	case Merge:
+		return p.Epoch == max(c.Epoch, c.WithEpoch)+1 && m.index(c.With) < 0
+	}
+	return false
 }
 
 // Complete fills in what a map of an older release does not say.

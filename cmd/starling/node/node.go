@@ -159,6 +159,8 @@ func allow(p transport.Peer, ch transport.Channel) bool {
 	switch ch {
 	case transport.ChannelRaft:
 		return p.Roles.Has(starling.RoleManager)
+	case transport.ChannelState:
+		return p.Roles.Has(starling.RoleScheduler)
 	case transport.ChannelInvoke:
 		return p.Roles.Has(starling.RoleFrontend)
 	case transport.ChannelLogs:

@@ -1,0 +1,53 @@
+package handover
+
+import (
+	"starling"
+	"starling/actors/wire"
+	"starling/cluster/partmap"
+	"starling/sched/ledger"
+)
+
+// Keys finds the key of an instance; false for one that is not known.
+type Keys func(starling.InstanceID) (starling.Key64, bool)
+
+// Route says to which of the successors of a partition a message is for that was sent to the partition. Successors are
+// those whose ranges meet the former one's, in order. What its sender repeats anyway, and what two would answer each in
+// part, goes to nobody when there are several.
+func Route(m wire.Message, successors []partmap.Partition, keys Keys) []partmap.Partition {
+	if len(successors) < 2 {
+		return successors
+	}
+	switch m := m.(type) {
+	case *wire.Relay:
+		return Route(m.Body, successors, keys)
+	case *wire.Acquire:
+		return ownerOf(successors, m.Key)
+	case *wire.Cancel, *wire.Release:
+		return successors // each knows what it does not have
+	case *wire.Started:
+		return ownerOfInstance(successors, keys, m.Instance)
+	case *wire.StartFailed:
+		return ownerOfInstance(successors, keys, m.Instance)
+	case *wire.Exited:
+		return ownerOfInstance(successors, keys, m.Instance)
+	case *wire.Borrow:
+		return ownerOf(successors, ledger.KeyOf(m.Account))
+	}
+	return nil
+}
+
+func ownerOf(successors []partmap.Partition, k starling.Key64) []partmap.Partition {
+	for i, p := range successors {
+		if p.Range.Contains(k) {
+			return successors[i : i+1]
+		}
+	}
+	return nil
+}
+
+func ownerOfInstance(successors []partmap.Partition, keys Keys, id starling.InstanceID) []partmap.Partition {
+	if k, ok := keys(id); ok {
+		return ownerOf(successors, k)
+	}
+	return nil
+}
