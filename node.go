@@ -66,4 +66,8 @@ type Node struct {
 	HTTP    string `cbor:"6,keyasint" json:"http,omitempty"`    // host:port of its bridge, for people
 	Replica uint64 `cbor:"7,keyasint" json:"replica,omitempty"` // its Raft replica id; 0 for none, never reused
 	Joined  int64  `cbor:"8,keyasint" json:"joined"`
+
+	// Draining is the operator's word that the node is to be emptied. It is absent where it is not set, so that a state
+	// that never drained a node is the same bytes as an older release's.
+	Draining bool `cbor:"9,keyasint,omitempty" json:"draining,omitempty"`
 }

@@ -26,6 +26,7 @@ const (
 	kindRemoveNode     uint16 = 12
 	kindChangeMap      uint16 = 13
 	kindClaimLead      uint16 = 14
+	kindSetDraining    uint16 = 15 // since level 2
 )
 
 // CommandKind returns the command's number.
@@ -43,6 +44,7 @@ func (UpdateNode) CommandKind() uint16     { return kindUpdateNode }
 func (RemoveNode) CommandKind() uint16     { return kindRemoveNode }
 func (ChangeMap) CommandKind() uint16      { return kindChangeMap }
 func (ClaimLead) CommandKind() uint16      { return kindClaimLead }
+func (SetDraining) CommandKind() uint16    { return kindSetDraining }
 
 // blank returns an empty command of this number for the decoder to fill; nil when there is none.
 func blank(kind uint16) Command {
@@ -75,6 +77,8 @@ func blank(kind uint16) Command {
 		return &ChangeMap{}
 	case kindClaimLead:
 		return &ClaimLead{}
+	case kindSetDraining:
+		return &SetDraining{}
 	}
 	return nil
 }

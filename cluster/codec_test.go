@@ -31,6 +31,7 @@ func samples() []Command {
 		RemoveNode{ID: 1},
 		ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: 1, To: 1}}, Claim: 3},
 		ClaimLead{Node: 1},
+		SetDraining{ID: 1, Draining: true},
 	}
 }
 
@@ -112,7 +113,8 @@ func FuzzDecodeCommand(f *testing.F) {
 }
 
 func FuzzReadMessage(f *testing.F) {
-	for kind, v := range map[MessageKind]any{MessageHello: Hello{Fresh: true}, MessageHeartbeat: Heartbeat{Seq: 3, Load: Load{CPU: 7}},
+	for kind, v := range map[MessageKind]any{MessageHello: Hello{Fresh: true}, MessageHeartbeat: Heartbeat{Seq: 3, Load: Load{CPU: 7}, Report: &Report{Rows: []partmap.Load{{Partition: 1, Hot: []partmap.Hot{{Function: helloRef}}}}}, Done: []OrderDone{{ID: 1}}},
+		MessageOrder: Order{ID: 1, Kind: partmap.Split, Partition: 1, At: 7},
 		MessageTopology: TopologyPush{Topology: &Topology{Map: &partmap.Map{}}, Alive: []starling.NodeID{1}}, MessageFeed: FeedPush{To: 9, Changes: []Change{{Function: helloRef}}},
 		MessageJoin: JoinRequest{Token: []byte("t")}, MessageReply: ReplyBody{Reply: EncodeReply(Reply{Index: 1}, nil)}} {
 		var b bytes.Buffer
@@ -128,7 +130,7 @@ func FuzzReadMessage(f *testing.F) {
 			if err != nil {
 				return
 			}
-			for _, v := range []any{&Hello{}, &Heartbeat{}, &TopologyPush{}, &FeedPush{}, &Renewal{}, &Proposal{}, &Query{}, &ReplyBody{}, &JoinRequest{}, &JoinReply{}, &Status{}} {
+			for _, v := range []any{&Hello{}, &Heartbeat{}, &TopologyPush{}, &FeedPush{}, &Renewal{}, &Proposal{}, &Query{}, &ReplyBody{}, &JoinRequest{}, &JoinReply{}, &Status{}, &Order{}} {
 				_ = DecodeMessage(body, v) // must not panic
 			}
 		}

@@ -83,6 +83,12 @@ type RemoveNode struct {
 	ID starling.NodeID `cbor:"1,keyasint"`
 }
 
+// SetDraining marks a member, or takes the mark off: its partitions move away and no new instances are placed on it.
+type SetDraining struct {
+	ID       starling.NodeID `cbor:"1,keyasint"`
+	Draining bool            `cbor:"2,keyasint"`
+}
+
 // InitCluster sets the cluster's name and cuts the key space into partitions. Once only.
 type InitCluster struct {
 	Name       string `cbor:"1,keyasint"`
@@ -148,6 +154,15 @@ type Reply struct {
 	Next      string             `cbor:"12,keyasint,omitempty"` // page: pass as After for more
 	Refused   []string           `cbor:"13,keyasint,omitempty"` // ChangeMap: why each refused change was
 	Claim     *Claim             `cbor:"14,keyasint,omitempty"`
+	RefusedAs []starling.Kind    `cbor:"15,keyasint,omitempty"` // ChangeMap: the kind of each of Refused
+}
+
+// refusedAs returns the kind of one refused change; Moved when an older release did not say.
+func (r Reply) refusedAs(i int) starling.Kind {
+	if i < len(r.RefusedAs) {
+		return r.RefusedAs[i]
+	}
+	return starling.Moved
 }
 
 // A Claim says which manager leads. A higher Index ends every lower one.

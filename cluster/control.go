@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"time"
 
 	"starling"
+	"starling/cluster/partmap"
 )
 
 // What crosses ChannelControl and ChannelJoin. A stream carries either one session (Hello, then heartbeats one
@@ -24,6 +26,7 @@ const (
 	MessageTopology  MessageKind = 12 // TopologyPush
 	MessageFeed      MessageKind = 13 // FeedPush
 	MessageRenewal   MessageKind = 14 // Renewal: answers a Heartbeat
+	MessageOrder     MessageKind = 15 // Order, from the leader to an owner
 	MessagePropose   MessageKind = 20 // Proposal, answered by MessageReply
 	MessageRead      MessageKind = 21 // Query, answered by MessageReply
 	MessageStatus    MessageKind = 22 // nothing, answered by MessageStatusIs
@@ -46,6 +49,7 @@ const (
 type Hello struct {
 	Fresh bool   `cbor:"1,keyasint"` // this process never held a node lease: what an earlier one owned is forgotten
 	Feed  uint64 `cbor:"2,keyasint"` // the feed is known up to this index
+	Level Level  `cbor:"3,keyasint"` // 0 for a release that says none, which is level 1
 }
 
 // Heartbeat asks for a renewal of the node lease.
@@ -54,7 +58,20 @@ type Heartbeat struct {
 	Seen    uint64 `cbor:"2,keyasint"` // index of the topology that the node acts on
 	Leaving bool   `cbor:"3,keyasint"` // the node has given up its lease and will not ask again
 	Load    Load   `cbor:"4,keyasint"`
+
+	Report   *Report     `cbor:"5,keyasint,omitempty"` // nil when there is nothing new
+	Done     []OrderDone `cbor:"6,keyasint,omitempty"` // what came of orders
+	Takes    bool        `cbor:"7,keyasint,omitempty"` // somebody on the node carries out orders, and takes what is moved here
+	Stopping bool        `cbor:"8,keyasint,omitempty"` // the node will leave soon: its partitions should move away
 }
+
+// A Report is what a node says of its partitions, every ReportInterval.
+type Report struct {
+	Rows []partmap.Load `cbor:"1,keyasint"` // the busiest, at most partmap.LoadMax
+}
+
+// ReportInterval is the time between two reports of a node's partitions.
+const ReportInterval = 500 * time.Millisecond
 
 // Load is what a node says of itself, ten times a second.
 type Load struct {

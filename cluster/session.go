@@ -104,7 +104,7 @@ func (v *View) attend(ctx context.Context, addr string) (redirect string, opened
 	}
 	stop := context.AfterFunc(greet, stream.Cancel)
 	defer stream.Cancel()
-	err = WriteMessage(stream, MessageHello, Hello{Fresh: v.lease.Load() == 0, Feed: v.cache.reached()})
+	err = WriteMessage(stream, MessageHello, Hello{Fresh: v.lease.Load() == 0, Feed: v.cache.reached(), Level: LevelNow})
 	if err != nil {
 		return "", false
 	}
@@ -151,11 +151,12 @@ func (v *View) session(ctx context.Context, stream transport.Stream, l leader) {
 
 // A session is one stream to the leader.
 type session struct {
-	view   *View
-	stream transport.Stream
-	mu     sync.Mutex // a leaf: guards what follows
-	seq    uint64
-	sent   [heartbeatMax]time.Time // when heartbeat seq%heartbeatMax was sent
+	view     *View
+	stream   transport.Stream
+	reported time.Time  // when partitions were last reported; the writer's own
+	mu       sync.Mutex // a leaf: guards what follows
+	seq      uint64
+	sent     [heartbeatMax]time.Time // when heartbeat seq%heartbeatMax was sent
 }
 
 // write sends a heartbeat every interval, and at once when asked, until the session ends; when ctx ends it
@@ -184,11 +185,15 @@ func (s *session) write(ctx context.Context, ended <-chan struct{}) {
 }
 
 func (s *session) heartbeat(leaving bool) error {
-	h := Heartbeat{Seen: s.view.seen(), Leaving: leaving}
+	now := s.view.cfg.Now()
+	h := Heartbeat{Seen: s.view.seen(), Leaving: leaving, Takes: s.view.orders.taken.Load(), Stopping: s.view.stopping.Load(), Done: s.view.orders.outcomes()}
 	if s.view.cfg.Load != nil {
 		h.Load = s.view.cfg.Load()
 	}
-	now := s.view.cfg.Now()
+	if s.view.cfg.Report != nil && now.Sub(s.reported) >= ReportInterval {
+		s.reported = now
+		h.Report = &Report{Rows: s.view.cfg.Report()}
+	}
 	s.mu.Lock()
 	s.seq++
 	h.Seq = s.seq
@@ -248,6 +253,12 @@ func (s *session) take(kind MessageKind, body []byte) error {
 		if sent, ok := s.sentAt(r.Seq); ok {
 			s.view.extend(sent, r)
 		}
+	case MessageOrder:
+		var o Order
+		if err := DecodeMessage(body, &o); err != nil {
+			return err
+		}
+		s.view.take(o)
 	case MessageRedirect:
 		return starling.Errorf(starling.Moved, "attend session", "the manager stopped leading")
 	}

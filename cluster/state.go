@@ -65,6 +65,9 @@ func (s *State) apply(cmd Command) (Reply, error) {
 	case *UpdateNode:
 		n, err := s.members.UpdateNode(c.Node)
 		return s.nodeReply(n, err)
+	case *SetDraining:
+		n, err := s.members.SetDraining(c.ID, c.Draining)
+		return s.nodeReply(n, err)
 	case *RemoveNode:
 		// Its partitions keep its name until the leader has waited for the end of its lease.
 		return s.nodeReply(starling.Node{ID: c.ID}, s.members.RemoveNode(c.ID))
@@ -163,13 +166,15 @@ func (s *State) changeMap(c *ChangeMap) (Reply, error) {
 	var reply Reply
 	applied := 0
 	for _, change := range c.Changes {
-		if err := s.checkOwner(change.To); err != nil {
-			reply.Refused = append(reply.Refused, err.Error())
-		} else if err := m.Apply(change); err != nil {
-			reply.Refused = append(reply.Refused, err.Error())
-		} else {
-			applied++
+		err := s.checkOwner(change.To)
+		if err == nil {
+			err = m.Apply(change)
 		}
+		if err == nil {
+			applied++
+			continue
+		}
+		reply.Refused, reply.RefusedAs = append(reply.Refused, err.Error()), append(reply.RefusedAs, starling.KindOf(err))
 	}
 	if applied > 0 {
 		s.publish(func(t *Topology) { t.Map = m })

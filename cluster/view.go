@@ -30,11 +30,12 @@ type Local interface {
 type ViewConfig struct {
 	Node     starling.Node // this node; its ID is its certificate's. A changed name or address is proposed to the cluster
 	Dialer   Dialer
-	Managers []string      // addresses of managers to ask until a topology tells better; at least one, or Local
-	Local    Local         // the manager in this process; nil for none
-	Load     func() Load   // what the heartbeats say; nil for nothing
-	Settled  func() uint64 // index of the topology that this node's parts act on; nil when they look it up each time
-	CacheMax int           // entries of each kind in the cache; 0 for 65,536
+	Managers []string              // addresses of managers to ask until a topology tells better; at least one, or Local
+	Local    Local                 // the manager in this process; nil for none
+	Load     func() Load           // what the heartbeats say; nil for nothing
+	Report   func() []partmap.Load // of the busiest partitions here, at most partmap.LoadMax, every ReportInterval; nil for none
+	Settled  func() uint64         // index of the topology that this node's parts act on; nil when they look it up each time
+	CacheMax int                   // entries of each kind in the cache; 0 for 65,536
 	Log      *slog.Logger
 	Now      func() time.Time // a monotonic clock; nil for time.Now
 }
@@ -46,19 +47,21 @@ type ViewConfig struct {
 // Create it with NewView, start it with Open, and Close it. It runs three goroutines: two for the session and
 // one that tells the cluster of a changed address.
 type View struct {
-	cfg     ViewConfig
-	base    time.Time // what lease counts from; carries the monotonic clock
-	metrics viewMetrics
-	cache   *catalog
-	group   *run.Group
-	state   atomic.Pointer[viewState]
-	lease   atomic.Int64 // nanoseconds after base until which the node lease runs; 0 for never
-	mu      sync.Mutex   // a leaf: guards what follows and the replacement of state and lease
-	closing bool
-	leader  leader
-	found   chan struct{} // closed and replaced when leader changes
-	claim   uint64        // the highest seen: a manager with a lower one is deposed and does not know it
-	kick    chan struct{} // asks for a heartbeat now
+	cfg      ViewConfig
+	base     time.Time // what lease counts from; carries the monotonic clock
+	metrics  viewMetrics
+	cache    *catalog
+	orders   orderBox
+	group    *run.Group
+	state    atomic.Pointer[viewState]
+	lease    atomic.Int64 // nanoseconds after base until which the node lease runs; 0 for never
+	stopping atomic.Bool  // the node will leave soon
+	mu       sync.Mutex   // a leaf: guards what follows and the replacement of state and lease
+	closing  bool
+	leader   leader
+	found    chan struct{} // closed and replaced when leader changes
+	claim    uint64        // the highest seen: a manager with a lower one is deposed and does not know it
+	kick     chan struct{} // asks for a heartbeat now
 }
 
 // A leader is where questions go; the zero leader is nobody.
@@ -89,7 +92,7 @@ func NewView(cfg ViewConfig) *View {
 		cfg.CacheMax = 65_536
 	}
 	v := &View{cfg: cfg, base: cfg.Now().Add(-time.Second), found: make(chan struct{}),
-		kick: make(chan struct{}, 1), group: run.New(context.Background())}
+		kick: make(chan struct{}, 1), orders: orderBox{queue: make(chan Order, orderMax)}, group: run.New(context.Background())}
 	v.state.Store(&viewState{topology: &Topology{Map: &partmap.Map{}}, changed: make(chan struct{})})
 	v.metrics.init(v)
 	v.cache = newCatalog(v, cfg.CacheMax)

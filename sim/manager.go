@@ -309,7 +309,7 @@ func (m *mgr) hello(n *node, fresh bool) {
 	}
 	g.lives[n.id] = n.life
 	delete(g.told, n.id)
-	g.ledger.Hello(n.id, fresh, n == m.n, n.w.clock())
+	g.ledger.Hello(n.id, cluster.Hello{Fresh: fresh, Level: cluster.LevelNow}, n == m.n, n.w.clock())
 	m.n.tell(n, func() { n.welcome(m.n, g) }, func() { delete(g.lives, n.id) })
 }
 

@@ -41,6 +41,11 @@ type member struct {
 	fenced  bool      // partitions are being taken from it: no lease meanwhile
 	leaving bool      // it gave up its lease
 	load    cluster.Load
+
+	level    cluster.Level // 0 when it was not heard in this reign
+	takes    bool          // it carries out orders
+	stopping bool          // it will leave soon
+	rows     []partmap.Load
 }
 
 // A release is a partition that was taken from a living owner.
@@ -67,14 +72,15 @@ func (l *Ledger) member(id starling.NodeID) *member {
 
 // Hello notes that a node opened a session. local says that it lives in this process: then an earlier life of
 // it is certain to be over.
-func (l *Ledger) Hello(id starling.NodeID, fresh, local bool, now time.Time) {
+func (l *Ledger) Hello(id starling.NodeID, h cluster.Hello, local bool, now time.Time) {
 	m := l.member(id)
-	if fresh && local {
+	if h.Fresh && local {
 		m.until = now
 	}
-	if fresh {
+	if h.Fresh {
 		m.fresh, m.due = true, false
 	}
+	m.level, m.takes, m.stopping, m.rows = max(h.Level, 1), false, false, nil
 	m.leaving, m.heard = false, now
 }
 
@@ -83,6 +89,10 @@ func (l *Ledger) Heartbeat(id starling.NodeID, h cluster.Heartbeat, now time.Tim
 	m := l.member(id)
 	news = h.Seen > m.seen || h.Leaving
 	m.heard, m.seen, m.load = now, max(m.seen, h.Seen), h.Load
+	m.takes, m.stopping = h.Takes, h.Stopping
+	if h.Report != nil {
+		m.rows = h.Report.Rows[:min(len(h.Report.Rows), partmap.LoadMax)]
+	}
 	if h.Leaving {
 		m.leaving, m.until = true, now
 	}
@@ -126,6 +136,16 @@ func (l *Ledger) Alive(id starling.NodeID, now time.Time) bool {
 		return false
 	}
 	return now.Before(l.began.Add(starling.NodeLease)) || l.hears(id, now)
+}
+
+// behind returns a replica of the state that was not heard in this reign at the level or above; 0 when there is none.
+func (l *Ledger) behind(t *cluster.Topology, level cluster.Level) starling.NodeID {
+	for _, n := range t.Nodes {
+		if m := l.nodes[n.ID]; n.Replica != 0 && (m == nil || m.level < level) {
+			return n.ID
+		}
+	}
+	return 0
 }
 
 func (l *Ledger) hears(id starling.NodeID, now time.Time) bool {
@@ -208,7 +228,7 @@ func (l *Ledger) Settle(before *partmap.Map, after *cluster.Topology, plan []par
 		p, _ := before.ByID(c.Partition)
 		now, _ := after.Map.ByID(c.Partition)
 		switch {
-		case now.Epoch <= c.Epoch: // refused
+		case now.Epoch != c.Epoch+1 || now.Owner != c.To: // refused, or changed again by its new owner
 		case c.To == 0:
 			l.released[c.Partition] = release{from: p.Owner, index: after.Index}
 		default:
@@ -218,15 +238,21 @@ func (l *Ledger) Settle(before *partmap.Map, after *cluster.Topology, plan []par
 	for id, m := range l.nodes {
 		m.fenced = false
 		if m.due {
-			m.fresh = ownsOld(id, before, after.Map)
+			m.fresh = ownsOld(id, after.Map, plan)
 		}
 	}
 }
 
-// ownsOld reports whether the node is still named as the owner of a partition in an epoch of its former life.
-func ownsOld(id starling.NodeID, before, after *partmap.Map) bool {
+// ownsOld reports whether the node is still named as the owner of a partition that the plan did not give it: one of its
+// former life, or one whose owner moved it there meanwhile, for a life that is over.
+func ownsOld(id starling.NodeID, after *partmap.Map, plan []partmap.Change) bool {
+	given := map[starling.PartitionID]starling.Epoch{}
+	for _, c := range plan {
+		if c.To == id {
+			given[c.Partition] = c.Epoch + 1
+		}
+	}
 	return slices.ContainsFunc(after.Partitions, func(p partmap.Partition) bool {
-		old, ok := before.ByID(p.ID)
-		return p.Owner == id && ok && old.Epoch == p.Epoch
+		return p.Owner == id && given[p.ID] != p.Epoch
 	})
 }

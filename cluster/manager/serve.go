@@ -113,6 +113,9 @@ func (m *Manager) answerPropose(ctx context.Context, g *reign, peer transport.Pe
 	if err := permit(peer, cmd); err != nil {
 		return refuse(err)
 	}
+	if err := g.permitOwner(peer, cmd); err != nil {
+		return refuse(err)
+	}
 	began := time.Now()
 	reply, _, err := g.replica.Propose(ctx, p.Command)
 	m.metrics.proposals.UpdateDuration(began)
@@ -130,7 +133,12 @@ func (m *Manager) answerPropose(ctx context.Context, g *reign, peer transport.Pe
 func permit(peer transport.Peer, cmd cluster.Command) error {
 	const op = "propose command"
 	switch c := cmd.(type) {
-	case *cluster.ClaimLead, *cluster.ChangeMap, *cluster.AddNode, *cluster.InitCluster:
+	case *cluster.ChangeMap:
+		if c.Claim == 0 && len(c.Changes) == 1 && peer.Roles.Has(starling.RoleScheduler) {
+			return nil // permitOwner looks at the partition
+		}
+		return starling.Errorf(starling.Denied, op, "an owner proposes one change of its own partition at a time; plans are the manager's")
+	case *cluster.ClaimLead, *cluster.AddNode, *cluster.InitCluster:
 		return starling.Errorf(starling.Denied, op, "a manager proposes this itself")
 	case *cluster.UpdateNode:
 		if c.Node.ID == peer.Node {

@@ -47,7 +47,7 @@ func (g *reign) attend(s transport.Stream, peer transport.Peer, h cluster.Hello,
 		old.stream.Cancel()
 	}
 	g.nodes[n.node] = n
-	g.ledger.Hello(n.node, h.Fresh, local, m.cfg.Now())
+	g.ledger.Hello(n.node, h, local, m.cfg.Now())
 	g.mu.Unlock()
 	g.stir()
 	select {

@@ -160,6 +160,28 @@ func (m *Map) merge(i int, c Change) error {
 	return nil
 }
 
+// Made reports whether the map shows that a Move, Split or Merge, or an Assign, was carried out and nothing happened to
+// its partition since. It cannot tell after a later change.
+func (m *Map) Made(c Change) bool {
+	i := m.index(c.Partition)
+	if i < 0 {
+		return false
+	}
+	p := m.Partitions[i]
+	kept := p.Since <= c.Epoch // an Assign would have made it the new epoch
+	switch c.Kind {
+	case Assign:
+		return p.Epoch == c.Epoch+1 && p.Owner == c.To && !kept
+	case Move:
+		return p.Epoch == c.Epoch+1 && p.Owner == c.To && kept
+	case Split:
+		return p.Epoch == c.Epoch+1 && p.Range.Hi == c.At
+	case Merge:
+		return p.Epoch == max(c.Epoch, c.WithEpoch)+1 && m.index(c.With) < 0
+	}
+	return false
+}
+
 // Complete fills in what a map of an older release does not say.
 func (m *Map) Complete() {
 	for i := range m.Partitions {

@@ -112,7 +112,7 @@ func (m *Members) AddNode(token, key [32]byte, n starling.Node, now int64) (star
 // admit gives a new member its id and, to a manager while there are too few, a Raft replica.
 func (m *Members) admit(n starling.Node, now int64) starling.Node {
 	m.LastNode++
-	n.ID, n.Joined, n.Replica = m.LastNode, now, 0
+	n.ID, n.Joined, n.Replica, n.Draining = m.LastNode, now, 0, false
 	if n.Roles.Has(starling.RoleManager) && m.replicas() < ReplicaMax {
 		m.LastReplica++
 		n.Replica = m.LastReplica
@@ -150,6 +150,17 @@ func (m *Members) UpdateNode(n starling.Node) (starling.Node, error) {
 	old.Addr, old.HTTP, old.Zone = n.Addr, n.HTTP, n.Zone
 	m.nodes[n.ID] = old
 	return old, nil
+}
+
+// SetDraining marks a member, or takes the mark off, and returns it. What is so already stays so.
+func (m *Members) SetDraining(id starling.NodeID, draining bool) (starling.Node, error) {
+	n, ok := m.nodes[id]
+	if !ok {
+		return n, starling.Errorf(starling.NotFound, "drain node", "there is no node %s", id)
+	}
+	n.Draining = draining
+	m.nodes[id] = n
+	return n, nil
 }
 
 // RemoveNode ends a membership. The last replica cannot go: the cluster would go with it.

@@ -1,0 +1,53 @@
+package manager
+
+import (
+	"starling"
+	"starling/cluster"
+	"starling/cluster/partmap"
+	"starling/transport"
+)
+
+// permitOwner refuses a change of the map that is not the proposer's own, and what not every replica of the state
+// understands. The epoch decides the rest: a change by who is no longer the owner is refused by the state.
+func (g *reign) permitOwner(peer transport.Peer, cmd cluster.Command) error {
+	const op = "propose command"
+	switch c := cmd.(type) {
+	case *cluster.SetDraining:
+		return g.needLevel(op)
+	case *cluster.ChangeMap:
+		return g.permitChange(peer, c.Changes[0])
+	}
+	return nil
+}
+
+func (g *reign) permitChange(peer transport.Peer, c partmap.Change) error {
+	const op = "propose change"
+	switch c.Kind {
+	case partmap.Assign:
+		if c.To != peer.Node {
+			return starling.Errorf(starling.Denied, op, "node %s may assign a partition of its own to itself only", peer.Node)
+		}
+	case partmap.Move, partmap.Split, partmap.Merge:
+		if err := g.needLevel(op); err != nil {
+			return err
+		}
+	default:
+		return starling.Errorf(starling.Invalid, op, "this manager does not know change kind %d: upgrade it", c.Kind)
+	}
+	p, ok := g.manager.cfg.Machine.Topology().Map.ByID(c.Partition)
+	if ok && p.Epoch <= c.Epoch && p.Owner != peer.Node {
+		return starling.Errorf(starling.Denied, op, "%s is not owned by %s", c.Partition, peer.Node).With("NotOwner")
+	}
+	return nil
+}
+
+// needLevel refuses while a replica may exist that would not understand what level 2 added.
+func (g *reign) needLevel(op string) error {
+	t := g.manager.cfg.Machine.Topology()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if behind := g.ledger.behind(t, cluster.LevelOrders); behind != 0 {
+		return starling.Errorf(starling.Conflict, op, "the manager %s is of an older release, or was not heard yet: upgrade all managers first", behind).With("OlderRelease")
+	}
+	return nil
+}
