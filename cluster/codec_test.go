@@ -114,7 +114,7 @@ func FuzzDecodeCommand(f *testing.F) {
 
 func FuzzReadMessage(f *testing.F) {
 	for kind, v := range map[MessageKind]any{MessageHello: Hello{Fresh: true}, MessageHeartbeat: Heartbeat{Seq: 3, Load: Load{CPU: 7}, Report: &Report{Rows: []partmap.Load{{Partition: 1, Hot: []partmap.Hot{{Function: helloRef}}}}}, Done: []OrderDone{{ID: 1}}},
-		MessageOrder: Order{ID: 1, Kind: partmap.Split, Partition: 1, At: 7},
+		MessageOrder:    Order{ID: 1, Kind: partmap.Split, Partition: 1, At: 7},
 		MessageTopology: TopologyPush{Topology: &Topology{Map: &partmap.Map{}}, Alive: []starling.NodeID{1}}, MessageFeed: FeedPush{To: 9, Changes: []Change{{Function: helloRef}}},
 		MessageJoin: JoinRequest{Token: []byte("t")}, MessageReply: ReplyBody{Reply: EncodeReply(Reply{Index: 1}, nil)}} {
 		var b bytes.Buffer

@@ -31,9 +31,14 @@ const (
 	MessageRead      MessageKind = 21 // Query, answered by MessageReply
 	MessageStatus    MessageKind = 22 // nothing, answered by MessageStatusIs
 	MessageCertify   MessageKind = 23 // Certify, answered by MessageCertified
+	MessageChange    MessageKind = 24 // ChangeRequest, answered by MessageReply when it is done or refused
+	MessagePlan      MessageKind = 25 // nothing, answered by MessagePlanIs
+	MessageHistory   MessageKind = 26 // HistoryQuery, answered by MessageHistoryIs
 	MessageReply     MessageKind = 30 // ReplyBody
 	MessageStatusIs  MessageKind = 31 // Status
 	MessageCertified MessageKind = 32 // Certified
+	MessagePlanIs    MessageKind = 33 // PlanReport
+	MessageHistoryIs MessageKind = 34 // History
 	MessageJoin      MessageKind = 40 // JoinRequest, answered by MessageJoined or MessageReply with the refusal
 	MessageJoined    MessageKind = 41 // JoinReply
 )
@@ -140,6 +145,9 @@ type Status struct {
 	Leader starling.NodeID `cbor:"1,keyasint" json:"leader"`
 	Claim  uint64          `cbor:"2,keyasint" json:"claim"` // Raft index at which the leader's reign began
 	Nodes  []NodeStatus    `cbor:"3,keyasint" json:"nodes"` // by id
+
+	Orders    []Planned `cbor:"4,keyasint" json:"orders"`    // in flight
+	Imbalance float64   `cbor:"5,keyasint" json:"imbalance"` // load of the most loaded scheduler node over the mean; 0 before the first look
 }
 
 // NodeStatus is one node as the leader hears it.
@@ -149,6 +157,8 @@ type NodeStatus struct {
 	Heard int64         `cbor:"3,keyasint" json:"heardMS"` // milliseconds since its last heartbeat; -1 for never
 	Seen  uint64        `cbor:"4,keyasint" json:"seen"`
 	Load  Load          `cbor:"5,keyasint" json:"load"`
+	Level Level         `cbor:"6,keyasint" json:"level"` // of its release; 0 when it was not heard in this reign
+	Takes bool          `cbor:"7,keyasint" json:"takesOrders"`
 }
 
 // WriteMessage writes one message with one Write.

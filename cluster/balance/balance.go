@@ -16,6 +16,7 @@ type Node struct {
 	ID       starling.NodeID
 	Zone     starling.Zone
 	Acquires uint32 // per second; breaks ties
+	Draining bool   // it gives all away and gets nothing
 }
 
 // A Claim on a partition is what its present owner may still do with it.
@@ -32,17 +33,20 @@ type Picture struct {
 	Map    *partmap.Map
 	Claims []Claim // of each partition of Map, in its order
 	Nodes  []Node
+	Loads  map[starling.PartitionID]partmap.Load    // of those that their owners named among the busiest
+	Busy   map[starling.PartitionID]starling.NodeID // those with a change in flight, and to whom they move; 0 for no move
 }
 
-// Plan assigns every vacant partition to the node with the fewest; between equals to the zone with the fewest
+// Plan is the part of balancing that needs no owner's help. It assigns every vacant partition to the node with the fewest; between equals to the zone with the fewest
 // for each of its nodes, then to the node with the least work, then to the lowest id. When nothing is vacant or
-// waiting it takes at most moves partitions from nodes that have two more than another, and gives them to
-// nobody: they come back as vacant once their owner has let go.
+// waiting it takes at most moves partitions from nodes that drain or have two more than another, and gives them to
+// nobody: they come back as vacant once their owner has let go. A Planner moves them without a pause; it needs owners
+// that take orders.
 func Plan(p Picture, moves int) []partmap.Change {
-	if len(p.Nodes) == 0 {
+	t := newTally(p)
+	if len(t.nodes) == 0 {
 		return nil
 	}
-	t := newTally(p)
 	var changes []partmap.Change
 	calm := true
 	for i, part := range p.Map.Partitions {
@@ -61,8 +65,9 @@ func Plan(p Picture, moves int) []partmap.Change {
 
 // A tally counts what each node and zone has.
 type tally struct {
-	nodes []*count // by id
-	zones map[starling.Zone]*zone
+	nodes    []*count // by id, without those that drain
+	draining []starling.NodeID
+	zones    map[starling.Zone]*zone
 }
 
 type count struct {
@@ -76,6 +81,10 @@ func newTally(p Picture) *tally {
 	t := &tally{zones: map[starling.Zone]*zone{}}
 	byID := map[starling.NodeID]*count{}
 	for _, n := range p.Nodes {
+		if n.Draining {
+			t.draining = append(t.draining, n.ID)
+			continue
+		}
 		c := &count{Node: n}
 		t.nodes = append(t.nodes, c)
 		byID[n.ID] = c
@@ -118,8 +127,16 @@ func (t *tally) most() *count {
 // even releases partitions until no node has two more than another, at most limit of them.
 func (t *tally) even(m *partmap.Map, limit int) []partmap.Change {
 	var changes []partmap.Change
+	for _, id := range t.draining {
+		for _, part := range m.OwnedBy(id) {
+			if len(changes) == limit {
+				return changes
+			}
+			changes = append(changes, partmap.Change{Kind: partmap.Assign, Partition: part.ID, Epoch: part.Epoch})
+		}
+	}
 	owned := map[starling.NodeID][]partmap.Partition{}
-	for range limit {
+	for len(changes) < limit {
 		from, to := t.most(), t.least()
 		if from.partitions-to.partitions < 2 {
 			break

@@ -80,7 +80,7 @@ func (l *Ledger) Hello(id starling.NodeID, h cluster.Hello, local bool, now time
 	if h.Fresh {
 		m.fresh, m.due = true, false
 	}
-	m.level, m.takes, m.stopping, m.rows = max(h.Level, 1), false, false, nil
+	m.level, m.stopping = max(h.Level, 1), false
 	m.leaving, m.heard = false, now
 }
 
@@ -172,16 +172,47 @@ func later(a, b time.Time) time.Time {
 
 // Picture says for every partition what its owner may still do, and who may become an owner.
 func (l *Ledger) Picture(t *cluster.Topology, now time.Time) balance.Picture {
-	p := balance.Picture{Map: t.Map, Claims: make([]balance.Claim, len(t.Map.Partitions))}
+	p := balance.Picture{Map: t.Map, Claims: make([]balance.Claim, len(t.Map.Partitions)), Loads: map[starling.PartitionID]partmap.Load{}}
 	for i, part := range t.Map.Partitions {
 		p.Claims[i] = l.claim(t, part, now)
 	}
 	for _, n := range t.Nodes {
 		if n.Roles.Has(starling.RoleScheduler) && l.hears(n.ID, now) {
-			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: l.nodes[n.ID].load.Acquires})
+			m := l.nodes[n.ID]
+			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: m.load.Acquires, Draining: n.Draining || m.stopping})
+			for _, row := range m.rows {
+				if old, twice := p.Loads[row.Partition]; !twice || row.Epoch > old.Epoch {
+					p.Loads[row.Partition] = row
+				}
+			}
 		}
 	}
 	return p
+}
+
+// whyAssign says why a plan gives a partition to another owner, or to nobody.
+func (l *Ledger) whyAssign(t *cluster.Topology, c partmap.Change) string {
+	p, _ := t.Map.ByID(c.Partition)
+	n, member := t.Node(p.Owner)
+	m := l.nodes[p.Owner]
+	_, released := l.released[p.ID]
+	switch {
+	case c.To == 0 && (n.Draining || m != nil && m.stopping):
+		return p.Owner.String() + " is to be empty, and takes no orders"
+	case c.To == 0:
+		return p.Owner.String() + " has more partitions than others, and takes no orders"
+	case p.Owner == 0 && released:
+		return "its last owner has let go"
+	case p.Owner == 0:
+		return "nobody owned it"
+	case !member:
+		return p.Owner.String() + " was removed"
+	case m != nil && m.leaving:
+		return p.Owner.String() + " left"
+	case m != nil && m.fresh:
+		return p.Owner.String() + " restarted and forgot what it granted"
+	}
+	return p.Owner.String() + " is dead"
 }
 
 func (l *Ledger) claim(t *cluster.Topology, p partmap.Partition, now time.Time) balance.Claim {

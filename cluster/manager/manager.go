@@ -14,6 +14,7 @@ import (
 
 	"starling"
 	"starling/cluster"
+	"starling/cluster/balance"
 	"starling/transport"
 )
 
@@ -30,6 +31,8 @@ type Replica interface {
 	Members(ctx context.Context) ([]uint64, error)
 	AddReplica(ctx context.Context, replica uint64) error
 	RemoveReplica(ctx context.Context, replica uint64) error
+	// Transfer has another replica lead in this one's place and waits until it does.
+	Transfer(ctx context.Context, replica uint64) error
 }
 
 // A Signer is the cluster's certificate authority.
@@ -46,8 +49,9 @@ type Config struct {
 	Endpoint  transport.Endpoint // not opened yet: New registers the handlers
 	Machine   *cluster.Machine   // what Replica applies to
 	Signer    Signer
-	MoveMax   int           // partitions taken from living owners at once, to even out; 0 for 4
-	MovePause time.Duration // between two such steps; 0 for 500 ms
+	MoveMax   int            // partitions taken from living owners at once, to even out; 0 for 4
+	MovePause time.Duration  // between two such steps; 0 for 500 ms
+	Balance   balance.Config // the zero value for balance.DefaultConfig
 	Log       *slog.Logger
 	Now       func() time.Time // a monotonic clock; nil for time.Now
 }
@@ -88,6 +92,9 @@ func New(cfg Config) *Manager {
 	}
 	if cfg.MovePause == 0 {
 		cfg.MovePause = 500 * time.Millisecond
+	}
+	if cfg.Balance == (balance.Config{}) {
+		cfg.Balance = balance.DefaultConfig()
 	}
 	m := &Manager{cfg: cfg, calls: make(chan struct{}, callMax), joins: make(chan struct{}, joinMax),
 		streams: make(chan struct{}, sessionMax), open: map[transport.Stream]struct{}{}}

@@ -1,6 +1,12 @@
 package manager
 
-import "github.com/VictoriaMetrics/metrics"
+import (
+	"fmt"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"starling/cluster/partmap"
+)
 
 // managerMetrics are the numbers of one Manager.
 type managerMetrics struct {
@@ -12,6 +18,13 @@ type managerMetrics struct {
 	unowned    *metrics.Gauge
 	voters     *metrics.Gauge // as last seen while this manager led
 	proposals  *metrics.PrometheusHistogram
+	imbalance  *metrics.Gauge // as of the last look while this manager led
+	flying     *metrics.Gauge // orders
+}
+
+// ordered counts one order that ended.
+func (s *managerMetrics) ordered(kind partmap.ChangeKind, outcome string) {
+	s.set.GetOrCreateCounter(fmt.Sprintf(`starling_manager_orders_total{change=%q,outcome=%q}`, kind, outcome)).Inc()
 }
 
 func (s *managerMetrics) init(m *Manager) {
@@ -22,6 +35,8 @@ func (s *managerMetrics) init(m *Manager) {
 	s.assigned = s.set.NewCounter("starling_manager_partition_changes_total")
 	s.unowned = s.set.NewGauge("starling_manager_partitions_unowned", nil)
 	s.voters = s.set.NewGauge("starling_manager_voters", nil)
+	s.imbalance = s.set.NewGauge("starling_manager_imbalance_ratio", nil)
+	s.flying = s.set.NewGauge("starling_manager_orders_in_flight", nil)
 	s.proposals = s.set.NewPrometheusHistogram("starling_manager_propose_seconds")
 	s.set.NewGauge("starling_manager_leads", func() float64 {
 		if m.Leads() {

@@ -16,6 +16,7 @@ import (
 const (
 	confirmTimeMax = 300 * time.Millisecond
 	proposeTimeMax = 2 * time.Second
+	heldTime       = 2 * time.Second        // for which no orders could be given before partitions are taken from their owners instead
 	reconcileTime  = 500 * time.Millisecond // between two looks at the voting replicas
 )
 
@@ -36,6 +37,11 @@ type reign struct {
 	turn    uint64            // counts the changes of alive
 	news    chan struct{}     // closed and replaced when alive changes
 	moved   time.Time         // when partitions were last taken from a living owner
+	desk    *Desk
+	planner *balance.Planner
+	ordered time.Time // when orders could last be given, or the reign began
+	looked  time.Time // when the planner last looked
+	stepped time.Time // when this manager last tried to hand the lead on
 }
 
 // run leads whenever the local replica does, until ctx ends. It is the manager's only lasting goroutine.
@@ -64,7 +70,8 @@ func (m *Manager) rule(ctx context.Context, r Replica, self uint64) {
 		return
 	}
 	g := &reign{manager: m, replica: r, self: self, claim: reply.Claim.Index, ended: make(chan struct{}), wake: make(chan struct{}, 1), joined: make(chan struct{}, 1),
-		ledger: NewLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{})}
+		ledger: NewLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{}),
+		desk: NewDesk(reply.Claim.Index), planner: balance.NewPlanner(m.cfg.Balance), ordered: began}
 	m.metrics.reigns.Inc()
 	m.cfg.Log.Info("this manager leads", slog.Uint64("claim", g.claim), slog.Duration("claimed in", m.cfg.Now().Sub(began)))
 	m.reign.Store(g)
@@ -134,6 +141,7 @@ func (g *reign) rounds(ctx context.Context) {
 			}
 			return
 		}
+		g.handOn(ctx)
 		last = g.manager.cfg.Now()
 		select {
 		case <-ctx.Done():
@@ -151,13 +159,23 @@ func (g *reign) round(ctx context.Context, now time.Time) error {
 	g.mu.Lock()
 	g.dismiss(t)
 	g.count(t, now)
+	g.desk.follow(t.Map, m.cfg.Now().UnixMilli())
+	g.expire(t, now)
+	picture := g.ledger.Picture(t, now)
+	picture.Busy = g.desk.busy()
 	moves := 0
-	if now.Sub(g.moved) >= m.cfg.MovePause {
+	if g.held(t, now) == "" {
+		g.ordered = now
+		g.command(picture, now)
+	} else if now.Sub(g.ordered) >= heldTime && now.Sub(g.moved) >= m.cfg.MovePause {
 		moves = m.cfg.MoveMax
 	}
-	picture := g.ledger.Picture(t, now)
 	plan := balance.Plan(picture, moves)
+	for _, c := range plan {
+		g.desk.note(c, g.ledger.whyAssign(t, c))
+	}
 	g.ledger.Fence(t.Map, plan)
+	m.metrics.flying.Set(float64(len(g.desk.open)))
 	g.mu.Unlock()
 	m.metrics.unowned.Set(float64(len(picture.Claims) - held(picture.Claims)))
 
@@ -274,10 +292,11 @@ func (g *reign) status() cluster.Status {
 	t := g.manager.cfg.Machine.Topology()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := cluster.Status{Leader: g.manager.cfg.Node, Claim: g.claim}
+	s := cluster.Status{Leader: g.manager.cfg.Node, Claim: g.claim, Orders: g.desk.planned(), Imbalance: g.planner.Imbalance()}
 	for _, n := range t.Nodes {
 		ns := cluster.NodeStatus{Node: n, Alive: g.ledger.Alive(n.ID, now), Heard: -1}
 		if m := g.ledger.nodes[n.ID]; m != nil && !m.heard.IsZero() {
+			ns.Level, ns.Takes = m.level, m.takes
 			ns.Heard, ns.Seen, ns.Load = now.Sub(m.heard).Milliseconds(), m.seen, m.load
 		}
 		s.Nodes = append(s.Nodes, ns)

@@ -36,7 +36,7 @@ func (m *Manager) serve(s transport.Stream, peer transport.Peer, local bool) {
 		}
 		return
 	}
-	answer, v := m.answer(g, peer, kind, body)
+	answer, v := m.answer(g, s, peer, kind, body)
 	_ = cluster.WriteMessage(s, answer, v) // a peer that is gone asks again
 	_ = s.CloseWrite()
 	m.drain(s)
@@ -79,7 +79,7 @@ func refuse(err error) (cluster.MessageKind, any) {
 }
 
 // answer answers one question.
-func (m *Manager) answer(g *reign, peer transport.Peer, kind cluster.MessageKind, body []byte) (cluster.MessageKind, any) {
+func (m *Manager) answer(g *reign, s transport.Stream, peer transport.Peer, kind cluster.MessageKind, body []byte) (cluster.MessageKind, any) {
 	select {
 	case m.calls <- struct{}{}:
 		defer func() { <-m.calls }()
@@ -97,6 +97,15 @@ func (m *Manager) answer(g *reign, peer transport.Peer, kind cluster.MessageKind
 		return cluster.MessageStatusIs, g.status()
 	case cluster.MessageCertify:
 		return m.answerCertify(peer, body)
+	case cluster.MessageChange:
+		if s.SetWriteDeadline(time.Now().Add(2*cluster.OrderTime+answerTimeMax)) != nil {
+			return refuse(starling.Errorf(starling.Unavailable, "ask manager", "the stream ended"))
+		}
+		return m.answerChange(g, peer, body)
+	case cluster.MessagePlan:
+		return m.answerPlan(g, peer)
+	case cluster.MessageHistory:
+		return m.answerHistory(g, peer, body)
 	}
 	return refuse(starling.Errorf(starling.Invalid, "ask manager", "message %d is not known here: upgrade this node", kind))
 }

@@ -22,6 +22,7 @@ type session struct {
 	stream transport.Stream
 	done   chan struct{} // closed when the reader has ended
 	beat   chan struct{} // a heartbeat waits for its renewal
+	orders chan struct{} // an order waits to be sent
 	mu     sync.Mutex    // a leaf: guards seq
 	seq    uint64        // of the last heartbeat
 	// What follows belongs to the writer.
@@ -41,7 +42,7 @@ func (g *reign) attend(s transport.Stream, peer transport.Peer, h cluster.Hello,
 	if err := cluster.WriteMessage(s, cluster.MessageWelcome, cluster.Welcome{Claim: g.claim}); err != nil {
 		return
 	}
-	n := &session{reign: g, node: peer.Node, stream: s, done: make(chan struct{}), beat: make(chan struct{}, 1), feed: h.Feed}
+	n := &session{reign: g, node: peer.Node, stream: s, done: make(chan struct{}), beat: make(chan struct{}, 1), orders: make(chan struct{}, 1), feed: h.Feed}
 	g.mu.Lock()
 	if old := g.nodes[n.node]; old != nil {
 		old.stream.Cancel()
@@ -90,7 +91,12 @@ func (n *session) read() {
 		g.manager.metrics.heartbeats.Inc()
 		g.mu.Lock()
 		current := g.nodes[n.node] == n
-		news := current && g.ledger.Heartbeat(n.node, h, g.manager.cfg.Now())
+		now := g.manager.cfg.Now()
+		news := current && g.ledger.Heartbeat(n.node, h, now)
+		if current && len(h.Done) > 0 {
+			g.heard(n.node, h.Done, now)
+			news = true
+		}
 		g.mu.Unlock()
 		if !current {
 			return
@@ -133,7 +139,16 @@ func (n *session) write() {
 		case <-applied:
 		case <-news:
 		case <-n.beat:
+		case <-n.orders:
 		}
+	}
+}
+
+// poke has the writer send the orders that wait.
+func (n *session) poke() {
+	select {
+	case n.orders <- struct{}{}:
+	default:
 	}
 }
 
@@ -164,7 +179,21 @@ func (n *session) flush() error {
 		}
 		n.feed = to
 	}
-	return n.renew()
+	if err := n.renew(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	var orders []cluster.Order
+	if g.nodes[n.node] == n {
+		orders = g.desk.unsent(n.node)
+	}
+	g.mu.Unlock()
+	for _, o := range orders { // after the topology, so that the node knows the epoch that the order names
+		if err := cluster.WriteMessage(n.stream, cluster.MessageOrder, o); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // renew answers the newest heartbeat that has no answer yet.

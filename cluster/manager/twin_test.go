@@ -306,6 +306,8 @@ func (r *replica) Members(context.Context) ([]uint64, error) {
 	return ids, nil
 }
 
+func (r *replica) Transfer(_ context.Context, to uint64) error { r.q.elect(to); return nil }
+
 func (r *replica) AddReplica(context.Context, uint64) error    { return nil }
 func (r *replica) RemoveReplica(context.Context, uint64) error { return nil }
 

@@ -45,6 +45,25 @@ type node struct {
 	manager *Manager
 	view    *cluster.View
 	load    cluster.Load
+	rows    []partmap.Load
+}
+
+// keep carries out the node's orders as an owner does, without any state to hand over, until the world ends.
+func (n *node) keep(view *cluster.View) {
+	orders := view.Orders()
+	n.w.group.Go(func() {
+		for {
+			select {
+			case <-n.w.done:
+				return
+			case o := <-orders:
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				_, err := view.ProposeChange(ctx, o.Change())
+				cancel()
+				view.OrderDone(o.ID, err)
+			}
+		}
+	})
 }
 
 func addrOf(id starling.NodeID) string { return fmt.Sprintf("node-%d", id) }
@@ -130,8 +149,13 @@ func (n *node) start(withManager bool) {
 		defer n.w.mu.Unlock()
 		return n.load
 	}
+	report := func() []partmap.Load {
+		n.w.mu.Lock()
+		defer n.w.mu.Unlock()
+		return n.rows
+	}
 	view := cluster.NewView(cluster.ViewConfig{Node: starling.Node{ID: n.id, Addr: n.addr}, Dialer: n.end, Managers: managers,
-		Local: local, Load: load, Log: quiet(), Now: n.now})
+		Local: local, Load: load, Report: report, Log: quiet(), Now: n.now})
 	view.Open()
 	n.w.mu.Lock()
 	n.view = view

@@ -36,3 +36,8 @@ func Span(f starling.FunctionRef) starling.Range {
 func (l Load) Weight() float64 {
 	return float64(l.Acquires) + float64(l.Leases)/4 + float64(l.Waiting)/8
 }
+
+// Within reports whether all keys of r are keys of s.
+func Within(r, s starling.Range) bool {
+	return r.Lo >= s.Lo && uint64(r.Hi)-1 <= uint64(s.Hi)-1 // a Hi of 0 is 2^64
+}

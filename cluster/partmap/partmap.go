@@ -61,6 +61,16 @@ const (
 	Merge ChangeKind = 4
 )
 
+var kindNames = [...]string{"", "assign", "move", "split", "merge"}
+
+// String returns the word people see.
+func (k ChangeKind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return "unknown"
+}
+
 // Initial cuts the key space into n partitions of equal size, owned by nobody, with ids from 1 in the order
 // of their ranges. n is 1 to starling.PartitionMax.
 func Initial(n int) (*Map, error) {
