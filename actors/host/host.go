@@ -36,6 +36,7 @@ type Config struct {
 	Post        actors.Post
 	Logs        vmpool.LogSink
 	Schedulers  func() []starling.NodeID // whom to report to
+	Stopping    func() bool              // the node is to be empty: reports say so, and no new instances are placed here; nil for never
 	MemoryMiB   int                      // sum of the memory of all instances at most
 	InstanceMax int                      // instances at most, starting ones included
 	StartMax    int                      // instances started at once; 0 means 8
@@ -51,6 +52,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.StartTime == 0 {
 		c.StartTime = time.Minute
+	}
+	if c.Stopping == nil {
+		c.Stopping = func() bool { return false }
 	}
 	if c.Schedulers == nil {
 		c.Schedulers = func() []starling.NodeID { return nil }

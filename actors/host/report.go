@@ -57,7 +57,7 @@ func (h *Host) reportLoop(ctx context.Context) {
 func (h *Host) report(cpu uint16) *wire.HostReport {
 	h.mu.Lock()
 	r := &wire.HostReport{Host: h.cfg.Node, Zone: h.cfg.Zone, FreeMiB: uint32(max(h.cfg.MemoryMiB-h.used, 0)), TotalMiB: uint32(h.cfg.MemoryMiB),
-		Instances: uint32(h.count - h.starting), Starting: uint32(h.starting), CPU: cpu, Draining: h.draining.Load(), Versions: slices.Clone(h.versions)}
+		Instances: uint32(h.count - h.starting), Starting: uint32(h.starting), CPU: cpu, Draining: h.draining.Load() || h.cfg.Stopping(), Versions: slices.Clone(h.versions)}
 	if h.count >= h.cfg.InstanceMax {
 		r.FreeMiB = 0
 	}
@@ -69,6 +69,14 @@ func (h *Host) report(cpu uint16) *wire.HostReport {
 		}
 	}
 	return r
+}
+
+// Room returns how many instances there are, starting ones included, and the memory that new ones may claim, of how much,
+// in MiB.
+func (h *Host) Room() (instances, free, total int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.count, max(h.cfg.MemoryMiB-h.used, 0), h.cfg.MemoryMiB
 }
 
 // cpuMeter reads the busy share of all cores between two calls from /proc/stat.

@@ -34,6 +34,7 @@ type actor struct {
 	numbers  *numbers
 	acquired uint64    // acquires at the last status
 	statusAt time.Time // of the last status
+	meter    meter
 }
 
 // The messages of the mailbox, beside sched events.
@@ -99,6 +100,7 @@ func (a *actor) handle(msg any) {
 		a.step(now, m)
 	}
 	a.plan()
+	a.meter.busy += a.keeper.cfg.Now().Sub(now)
 	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
 }
 
@@ -155,6 +157,7 @@ func (a *actor) publish(now time.Time) {
 		a.acquired, a.statusAt = st.Counts.Acquires, now
 	}
 	a.status.Store(s)
+	a.measure(now, s)
 	a.numbers.set(s)
 }
 

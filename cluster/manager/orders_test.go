@@ -159,7 +159,9 @@ func TestBusyNodeGivesPartitionsAway(t *testing.T) {
 			hot[p.ID] = true
 		}
 		since := w.nodes[1].view.Map()
-		w.group.Go(func() { w.drive(func(p starling.PartitionID) uint32 { return map[bool]uint32{true: 900, false: 30}[hot[p]] }) })
+		w.group.Go(func() {
+			w.drive(func(p starling.PartitionID) uint32 { return map[bool]uint32{true: 900, false: 30}[hot[p]] })
+		})
 		w.waitFor(20*time.Second, "hot partitions are spread", func() bool {
 			busy := 0
 			for _, p := range w.nodes[1].view.Map().OwnedBy(2) {
@@ -208,7 +210,9 @@ func TestDrainEmptiesANodeAndHandsTheLeadOn(t *testing.T) {
 		w.nodes[4].mustPropose(cluster.SetDraining{ID: 1, Draining: true})
 		took := w.waitFor(3*time.Second, "the node is empty", func() bool { return len(w.nodes[4].view.Map().OwnedBy(1)) == 0 })
 		t.Logf("emptied after %v", took)
-		w.waitFor(3*time.Second, "another manager leads", func() bool { return !w.nodes[1].manager.Leads() && (w.nodes[2].manager.Leads() || w.nodes[3].manager.Leads()) })
+		w.waitFor(3*time.Second, "another manager leads", func() bool {
+			return !w.nodes[1].manager.Leads() && (w.nodes[2].manager.Leads() || w.nodes[3].manager.Leads())
+		})
 		time.Sleep(5 * time.Second)
 		for _, p := range w.nodes[4].view.Map().Partitions {
 			if old, _ := before.ByID(p.ID); p.Owner == 1 || p.Since != old.Since {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -135,9 +136,13 @@ func nodesCommand(a *app) *cobra.Command {
 }
 
 func nodeRows(t table.Writer, list []protocol.Node) {
-	t.AppendHeader(table.Row{"node", "name", "state", "roles", "zone", "quic", "http", "joined"})
+	t.AppendHeader(table.Row{"node", "name", "state", "roles", "zone", "partitions", "instances", "quic", "http", "joined"})
 	for _, n := range list {
-		t.AppendRow(table.Row{n.ID, printable(n.Name), n.State, n.Roles, orDash(string(n.Zone)), n.Addr, orDash(n.HTTP), ago(n.Joined)})
+		partitions, instances := "-", "-"
+		if n.Load != nil {
+			partitions, instances = strconv.Itoa(int(n.Load.Partitions)), strconv.Itoa(int(n.Load.Instances))
+		}
+		t.AppendRow(table.Row{n.ID, printable(n.Name), n.State, n.Roles, orDash(string(n.Zone)), partitions, instances, n.Addr, orDash(n.HTTP), ago(n.Joined)})
 	}
 }
 
@@ -146,23 +151,6 @@ func orDash(s string) string {
 		return "-"
 	}
 	return printable(s)
-}
-
-func partitionsCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "partitions", Short: "List the partitions and who owns them (admin)", Args: cobra.NoArgs, Example: "  starling partitions",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := a.client().Partitions(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.print(list, func(t table.Writer) {
-				t.AppendHeader(table.Row{"partition", "from key", "to key", "owner", "epoch", "state"})
-				for _, p := range list {
-					t.AppendRow(table.Row{p.ID, p.Lo, p.Hi, ownerWord(p.Owner), p.Epoch, p.State})
-				}
-			})
-		}}
 }
 
 func ownerWord(n starling.NodeID) string {

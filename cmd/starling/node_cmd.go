@@ -33,7 +33,7 @@ its key, remembers them as the profile "up", and stops cleanly at Ctrl-C.`,
 
 func nodeCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
-		Use: "node", Short: "Run one node of a cluster", Args: cobra.NoArgs,
+		Use: "node", Short: "Run one node of a cluster; drain and remove nodes", Args: cobra.NoArgs,
 		Long: `Node runs the node that --data holds. With --join and --token it first makes this machine a member; afterwards both are
 ignored, so the same command line starts it again. SIGTERM drains: calls in flight finish, others go elsewhere.`,
 		Example: "  starling node --data /var/lib/starling --listen 10.0.0.1:7400\n  starling node --listen 10.0.0.2:7400 --join 10.0.0.1:7400 --token TOKEN\n  starling node --roles host --listen 10.0.0.3:7400 --join 10.0.0.1:7400 --token TOKEN",
@@ -51,6 +51,7 @@ ignored, so the same command line starts it again. SIGTERM drains: calls in flig
 			return runNode(cmd.Context(), cfg, nil)
 		}}
 	addSettingFlags(c.Flags(), nodeSettings)
+	c.AddCommand(nodeDrain(a), nodeUndrain(a), nodeRemove(a))
 	return c
 }
 

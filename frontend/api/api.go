@@ -36,11 +36,12 @@ type LogReader interface {
 	Query(ctx context.Context, f starling.FunctionRef, q protocol.LogQuery) iter.Seq2[protocol.LogRecord, error]
 }
 
-// Deps is what the control interface works with. All but Logs is needed.
+// Deps is what the control interface works with. All but Logs and Operator is needed.
 type Deps struct {
 	Cluster  cluster.Client
 	Topology func() *cluster.Topology
 	Alive    func(starling.NodeID) bool
+	Operator Operator // nil on a frontend that carries no operators' wishes
 	Auth     *auth.Authenticator
 	Code     CodeStore
 	Logs     LogReader
@@ -73,6 +74,7 @@ func New(d Deps) http.Handler {
 	a.code()
 	a.logs()
 	a.state()
+	a.balance()
 	a.tokens()
 	a.docs()
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -27,7 +27,7 @@ func (a *api) whoami(_ context.Context, p auth.Principal, _ *onlyKey) (*output[p
 	return &output[protocol.Identity]{id}, nil
 }
 
-func (a *api) nodes(_ context.Context, _ auth.Principal, _ *onlyKey) (*output[protocol.Page[protocol.Node]], error) {
+func (a *api) nodes(ctx context.Context, _ auth.Principal, _ *onlyKey) (*output[protocol.Page[protocol.Node]], error) {
 	var out []protocol.Node
 	if t := a.Topology(); t != nil {
 		for _, n := range t.Nodes {
@@ -35,9 +35,13 @@ func (a *api) nodes(_ context.Context, _ auth.Principal, _ *onlyKey) (*output[pr
 			if a.Alive(n.ID) {
 				state = "alive"
 			}
+			if n.Draining {
+				state += ", draining"
+			}
 			out = append(out, protocol.Node{Node: n, Roles: n.Roles.String(), State: state})
 		}
 	}
+	a.observed(ctx, out)
 	return paged(out, ""), nil
 }
 

@@ -76,11 +76,22 @@ type Page[T any] struct {
 	Next  string `json:"next,omitempty"`
 }
 
-// A Node is a member with its state: "alive" or "down".
+// A Node is a member with its state: "alive" or "down"; with ", draining" after it while it is to be empty.
 type Node struct {
 	starling.Node
-	Roles string `json:"roles"` // shadows the bit set: people read words
-	State string `json:"state"`
+	Roles string    `json:"roles"` // shadows the bit set: people read words
+	State string    `json:"state"`
+	Level int       `json:"level,omitempty"` // of its release
+	Load  *NodeLoad `json:"load,omitempty"`  // absent when the leading manager did not answer
+}
+
+// A NodeLoad is what a node said last of itself.
+type NodeLoad struct {
+	Partitions uint32 `json:"partitions"` // owned
+	Acquires   uint32 `json:"acquires"`   // decided in the last second
+	Instances  uint32 `json:"instances"`
+	FreeMiB    uint32 `json:"freeMiB"` // memory that new instances may claim
+	TotalMiB   uint32 `json:"totalMiB"`
 }
 
 // A Partition is a range of the key space and who decides in it.

@@ -21,7 +21,7 @@ import (
 func (n *Node) openControl(ctx context.Context) error {
 	cfg := cluster.ViewConfig{
 		Node:   starling.Node{ID: n.ID(), Name: n.cfg.name(), Addr: n.cfg.advertise(), Roles: n.cfg.Roles, Zone: n.cfg.Zone, HTTP: n.cfg.HTTP},
-		Dialer: n.endpoint, Managers: n.member.Managers, Load: n.load, Log: n.log("view"),
+		Dialer: n.endpoint, Managers: n.member.Managers, Load: n.load, Report: n.report, Log: n.log("view"),
 	}
 	if n.member.Replica != 0 {
 		ca, err := identity.LoadCA(n.cfg.identityDir())

@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"starling"
 	"starling/actors"
 	"starling/actors/host"
 	"starling/actors/partition"
 	"starling/cluster"
+	"starling/cluster/partmap"
 	"starling/sched"
 	"starling/store/blob"
 	"starling/store/code"
@@ -93,7 +95,7 @@ func (n *Node) openHost(ctx context.Context) error {
 	}
 	n.opened("pool", pool.Metrics(), pool.Close)
 	n.host = host.New(host.Config{Node: n.ID(), Zone: n.cfg.Zone, Region: "local", Pool: pool, Catalog: n.view, Code: n.code, Post: n.hub, Logs: sink{n.logs},
-		Schedulers: n.schedulers, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Log: n.log("host")})
+		Schedulers: n.schedulers, Stopping: n.view.Stopping, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Log: n.log("host")})
 	n.host.Serve(n.endpoint)
 	if err := n.host.Open(ctx); err != nil {
 		return err
@@ -184,6 +186,7 @@ func (n *Node) openPartitions(ctx context.Context) error {
 	}
 	n.opened("partitions", keeper.Metrics(), keeper.Close)
 	n.drained()
+	n.opened("ownership", nil, n.moveAway)
 	return nil
 }
 
@@ -196,13 +199,35 @@ func (n *Node) drained() {
 
 // load is what the heartbeats say.
 func (n *Node) load() cluster.Load {
-	owned := uint32(0)
-	for _, p := range n.view.Map().Partitions {
-		if p.Owner == n.ID() {
-			owned++
-		}
+	l := cluster.Load{Partitions: uint32(len(n.view.Map().OwnedBy(n.ID())))}
+	if k := n.keeper.Load(); k != nil {
+		l.Acquires = k.Rate()
 	}
-	return cluster.Load{Partitions: owned}
+	if h := n.working.Load(); h != nil {
+		instances, free, total := h.Room()
+		l.Instances, l.FreeMiB, l.TotalMiB = uint32(instances), uint32(free), uint32(total)
+	}
+	return l
+}
+
+// report is what the heartbeats say of the busiest partitions.
+func (n *Node) report() []partmap.Load {
+	if k := n.keeper.Load(); k != nil {
+		return k.Loads(partmap.LoadMax)
+	}
+	return nil
+}
+
+// emptyTime bounds the wait for partitions to move away from a node that stops.
+const emptyTime = 3 * time.Second
+
+// moveAway has the partitions move to other nodes before the calls of this one are drained and it says farewell. Those
+// that are left after the wait are recovered by others, as if the node had died.
+func (n *Node) moveAway() error {
+	ctx, cancel := context.WithTimeout(context.Background(), emptyTime)
+	defer cancel()
+	n.view.Empty(ctx)
+	return nil
 }
 
 // A sink writes what functions print to the log store.
