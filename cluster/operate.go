@@ -118,14 +118,14 @@ func (v *View) History(ctx context.Context, q HistoryQuery) (History, error) {
 	return h, err
 }
 
-// Empty tells the leader that this node will stop soon, and waits until all its partitions have moved away, nobody could
-// take them, or ctx ends.
+// Empty tells the leader that this node will stop soon, and waits until all its partitions have moved away, or ctx ends. It
+// returns at once when nobody here takes orders, or nobody could own what this node does.
 func (v *View) Empty(ctx context.Context) {
 	v.stopping.Store(true)
 	v.beat()
 	for {
 		changed := v.Changed()
-		if len(v.Map().OwnedBy(v.cfg.Node.ID)) == 0 || !v.succeeded() {
+		if !v.orders.taken.Load() || len(v.Map().OwnedBy(v.cfg.Node.ID)) == 0 || !v.succeeded() {
 			return
 		}
 		select {

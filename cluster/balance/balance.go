@@ -17,6 +17,7 @@ type Node struct {
 	Zone     starling.Zone
 	Acquires uint32 // per second; breaks ties
 	Draining bool   // it gives all away and gets nothing
+	Stopping bool   // the same, and it will leave soon: what no order moves is better recovered when it has left
 }
 
 // A Claim on a partition is what its present owner may still do with it.
@@ -82,7 +83,9 @@ func newTally(p Picture) *tally {
 	byID := map[starling.NodeID]*count{}
 	for _, n := range p.Nodes {
 		if n.Draining {
-			t.draining = append(t.draining, n.ID)
+			if !n.Stopping {
+				t.draining = append(t.draining, n.ID)
+			}
 			continue
 		}
 		c := &count{Node: n}

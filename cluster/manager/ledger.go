@@ -179,7 +179,7 @@ func (l *Ledger) Picture(t *cluster.Topology, now time.Time) balance.Picture {
 	for _, n := range t.Nodes {
 		if n.Roles.Has(starling.RoleScheduler) && l.hears(n.ID, now) {
 			m := l.nodes[n.ID]
-			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: m.load.Acquires, Draining: n.Draining || m.stopping})
+			p.Nodes = append(p.Nodes, balance.Node{ID: n.ID, Zone: n.Zone, Acquires: m.load.Acquires, Draining: n.Draining || m.stopping, Stopping: m.stopping})
 			for _, row := range m.rows {
 				if old, twice := p.Loads[row.Partition]; !twice || row.Epoch > old.Epoch {
 					p.Loads[row.Partition] = row
