@@ -37,6 +37,7 @@ func full(t testing.TB) *State {
 	mustApply(t, s, ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: 1, To: 1}}, Claim: 3})
 	mustApply(t, s, AddToken{Hash: [32]byte{2}, Roles: starling.AllRoles, Expires: 100})
 	mustApply(t, s, AddNode{Token: [32]byte{2}, PublicKey: [32]byte{3}, Node: starling.Node{Addr: "b:1", Roles: starling.RoleHost}, Now: 9})
+	mustApply(t, s, SetDraining{ID: 2, Draining: true})
 	mustApply(t, s, CreateAccount{Account: starling.Account{ID: "acme", Created: 5}})
 	mustApply(t, s, CreateKey{Key: starling.Key{Hash: [32]byte{1}, ID: "k", Account: "acme", Role: starling.KeyUser}})
 	for now := range int64(12) {
@@ -63,7 +64,7 @@ func randomCommand(t *rapid.T) Command {
 	now := int64(small.Draw(t, "now"))
 	id := starling.NodeID(small.Draw(t, "node"))
 	hash := [32]byte{byte(small.Draw(t, "hash"))}
-	switch rapid.IntRange(1, 14).Draw(t, "command") {
+	switch rapid.IntRange(1, 15).Draw(t, "command") {
 	case 1:
 		return InitCluster{Name: "test", Partitions: 4}
 	case 2:
@@ -89,6 +90,8 @@ func randomCommand(t *rapid.T) Command {
 		return RemoveNode{ID: id}
 	case 13:
 		return ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: starling.PartitionID(small.Draw(t, "partition")), Epoch: starling.Epoch(small.Draw(t, "epoch")), To: id}}}
+	case 14:
+		return SetDraining{ID: id, Draining: rapid.Bool().Draw(t, "draining")}
 	}
 	return ClaimLead{Node: id}
 }
@@ -250,5 +253,69 @@ func BenchmarkApplyPutFunction(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		s.Apply(s.Index()+1, raw)
+	}
+}
+
+// A node's mark is kept by everything that rewrites the node, comes back from a snapshot, and leaves no trace when it is
+// taken off: replicas of an older release can then read the state again.
+func TestDrainingIsKeptUntilItIsTakenOff(t *testing.T) {
+	s := full(t)
+	mustApply(t, s, UpdateNode{Node: starling.Node{ID: 2, Addr: "b:2"}})
+	back := NewState()
+	if err := back.Restore(bytes.NewReader(snapshot(t, s))); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := back.Topology().Node(2); !n.Draining || n.Addr != "b:2" {
+		t.Fatalf("came back as %+v", n)
+	}
+	if _, err := apply(t, s, SetDraining{ID: 9, Draining: true}); starling.KindOf(err) != starling.NotFound {
+		t.Fatalf("got %v", err)
+	}
+	mustApply(t, s, SetDraining{ID: 2})
+	if body, err := encoding.Marshal(s.Topology().Nodes[1]); err != nil || bytes.Contains(body, []byte{9, 0xf4}) {
+		t.Fatalf("a node without the mark is written as %x, %v", body, err)
+	}
+	moved := mustApply(t, s, ChangeMap{Changes: []partmap.Change{{Kind: partmap.Split, Partition: 1, Epoch: 1, At: 1 << 32}, {Kind: partmap.Move, Partition: 1, Epoch: 1, To: 1}}})
+	if len(moved.Refused) != 1 || moved.refusedAs(0) != starling.Moved {
+		t.Fatalf("a change whose epoch has passed: %+v", moved)
+	}
+}
+
+// What a push of the topology costs: the whole map goes to every node at each change.
+func BenchmarkTopologyPush(b *testing.B) {
+	for _, partitions := range []int{16, 256, 4096} {
+		for _, nodes := range []int{3, 30, 300} {
+			b.Run(fmt.Sprintf("partitions=%d/nodes=%d", partitions, nodes), func(b *testing.B) {
+				m, err := partmap.Initial(partitions)
+				if err != nil {
+					b.Fatal(err)
+				}
+				top := &Topology{Index: 1 << 30, Cluster: "production", Map: m}
+				for i := range nodes {
+					id := starling.NodeID(i + 1)
+					top.Nodes = append(top.Nodes, starling.Node{ID: id, Name: id.String(), Addr: "10.0.0.1:7400", HTTP: "10.0.0.1:8080", Zone: "a", Roles: starling.AllRoles, Joined: 1.8e9})
+				}
+				for i := range m.Partitions {
+					m.Partitions[i].Owner, m.Partitions[i].Epoch, m.Partitions[i].Since = starling.NodeID(i%nodes+1), 1000, 900
+				}
+				var out bytes.Buffer
+				for b.Loop() {
+					out.Reset()
+					if err := WriteMessage(&out, MessageTopology, TopologyPush{Topology: top}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(out.Len()), "bytes/push")
+				rows := make([]partmap.Load, min(partmap.LoadMax, partitions/nodes+1))
+				for i := range rows {
+					rows[i] = partmap.Load{Partition: 1000, Epoch: 1000, Acquires: 20_000, Leases: 300, CPU: 400}
+				}
+				out.Reset()
+				if err := WriteMessage(&out, MessageHeartbeat, Heartbeat{Seq: 1 << 20, Seen: 1 << 30, Report: &Report{Rows: rows}}); err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(float64(out.Len()), "bytes/heartbeat")
+			})
+		}
 	}
 }

@@ -25,20 +25,21 @@ import (
 
 // A world is the true replicated state without replicas, code and logs in memory, and functions that are Go.
 type world struct {
-	mu     sync.Mutex
-	state  *cluster.State
-	index  uint64
-	code   map[string]int64
-	lines  []protocol.LogRecord
-	more   chan protocol.LogRecord
-	call   function
-	resets atomic.Int64
-	clock  atomic.Int64
-	server *Server
-	http   *httptest.Server
-	admin  string // bearer keys
-	user   string
-	other  string
+	operator operator
+	mu       sync.Mutex
+	state    *cluster.State
+	index    uint64
+	code     map[string]int64
+	lines    []protocol.LogRecord
+	more     chan protocol.LogRecord
+	call     function
+	resets   atomic.Int64
+	clock    atomic.Int64
+	server   *Server
+	http     *httptest.Server
+	admin    string // bearer keys
+	user     string
+	other    string
 }
 
 func (w *world) Propose(_ context.Context, cmd cluster.Command) (cluster.Reply, error) {
@@ -185,7 +186,7 @@ func newWorld(t testing.TB) *world {
 	log := slog.New(slog.DiscardHandler)
 	authn := auth.New(w)
 	w.server = New(Deps{Catalog: w, Dispatch: w, Addr: "127.0.0.1:0",
-		API: api.Deps{Cluster: w, Auth: authn, Code: w, Logs: w, Log: log, Now: func() time.Time { return time.Unix(1_800_000_000+w.clock.Add(1), 0) }, Alive: func(n starling.NodeID) bool { return n == 1 },
+		API: api.Deps{Cluster: w, Operator: &w.operator, Auth: authn, Code: w, Logs: w, Log: log, Now: func() time.Time { return time.Unix(1_800_000_000+w.clock.Add(1), 0) }, Alive: func(n starling.NodeID) bool { return n == 1 },
 			Topology: func() *cluster.Topology {
 				return &cluster.Topology{Cluster: "test", Nodes: []starling.Node{{ID: 1, Name: "a", Roles: starling.AllRoles}, {ID: 2, Name: "b", Roles: starling.RoleHost}},
 					Map: &partmap.Map{Partitions: []partmap.Partition{{ID: 1, Owner: 1, Epoch: 3, Range: starling.Range{Hi: 1 << 63}}, {ID: 2, Owner: 2, Epoch: 1, Range: starling.Range{Lo: 1 << 63}}}}}

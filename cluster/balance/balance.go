@@ -81,8 +81,9 @@ type zone struct{ partitions, nodes int }
 func newTally(p Picture) *tally {
 	t := &tally{zones: map[starling.Zone]*zone{}}
 	byID := map[starling.NodeID]*count{}
+	all := !slices.ContainsFunc(p.Nodes, func(n Node) bool { return !n.Draining })
 	for _, n := range p.Nodes {
-		if n.Draining {
+		if n.Draining && !all { // where all drain, a partition without an owner is worse than a node that is not empty
 			if !n.Stopping {
 				t.draining = append(t.draining, n.ID)
 			}

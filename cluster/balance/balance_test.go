@@ -119,3 +119,22 @@ func TestBusyNodeGetsTheNextOneLast(t *testing.T) {
 		t.Fatalf("got %v", changes)
 	}
 }
+
+// A node that drains gets nothing, unless there is no other: a partition without an owner serves nobody.
+func TestDrainingNodeGetsNothingWhileThereIsAnother(t *testing.T) {
+	m, _ := partmap.Initial(4)
+	for _, c := range []struct {
+		nodes []Node
+		to    starling.NodeID
+	}{{[]Node{{ID: 1, Draining: true}, {ID: 2}}, 2}, {[]Node{{ID: 1, Draining: true}}, 1}} {
+		changes := Plan(picture(m, c.nodes), 4)
+		if len(changes) != 4 {
+			t.Fatalf("%d of 4 partitions get an owner", len(changes))
+		}
+		for _, change := range changes {
+			if change.To != c.to {
+				t.Fatalf("%v goes to %v", change.Partition, change.To)
+			}
+		}
+	}
+}

@@ -34,7 +34,7 @@ func (w *world) mustChange(from starling.NodeID, req cluster.ChangeRequest) {
 // An operator's wishes go through the leader to the owner, who changes the map; no lease is lost on the way.
 func TestOperatorMovesSplitsAndMerges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 1, 4)
+		w := newQuietWorld(t, 3, 1, 4)
 		defer w.close()
 		w.keepers()
 		w.ready(1, 2, 3, 4)
@@ -74,7 +74,7 @@ func TestOperatorMovesSplitsAndMerges(t *testing.T) {
 
 func TestWishesThatCannotBeAreRefusedWithTheirReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, 1, 4)
+		w := newQuietWorld(t, 1, 1, 4)
 		defer w.close()
 		w.keepers()
 		w.ready(1, 2)
@@ -122,7 +122,7 @@ func TestNodesWithoutKeeperAreBalancedWithoutOrders(t *testing.T) {
 // An owner that takes an order and never answers costs the leader one deadline: then the partition is free again.
 func TestOrderWithoutAnswerIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 1, 1, 2)
+		w := newQuietWorld(t, 1, 1, 2)
 		defer w.close()
 		for _, n := range w.nodes {
 			_ = n.view.Orders() // taken, never read
@@ -263,4 +263,39 @@ func TestNothingNewIsProposedBesideAnOlderReplica(t *testing.T) {
 	if l.behind(topology, cluster.LevelOrders) != 0 {
 		t.Fatal("a node without a replica is waited for")
 	}
+}
+
+// An owner learns for certain what came of its proposal, also when the first answer was lost, and nobody else may propose.
+func TestOwnerLearnsWhatCameOfItsChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newQuietWorld(t, 3, 1, 4)
+		defer w.close()
+		w.ready(1, 2, 3, 4)
+		time.Sleep(time.Second)
+		p, _ := w.nodes[4].view.Map().ByID(1)
+		owner, next, other := w.nodes[p.Owner].view, w.nodes[p.Owner%4+1], w.nodes[(p.Owner+1)%4+1].view
+		had := len(next.view.Map().OwnedBy(next.id))
+		move := partmap.Change{Kind: partmap.Move, Partition: p.ID, Epoch: p.Epoch, To: next.id}
+		if known, err := other.ProposeChange(t.Context(), move); !known || starling.KindOf(err) != starling.Denied {
+			t.Fatalf("by another node: got %t, %v", known, err)
+		}
+		lost := func(n int) { w.q.mu.Lock(); w.q.lose = n; w.q.mu.Unlock() }
+		lost(1)
+		if known, err := owner.ProposeChange(t.Context(), move); !known || err != nil {
+			t.Fatalf("with its first answer lost: got %t, %v", known, err)
+		}
+		if known, err := owner.ProposeChange(t.Context(), move); !known || starling.KindOf(err) != starling.Moved {
+			t.Fatalf("a second time: got %t, %v", known, err)
+		}
+		w.waitFor(time.Second, "the new owner knows", func() bool { return len(next.view.Map().OwnedBy(next.id)) == had+1 })
+		bounded, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		p, _ = next.view.Map().ByID(1)
+		lost(1000)
+		known, err := next.view.ProposeChange(bounded, partmap.Change{Kind: partmap.Merge, Partition: p.ID, Epoch: p.Epoch, With: 99})
+		lost(0)
+		if known || starling.KindOf(err) != starling.Unavailable {
+			t.Fatalf("without any answer: got %t, %v", known, err)
+		}
+	})
 }

@@ -16,7 +16,7 @@ import (
 const (
 	confirmTimeMax = 300 * time.Millisecond
 	proposeTimeMax = 2 * time.Second
-	heldTime       = 2 * time.Second        // for which no orders could be given before partitions are taken from their owners instead
+	heldTime       = starling.NodeLease     // for which no orders could be given before partitions are taken from their owners instead
 	reconcileTime  = 500 * time.Millisecond // between two looks at the voting replicas
 )
 

@@ -179,6 +179,7 @@ type quorum struct {
 	log      [][]byte
 	leader   uint64
 	replicas map[uint64]*replica
+	lose     int // so many proposals are applied and their answers lost
 }
 
 type replica struct {
@@ -268,6 +269,10 @@ func (r *replica) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, erro
 				reply = last
 			}
 		}
+	}
+	if r.q.lose > 0 {
+		r.q.lose--
+		return nil, 0, errors.New("the answer was lost")
 	}
 	return reply, uint64(len(r.q.log)), nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"starling"
 	"starling/cluster"
+	"starling/cluster/balance"
 	"starling/cluster/partmap"
 	"starling/transport"
 )
@@ -23,6 +24,7 @@ type world struct {
 	q     *quorum
 	nodes map[starling.NodeID]*node
 	done  chan struct{}
+	quiet bool // nothing is evened
 	group sync.WaitGroup
 	mu    sync.Mutex // guards bad, and view and load of the nodes
 	bad   string     // the first time that two nodes held one partition; "" for never
@@ -46,6 +48,8 @@ type node struct {
 	view    *cluster.View
 	load    cluster.Load
 	rows    []partmap.Load
+	freezer sync.Mutex                              // a leaf: guards frozen
+	frozen  map[starling.PartitionID]starling.Epoch // for which it stopped to act
 }
 
 // keep carries out the node's orders as an owner does, without any state to hand over, until the world ends.
@@ -57,13 +61,31 @@ func (n *node) keep(view *cluster.View) {
 			case <-n.w.done:
 				return
 			case o := <-orders:
+				n.freeze(o, true)
 				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-				_, err := view.ProposeChange(ctx, o.Change())
+				known, err := view.ProposeChange(ctx, o.Change())
 				cancel()
+				if known && err != nil {
+					n.freeze(o, false)
+				}
 				view.OrderDone(o.ID, err)
 			}
 		}
 	})
+}
+
+// freeze makes the node stop to act for the partitions of an order, or act again.
+func (n *node) freeze(o cluster.Order, frozen bool) {
+	n.freezer.Lock()
+	defer n.freezer.Unlock()
+	if n.frozen == nil {
+		n.frozen = map[starling.PartitionID]starling.Epoch{}
+	}
+	n.frozen[o.Partition], n.frozen[o.With] = o.Epoch, o.WithEpoch
+	if !frozen {
+		delete(n.frozen, o.Partition)
+		delete(n.frozen, o.With)
+	}
 }
 
 func addrOf(id starling.NodeID) string { return fmt.Sprintf("node-%d", id) }
@@ -74,7 +96,16 @@ func newWorld(t testing.TB, managers, others, partitions int) *world {
 
 // newDriftingWorld is newWorld with a rate for each node's clock.
 func newDriftingWorld(t testing.TB, managers, others, partitions int, rate func() float64) *world {
-	w := &world{t: t, net: newNetwork(), nodes: map[starling.NodeID]*node{}, done: make(chan struct{})}
+	return newWorldOf(t, managers, others, partitions, rate, false)
+}
+
+// newQuietWorld is newWorld without anything that evens partitions by itself.
+func newQuietWorld(t testing.TB, managers, others, partitions int) *world {
+	return newWorldOf(t, managers, others, partitions, func() float64 { return 1 }, true)
+}
+
+func newWorldOf(t testing.TB, managers, others, partitions int, rate func() float64, quiet bool) *world {
+	w := &world{t: t, quiet: quiet, net: newNetwork(), nodes: map[starling.NodeID]*node{}, done: make(chan struct{})}
 	w.q = newQuorum(w.net)
 	for i := 1; i <= managers+others; i++ {
 		n := &node{w: w, id: starling.NodeID(i), addr: addrOf(starling.NodeID(i)), rate: rate()}
@@ -135,7 +166,11 @@ func (n *node) start(withManager bool) {
 	var local cluster.Local
 	if n.replica != nil {
 		if withManager {
-			n.manager = New(Config{Node: n.id, Endpoint: n.end, Machine: n.replica.machine, Signer: signer{}, Log: quiet(), Now: n.now})
+			balancing, pause := balance.DefaultConfig(), time.Duration(0)
+			if n.w.quiet {
+				balancing.Looks, pause = 1<<30, time.Hour
+			}
+			n.manager = New(Config{Balance: balancing, MovePause: pause, Node: n.id, Endpoint: n.end, Machine: n.replica.machine, Signer: signer{}, Log: quiet(), Now: n.now})
 			n.manager.Open(n.replica, n.id, n.replica.id)
 		}
 		local = n.manager
@@ -231,8 +266,12 @@ func (n *node) owns() []starling.PartitionID {
 		return nil
 	}
 	var ids []starling.PartitionID
+	n.freezer.Lock()
+	defer n.freezer.Unlock()
 	for _, p := range n.view.Map().OwnedBy(n.id) {
-		ids = append(ids, p.ID)
+		if e, frozen := n.frozen[p.ID]; !frozen || e != p.Epoch {
+			ids = append(ids, p.ID)
+		}
 	}
 	return ids
 }

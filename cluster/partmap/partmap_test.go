@@ -198,3 +198,25 @@ func BenchmarkLookup(b *testing.B) {
 		}
 	}
 }
+
+// After a change the map shows that it was made, and shows it of no other change.
+func TestMadeTellsWhatWasDone(t *testing.T) {
+	changes := []Change{{Kind: Assign, Partition: 1, Epoch: 1, To: 7}, {Kind: Move, Partition: 1, Epoch: 1, To: 7}, {Kind: Split, Partition: 1, Epoch: 1, At: 1 << 40}, {Kind: Merge, Partition: 1, Epoch: 1, With: 2, WithEpoch: 1}}
+	for _, done := range changes {
+		m, _ := Initial(4)
+		for i := range m.Partitions {
+			m.Partitions[i].Owner, m.Partitions[i].Epoch, m.Partitions[i].Since = 6, 1, 1
+		}
+		if m.Made(done) {
+			t.Fatalf("%v seems to be made before it is", done.Kind)
+		}
+		if err := m.Apply(done); err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range changes {
+			if m.Made(other) != (other == done) {
+				t.Errorf("after %v, made(%v) is %t", done.Kind, other.Kind, m.Made(other))
+			}
+		}
+	}
+}

@@ -141,8 +141,11 @@ func TestE2EFrozenNode(t *testing.T) {
 	for round := range rounds {
 		frozen, other := c.nodes[(round+1)%3], c.nodes[(round+2)%3]
 		before := c.partitionsOf(t, other, frozen)
-		if len(before) == 0 {
-			t.Fatalf("%s owns no partition", frozen.name)
+		for until := time.Now().Add(20 * time.Second); len(before) == 0; before = c.partitionsOf(t, other, frozen) {
+			if time.Now().After(until) {
+				t.Fatalf("%s owns no partition", frozen.name)
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 		since := time.Now()
 		frozen.signal(t, syscall.SIGSTOP)

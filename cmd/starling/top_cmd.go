@@ -25,6 +25,7 @@ type sample struct {
 	at         time.Time
 	nodes      []protocol.Node
 	partitions map[starling.NodeID]int
+	ring       []protocol.Partition
 	metrics    map[string]map[string]float64 // admin address → series → value
 	functions  []protocol.FunctionLoad
 	failed     map[string]string // admin address → why it did not answer
@@ -49,6 +50,7 @@ type topView struct {
 	Processes []process               `json:"processes"`
 	Functions []protocol.FunctionLoad `json:"functions"`
 	Busiest   []rate                  `json:"busiest"`
+	Ring      []slice                 `json:"ring"`
 }
 
 func topCommand(a *app) *cobra.Command {
@@ -117,7 +119,7 @@ func (a *app) sample(ctx context.Context, rows int) (*sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.partitions = owned(parts)
+	s.partitions, s.ring = owned(parts), parts
 	for _, admin := range a.set.list("admin") {
 		asking, cancel := context.WithTimeout(ctx, time.Second)
 		m, err := bench.Scrape(asking, admin)
@@ -166,7 +168,7 @@ func askAdmin(ctx context.Context, admin, path string, patience time.Duration, m
 
 // compare tells what changed between two looks.
 func compare(last, next *sample, rows int) topView {
-	view := topView{Nodes: next.nodes, Functions: protocol.Busiest(next.functions, rows)}
+	view := topView{Nodes: next.nodes, Ring: slicesOf(last.ring, next.ring), Functions: protocol.Busiest(next.functions, rows)}
 	seconds := next.at.Sub(last.at).Seconds()
 	for _, admin := range slices.Sorted(maps.Keys(next.metrics)) {
 		before, now := last.metrics[admin], next.metrics[admin]
@@ -201,6 +203,7 @@ func drawTop(w io.Writer, v topView, s *sample) {
 	}
 	t.Render()
 	fmt.Fprintln(w)
+	drawRing(w, v.Ring)
 	t = newTable(w)
 	t.AppendHeader(table.Row{"process", "cpu", "memory", ""})
 	for _, p := range v.Processes {

@@ -80,6 +80,9 @@ var callHelp = map[string]string{
 
 var clusterHelp = map[string]string{
 	"starling_manager_heartbeats_total":        "Heartbeats this manager received as leader.",
+	"starling_manager_imbalance_ratio":         "Load of the most loaded scheduler node over the mean, as this manager saw it last while it led.",
+	"starling_manager_orders_in_flight":        "Moves, splits and merges that owners were ordered to make and have not answered.",
+	"starling_manager_orders_total":            "Moves, splits and merges that owners were ordered to make, by what came of them.",
 	"starling_manager_leads":                   "1 while this manager leads.",
 	"starling_manager_node_deaths_total":       "Nodes this manager declared dead.",
 	"starling_manager_partition_changes_total": "Changes of the partition map that this manager planned and that were accepted.",
