@@ -74,10 +74,18 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 		return
 	}
 	w := s.newWaiter()
-	*w = waiter{call: m.Call, node: from, version: v, since: s.now, deadline: s.now + min(m.Wait, s.cfg.Bounds.Age)}
-	s.waiters[k] = w
+	*w = waiter{call: m.Call, node: from, version: v, key: m.Key, since: s.now, deadline: s.now + min(m.Wait, s.cfg.Bounds.Age)}
+	s.enqueue(w)
+	s.startFor(v)
+	s.recallFor(v)
+}
+
+// enqueue books a call that waits.
+func (s *Scheduler) enqueue(w *waiter) {
+	v := w.version
+	s.waiters[callKey{w.node, w.call}] = w
 	s.deadlines.push(w)
-	h := v.holderOf(from, true)
+	h := v.holderOf(w.node, true)
 	h.queue.pushBack(w)
 	h.waiting++
 	v.waiting++
@@ -85,8 +93,6 @@ func (s *Scheduler) wait(v *version, from starling.NodeID, m *wire.Acquire) {
 		v.of.waiting++
 	}
 	s.becomeHungry(v)
-	s.startFor(v)
-	s.recallFor(v)
 }
 
 func (s *Scheduler) newWaiter() *waiter {

@@ -99,9 +99,11 @@ type versionRest struct {
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
-	listed     bool // in Scheduler.empty
-	hungryAt   int  // in Scheduler.hungry; -1 when nobody waits
-	accountAt  int  // in account.hungry; -1 when not there
+	listed     bool    // in Scheduler.empty
+	hungryAt   int     // in Scheduler.hungry; -1 when nobody waits
+	accountAt  int     // in account.hungry; -1 when not there
+	settling   instant // until then withheld counts, and no lease above limit is renewed
+	withheld   int     // slots of our share of the limit that the other half of the span still uses
 }
 
 type state uint8
@@ -157,13 +159,14 @@ type lease struct {
 	ends     instant
 	in       [leaseListCount]leaseLinks
 	recalled bool
-	key      leaseKey // of an adopted one
+	key      *leaseKey // of an adopted one; nil for one of our own
 }
 
-// A leaseKey names a lease of an older epoch.
+// A leaseKey names a lease in the cluster: by the life that granted it, and its number there.
 type leaseKey struct {
-	epoch starling.Epoch
-	id    starling.LeaseID
+	partition starling.PartitionID
+	epoch     starling.Epoch
+	id        starling.LeaseID
 }
 
 // A callKey names a waiting call.
@@ -177,7 +180,7 @@ type host struct {
 	node     starling.NodeID
 	zone     starling.Zone
 	fenced   bool    // obeys our epoch; only then instances are started there
-	gate     bool    // activation waits for it
+	gate     bool    // activation waits for it, or it is to hear of the epoch of a restored scheduler
 	asked    instant // last Fence sent
 	reported bool
 	free     int // MiB, less what was started since the report
@@ -213,14 +216,20 @@ func (s *Scheduler) addHost(node starling.NodeID) *host {
 func (s *Scheduler) addVersion(id starling.VersionID) *version {
 	v := s.versions.find(id)
 	if v == nil {
-		v = &version{id: id, free: instanceList{which: byFree}, versionRest: &versionRest{all: instanceList{which: byVersion}, hungryAt: -1,
-			accountAt: -1, recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause, claimedAt: -s.cfg.RecallPause}}
-		v.holders = v.first[:0]
-		v.slot, v.untold, v.given, v.retries = -1, tellMax, tellMax, retryMax
-		s.versions.add(v)
+		v = s.newVersion(id)
 		s.unknown = append(s.unknown, v)
 		s.lookup(v)
 	}
+	return v
+}
+
+// newVersion books a version that nobody has asked for yet.
+func (s *Scheduler) newVersion(id starling.VersionID) *version {
+	v := &version{id: id, free: instanceList{which: byFree}, versionRest: &versionRest{all: instanceList{which: byVersion}, hungryAt: -1,
+		accountAt: -1, recalledAt: -s.cfg.RecallPause, lookedAt: -s.cfg.RecallPause, claimedAt: -s.cfg.RecallPause}}
+	v.holders = v.first[:0]
+	v.slot, v.untold, v.given, v.retries = -1, tellMax, tellMax, retryMax
+	s.versions.add(v)
 	return v
 }
 

@@ -3,7 +3,6 @@ package sched
 import (
 	"time"
 
-	"starling/actors/wire"
 	"starling/sched/place"
 )
 
@@ -87,13 +86,11 @@ func (s *Scheduler) replaced(i *instance) {
 		i.isFree = false
 	}
 	for l := i.leases.front; l != nil; l = l.in[byInstance].next {
-		if l.node == 0 || l.key != (leaseKey{}) || l.recalled {
+		if l.node == 0 || l.recalled {
 			continue
 		}
-		l.recalled = true
-		r := s.out.recalls.next()
-		*r = wire.Recall{Partition: s.id, Epoch: s.epoch, Leases: append(r.Leases[:0], l.id)}
-		s.counts.Recalls++
-		s.out.send(l.node, r)
+		first := s.out.recalls.used
+		s.askBack(l, first)
+		s.out.send(l.node, s.out.recalls.items[first])
 	}
 }

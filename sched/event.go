@@ -30,7 +30,34 @@ type Activate struct {
 	Again     bool
 }
 
-// Deactivate ends the life of the partition here: every waiting call is told Moved.
+// Restore begins the life of the partition at Epoch with the state of the lives before it: of one that moved here, of a half of
+// one, or of two that were joined. Nothing is asked first: the scheduler grants with the next LeaseUntil, under old names and new.
+// The hosts are told of the epoch beside that. Only a fresh scheduler takes it. Partition, Epoch, Range and Since are those of the
+// map; Seq is as in Activate. Versions are those of Snapshot.InUse as far as the catalog had them at hand; the others are looked up,
+// and their calls wait for it.
+//
+// What hosts sent to the life before goes to each of its successors; what is not theirs they pass over.
+type Restore struct {
+	Partition starling.PartitionID
+	Epoch     starling.Epoch
+	Range     starling.Range
+	Since     starling.Epoch // of the last recovery: leases of it and later are in the books
+	Seq       uint64
+	Snapshot  Snapshot
+	Versions  []VersionKnown
+}
+
+// Freeze has an active scheduler decide nothing from now on: nothing is granted, renewed, started, stopped or lent, and it
+// wants no Tick. Its Snapshot may be handed over. It takes Thaw, Deactivate and LeaseUntil and drops every other event: keep
+// them, and give them to it after Thaw or to its successor. One that is not active stays as it is; see Phase.
+type Freeze struct{}
+
+// Thaw has a frozen scheduler go on in its epoch, because nobody took its state over. Give it the messages that were kept
+// before the next Tick.
+type Thaw struct{}
+
+// Deactivate ends the life of the partition here: every waiting call is told Moved. A frozen scheduler answers nobody: its calls
+// wait at its successor. Where there is none, Thaw it first.
 type Deactivate struct{}
 
 // LeaseUntil says until when this node is certainly a member. The scheduler grants and starts nothing from
@@ -64,6 +91,9 @@ type Tick struct{}
 
 func (Message) event()      {}
 func (Activate) event()     {}
+func (Restore) event()      {}
+func (Freeze) event()       {}
+func (Thaw) event()         {}
 func (Deactivate) event()   {}
 func (LeaseUntil) event()   {}
 func (VersionKnown) event() {}

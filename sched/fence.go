@@ -10,7 +10,7 @@ func (s *Scheduler) activate(ev Activate) {
 	if s.phase != Fresh {
 		return
 	}
-	s.id, s.epoch, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Range, Activating
+	s.id, s.epoch, s.since, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Epoch, ev.Range, Activating
 	s.seq, s.first, s.life, s.permits.seq = ev.Seq, ev.Seq, uint32(ev.Seq), ev.Seq
 	if ev.Again {
 		s.quiet = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
@@ -30,7 +30,7 @@ func (s *Scheduler) activate(ev Activate) {
 func (s *Scheduler) fence(h *host) {
 	h.asked = s.now
 	m := s.out.fences.next()
-	*m = wire.Fence{Partition: s.id, Epoch: s.epoch, Range: s.keys, Since: s.epoch}
+	*m = wire.Fence{Partition: s.id, Epoch: s.epoch, Range: s.keys, Since: s.since}
 	s.out.send(h.node, m)
 }
 
@@ -49,8 +49,12 @@ func (s *Scheduler) mayBecomeActive() {
 	}
 }
 
-// deactivate hands every waiting call to the next owner.
+// deactivate hands every waiting call to the next owner, unless they were handed over.
 func (s *Scheduler) deactivate() {
+	if s.phase == Frozen {
+		s.phase = Ended
+		return
+	}
 	for len(s.hungry) > 0 {
 		v := s.hungry[0]
 		s.rejectWaiting(v, int(v.waiting), starling.Moved, ReasonMoved, "ask the partition's new owner", 0)
@@ -141,8 +145,8 @@ func (s *Scheduler) adopt(h *host, r *wire.InstanceReport) {
 // adoptLease books a slot that a lease of an older epoch uses. Its frontend is known when it speaks of it; until
 // then, and unless it renews it, the slot is taken for one lease's time.
 func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
-	k := leaseKey{r.Epoch, r.ID}
-	if l := s.booked(r.Partition, k); l != nil {
+	k := leaseKey{r.Partition, r.Epoch, r.ID}
+	if l := s.booked(k); l != nil {
 		s.rebind(l, i)
 		return
 	}
@@ -150,7 +154,7 @@ func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 		return
 	}
 	l := s.newLease()
-	l.key = k
+	l.key = &k
 	s.adopted[k] = l
 	s.bind(l, i, 0)
 	if a := i.version.account; a != nil {
@@ -159,9 +163,9 @@ func (s *Scheduler) adoptLease(i *instance, r *starling.Lease) {
 }
 
 // booked returns the lease that has the name k, or nil.
-func (s *Scheduler) booked(p starling.PartitionID, k leaseKey) *lease {
-	if slot := uint32(k.id); p == s.id && k.epoch == s.epoch && uint64(slot) < uint64(len(s.leases)) {
-		if l := s.leases[slot]; l.id == k.id && l.key == (leaseKey{}) {
+func (s *Scheduler) booked(k leaseKey) *lease {
+	if slot := uint32(k.id); k.partition == s.id && k.epoch == s.epoch && uint64(slot) < uint64(len(s.leases)) {
+		if l := s.leases[slot]; l.id == k.id && l.key == nil {
 			return l
 		}
 	}

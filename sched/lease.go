@@ -111,9 +111,9 @@ func (s *Scheduler) forgetLease(l *lease) {
 	h := v.holderOf(l.node, false)
 	h.held--
 	v.drop(h)
-	if l.key != (leaseKey{}) {
-		delete(s.adopted, l.key)
-		l.key = leaseKey{}
+	if l.key != nil {
+		delete(s.adopted, *l.key)
+		l.key = nil
 	}
 	l.id, l.instance = 0, nil
 	s.spare = append(s.spare, l)
@@ -136,17 +136,17 @@ func (s *Scheduler) setFree(i *instance) {
 	i.isFree = true
 }
 
-// find returns the living lease of that id which node may speak for, or nil.
-func (s *Scheduler) find(node starling.NodeID, e starling.Epoch, id starling.LeaseID) *lease {
-	if slot := uint32(id); e == s.epoch && uint64(slot) < uint64(len(s.leases)) {
-		if l := s.leases[slot]; l.id == id && l.node == node && l.key == (leaseKey{}) {
+// find returns the living lease of that name which node may speak for, or nil.
+func (s *Scheduler) find(node starling.NodeID, k leaseKey) *lease {
+	if slot := uint32(k.id); k.epoch == s.epoch && k.partition == s.id && uint64(slot) < uint64(len(s.leases)) {
+		if l := s.leases[slot]; l.id == k.id && l.node == node && l.key == nil {
 			return l
 		}
 	}
 	if len(s.adopted) == 0 {
 		return nil
 	}
-	l := s.adopted[leaseKey{e, id}]
+	l := s.adopted[k]
 	if l == nil || l.node != 0 && l.node != node {
 		return nil
 	}
@@ -168,7 +168,7 @@ func (s *Scheduler) claim(l *lease, node starling.NodeID) {
 
 func (s *Scheduler) release(from starling.NodeID, m *wire.Release) {
 	for _, id := range m.Leases {
-		if l := s.find(from, m.Epoch, id); l != nil {
+		if l := s.find(from, leaseKey{m.Partition, m.Epoch, id}); l != nil {
 			s.counts.Releases++
 			s.unbind(l)
 		}
@@ -182,9 +182,12 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 		return // without an answer the frontend's leases end by themselves, as they must
 	}
 	r := s.out.renews.next()
-	*r = wire.Renewed{Partition: s.id, Epoch: m.Epoch, TTL: s.cfg.LeaseTTL, Leases: r.Leases[:0]}
+	*r = wire.Renewed{Partition: m.Partition, Epoch: m.Epoch, TTL: s.cfg.LeaseTTL, Leases: r.Leases[:0]}
+	strange := false
 	for _, id := range m.Leases {
-		if l := s.find(from, m.Epoch, id); l != nil && l.instance.state != isLost {
+		l := s.find(from, leaseKey{m.Partition, m.Epoch, id})
+		strange = strange || l == nil
+		if l != nil && s.renewable(l) {
 			l.ends = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
 			s.expiry.remove(l)
 			s.expiry.pushBack(l)
@@ -192,7 +195,17 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 			r.Leases = append(r.Leases, id)
 		}
 	}
+	if strange && m.Epoch < s.epoch && s.now-s.begun < strays {
+		return // some may be in the books of another successor of that life: the frontend asks again, and each for its own
+	}
 	s.out.send(from, r)
+}
+
+// renewable reports whether l may live on: its instance serves, and its function is within what it may have while the halves of
+// its span settle.
+func (s *Scheduler) renewable(l *lease) bool {
+	v := l.instance.version
+	return l.instance.state != isLost && (len(s.settles) == 0 || v.settling <= s.now || v.of == nil || v.of.inUse() <= int(v.limit))
 }
 
 // demand takes a frontend's report of its versions.
@@ -239,24 +252,43 @@ func (s *Scheduler) recallFor(v *version) {
 
 // recall asks one frontend for n leases of v, or as many as it was not asked for yet, and returns how many.
 func (s *Scheduler) recall(v *version, node starling.NodeID, n int32) int32 {
-	r := s.out.recalls.next()
-	*r = wire.Recall{Partition: s.id, Epoch: s.epoch, Leases: r.Leases[:0]}
-	asked := int32(0)
+	first, asked := s.out.recalls.used, int32(0)
 	for i := v.all.front; i != nil && asked < n; i = i.in[byVersion].next {
 		for l := i.leases.front; l != nil && asked < n; l = l.in[byInstance].next {
-			if l.node != node || l.key != (leaseKey{}) {
+			if l.node != node {
 				continue
 			}
 			asked++ // one asked for before still counts: it is on its way
 			if !l.recalled {
-				l.recalled = true
-				r.Leases = append(r.Leases, l.id)
+				s.askBack(l, first)
 			}
 		}
 	}
-	if len(r.Leases) > 0 {
-		s.counts.Recalls += uint64(len(r.Leases))
+	for _, r := range s.out.recalls.items[first:s.out.recalls.used] {
 		s.out.send(node, r)
 	}
 	return asked
+}
+
+// askBack puts l into the Recall of its life, among those made since the first.
+func (s *Scheduler) askBack(l *lease, first int) {
+	l.recalled = true
+	s.counts.Recalls++
+	k := s.nameOf(l)
+	for _, r := range s.out.recalls.items[first:s.out.recalls.used] {
+		if r.Partition == k.partition && r.Epoch == k.epoch {
+			r.Leases = append(r.Leases, k.id)
+			return
+		}
+	}
+	r := s.out.recalls.next()
+	*r = wire.Recall{Partition: k.partition, Epoch: k.epoch, Leases: append(r.Leases[:0], k.id)}
+}
+
+// nameOf returns the name under which the frontend of l knows it.
+func (s *Scheduler) nameOf(l *lease) leaseKey {
+	if l.key != nil {
+		return *l.key
+	}
+	return leaseKey{s.id, s.epoch, l.id}
 }

@@ -50,11 +50,37 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 
 // setLimits derives what v may use from its configuration, its account and the partition's share of its span.
 func (s *Scheduler) setLimits(v *version, c *starling.Version) {
-	slots := v.of.account.max
-	if n := c.Config.InstanceMax; n > 0 && n*int(v.slots) < slots {
-		slots = n * int(v.slots)
+	share := flow.Share(v.spanLimit(), c.Key(), s.keys)
+	if v.settling > s.now {
+		share = max(share-v.withheld, 0)
 	}
-	share := flow.Share(slots, c.Key(), s.keys)
 	v.limit = int32(min(share, math.MaxInt32))
 	v.most = (share + int(v.slots) - 1) / int(v.slots)
+}
+
+// spanLimit returns how many slots the function may have leased in all of its span, as far as v says.
+func (v *version) spanLimit() int {
+	slots := v.of.account.max
+	if n := v.config.Config.InstanceMax; n > 0 && n*int(v.slots) < slots {
+		slots = n * int(v.slots)
+	}
+	return slots
+}
+
+// settle gives versions their full share when the other half of their span must be within its own.
+func (s *Scheduler) settle() {
+	kept := s.settles[:0]
+	for _, v := range s.settles {
+		if v.settling > s.now {
+			kept = append(kept, v)
+			continue
+		}
+		v.withheld = 0
+		if v.known() {
+			s.setLimits(v, v.config)
+			s.pump(v, nil, 0, 0)
+		}
+	}
+	clear(s.settles[len(kept):])
+	s.settles = kept
 }

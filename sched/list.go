@@ -113,6 +113,7 @@ type waiter struct {
 	call       uint64
 	node       starling.NodeID // the frontend that asks
 	version    *version
+	key        starling.Key64 // of the call
 	since      instant
 	deadline   instant
 	place      int     // in the heap of deadlines

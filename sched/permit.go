@@ -200,6 +200,9 @@ func (s *Scheduler) lend(b *book) {
 			s.lent(&l.Lend)
 			continue
 		}
+		if l.Node == 0 {
+			continue // to a life of ours before: nobody obeys it
+		}
 		m := s.out.lends.next()
 		*m = l.Lend
 		s.out.effects = append(s.out.effects, Effect{To: l.Node, Partition: l.Partition, Body: m})
@@ -255,8 +258,8 @@ func (s *Scheduler) audited(from starling.NodeID, m *wire.Audit) {
 
 // lent obeys the ledger. Its answer is a Borrow that has seen the Lend.
 func (s *Scheduler) lent(m *wire.Lend) {
-	if s.phase != Active || s.permits.strangers > 0 {
-		return
+	if s.phase != Active || s.permits.strangers > 0 || m.Partition != s.id || m.Epoch != 0 && m.Epoch != s.epoch {
+		return // one for a life before: the ledger counts it as that life's until it hears from this one
 	}
 	a := s.accounts[m.Account]
 	if a == nil {
@@ -343,7 +346,7 @@ func (s *Scheduler) lookAfterPermits() {
 
 // lookAfterPurse reports whether the purse of a needs a look again.
 func (s *Scheduler) lookAfterPurse(a *account) bool {
-	if a.versions == 0 { // closed
+	if s.accounts[a.id] != a { // closed
 		a.awake = false
 		return false
 	}
@@ -355,6 +358,9 @@ func (s *Scheduler) lookAfterPurse(a *account) bool {
 		s.recallOver(a)
 	}
 	a.awake = !a.rests()
+	if !a.awake && a.versions == 0 {
+		s.closeAccount(a) // handed over to us for a function that is not called any more
+	}
 	return a.awake
 }
 

@@ -229,27 +229,44 @@ func (s *Scheduler) provisioned(list []VersionKnown) {
 
 // remembered returns the governor of a version that is known from now on: the old one, if it was here before.
 func (s *Scheduler) remembered(v *version) scale.Governor {
-	if l := s.memory.take(v.id); l.governor != nil {
-		v.homes = l.homes
+	c := &v.config.Config
+	facts := scale.Facts{Slots: int(v.slots), MemoryMiB: c.MemoryMiB, Provisioned: c.Provisioned}
+	l, ok := s.memory.take(v.id)
+	if !ok {
+		return s.cfg.Policy.New(facts)
+	}
+	v.homes = l.homes
+	if l.governor != nil {
 		return l.governor
 	}
-	c := &v.config.Config
-	return s.cfg.Policy.New(scale.Facts{Slots: int(v.slots), MemoryMiB: c.MemoryMiB, Provisioned: c.Provisioned})
+	return scale.Revive(s.cfg.Policy, facts, s.now, l.state(s.now))
 }
 
 // A memory keeps the governors and homes of the versions forgotten last: a call a day is worth a forecast, but not the books of
 // a version.
 type memory struct {
-	most    int
-	learned map[starling.VersionID]learned
-	order   []forgotten // oldest first; an entry whose turn is not that of learned is void
-	turn    uint64
+	most      int
+	learned   map[starling.VersionID]learned
+	inherited map[starling.VersionID]learned // of versions in use whose configuration a restored scheduler does not know yet
+	order     []forgotten                    // oldest first; an entry whose turn is not that of learned is void
+	turn      uint64
 }
 
 type learned struct {
-	governor scale.Governor
+	governor scale.Governor // nil for one that was handed over
+	handed   *scale.State   // what it knew
+	at       instant        // when handed was true
+	key      starling.Key64 // of the function's span
 	homes    homes
 	turn     uint64
+}
+
+// state returns what is known at the instant given.
+func (l *learned) state(at instant) scale.State {
+	if l.handed != nil {
+		return l.handed.Aged(at - l.at)
+	}
+	return scale.StateOf(l.governor, at)
 }
 
 type forgotten struct {
@@ -257,20 +274,48 @@ type forgotten struct {
 	turn    uint64
 }
 
-func (m *memory) take(id starling.VersionID) learned {
-	l := m.learned[id]
+// find returns what is kept of a version.
+func (m *memory) find(id starling.VersionID) (l learned, ok bool) {
+	if l, ok = m.inherited[id]; !ok {
+		l, ok = m.learned[id]
+	}
+	return l, ok
+}
+
+func (m *memory) take(id starling.VersionID) (l learned, ok bool) {
+	l, ok = m.find(id)
+	delete(m.inherited, id)
 	delete(m.learned, id)
-	return l
+	return l, ok
 }
 
 func (m *memory) put(v *version) {
+	m.keep(v.id, learned{governor: v.governor, key: spanOf(v.config.Key()), homes: v.homes})
+}
+
+func (m *memory) keep(id starling.VersionID, l learned) {
 	m.turn++
-	m.learned[v.id] = learned{v.governor, v.homes, m.turn}
-	m.order = append(m.order, forgotten{v.id, m.turn})
+	l.turn = m.turn
+	m.learned[id] = l
+	m.order = append(m.order, forgotten{id, m.turn})
 	for len(m.order) > m.most {
 		if f := m.order[0]; m.learned[f.version].turn == f.turn {
 			delete(m.learned, f.version)
 		}
 		m.order = m.order[1:]
 	}
+}
+
+// rememberedStates copies what is kept of versions that are not in the books, oldest first.
+func (s *Scheduler) rememberedStates(at instant) (out []RememberedState) {
+	for _, f := range s.memory.order {
+		l, ok := s.memory.learned[f.version]
+		if !ok || l.turn != f.turn || s.versions.find(f.version) != nil {
+			continue
+		}
+		if st := l.state(at); !st.Empty() {
+			out = append(out, RememberedState{ID: f.version, Key: l.key, Homes: l.homes, Learned: st})
+		}
+	}
+	return out
 }

@@ -88,11 +88,12 @@ const (
 	Activating              // hosts are being fenced; calls wait
 	Active                  // grants
 	Ended                   // deactivated; every call is told Moved
+	Frozen                  // decides nothing; its state may be handed over
 )
 
 // String returns the word people see.
 func (p Phase) String() string {
-	return [...]string{"fresh", "activating", "active", "ended"}[p]
+	return [...]string{"fresh", "activating", "active", "ended", "frozen"}[p]
 }
 
 // An instant is the time since the scheduler's first event.
@@ -110,6 +111,7 @@ type Scheduler struct {
 
 	id    starling.PartitionID
 	epoch starling.Epoch
+	since starling.Epoch // of the last recovery
 	keys  starling.Range
 	phase Phase
 	until instant // grants end here
@@ -127,8 +129,9 @@ type Scheduler struct {
 	leases  []*lease // by slot of the id
 	spare   []*lease // free ones
 	expiry  leaseList
-	adopted map[leaseKey]*lease // of older epochs, still in use
+	adopted map[leaseKey]*lease // of lives before, still in use
 	leased  int
+	lost    []*instance // of dead hosts, while a snapshot is read
 
 	waiters   map[callKey]*waiter
 	deadlines heap[*waiter]
@@ -144,7 +147,9 @@ type Scheduler struct {
 	floors    []*version      // whose owner wants some instances at all times
 	memory    memory          // of forgotten versions
 	starting  instanceList    // by next look
-	gates     int             // hosts that activation still waits for
+	gates     int             // hosts that activation still waits for, or that a restored scheduler has not heard of
+	settles   []*version      // that began with an uneven part of their leases
+	begun     instant         // of a restored one
 	quiet     instant         // activation waits for this, too
 	cursor    int             // of the audit, into order
 	starved   int             // MiB that no host had room for since the last news of room; 0 when none
@@ -165,7 +170,7 @@ func New(cfg Config, rng *rand.Rand) *Scheduler {
 	}
 	return &Scheduler{
 		cfg: cfg, rng: rng,
-		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}},
+		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}, inherited: map[starling.VersionID]learned{}},
 		functions: map[starling.FunctionRef]*function{},
 		accounts:  map[starling.AccountID]*account{},
 		hosts:     map[starling.NodeID]*host{},
@@ -186,6 +191,9 @@ func (s *Scheduler) Step(now time.Time, ev Event) []Effect {
 	}
 	s.now = max(s.now, now.Sub(s.base)) // a clock that steps back stands still
 	s.out.reset()
+	if s.phase == Frozen && !heardFrozen(ev) {
+		return s.out.effects
+	}
 	switch ev := ev.(type) {
 	case Message:
 		s.receive(ev.From, ev.Body)
@@ -205,6 +213,12 @@ func (s *Scheduler) Step(now time.Time, ev Event) []Effect {
 		s.nodeDown(ev.Node)
 	case Activate:
 		s.activate(ev)
+	case Restore:
+		s.restore(ev)
+	case Freeze:
+		s.freeze()
+	case Thaw:
+		s.thaw()
 	case Deactivate:
 		s.deactivate()
 	}
@@ -265,6 +279,7 @@ func (s *Scheduler) tick() {
 	s.expireWaiters()
 	s.mayBecomeActive()
 	s.lookAtStarts()
+	s.settle()
 	s.wheel.turn(s.now, s.plan)
 	s.drainHosts()
 	s.defragment()
@@ -301,7 +316,7 @@ func (s *Scheduler) NextTick() time.Time {
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}
-	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.phase == Activating || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
+	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.phase == Activating || s.gates > 0 || len(s.settles) > 0 || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
 		next = min(next, s.now+100*time.Millisecond)
 	} else if len(s.instances) > 0 || len(s.permits.shelf) > 0 {
 		next = min(next, s.now+s.cfg.Audit/10)

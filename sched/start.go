@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"math/bits"
 	"time"
 
 	"starling"
@@ -71,15 +72,27 @@ func (s *Scheduler) startAt(v *version, h *host, began instant) *instance {
 	s.seq++
 	i := &instance{id: starling.InstanceID{Partition: s.id, Epoch: s.epoch, Seq: s.seq}, version: v, host: h, state: isStarting,
 		leases: leaseList{which: byInstance}, instanceRest: &instanceRest{began: began, look: s.now + s.cfg.StartAgain, heapAt: -1}}
-	i.key = v.config.Key()
-	if i.key < s.keys.Lo {
-		i.key = s.keys.Lo // the range cuts the function's span: name a key that is ours
-	}
+	i.key = s.keyFor(v.config.Key(), i.id.Seq)
 	s.enter(i)
 	h.free -= i.memory
 	s.counts.Starts++
 	s.sendStart(i)
 	return i
+}
+
+// keyFor returns a key of the part of a span that is ours, another one for each number: where the span is cut, each part gets its
+// share of the instances. Multiples of the golden ratio lie evenly (Knuth, The Art of Computer Programming 3, 6.4).
+func (s *Scheduler) keyFor(span starling.Key64, seq uint64) starling.Key64 {
+	from := max(spanOf(span), s.keys.Lo)
+	to := spanOf(span) + 1<<32 // 0 for the last span of all
+	if s.keys.Hi != 0 && s.keys.Hi-1 < to-1 {
+		to = s.keys.Hi
+	}
+	if to-1 < from {
+		return from // a span that is not ours at all
+	}
+	k, _ := bits.Mul64(seq*0x9E3779B97F4A7C15, uint64(to-from))
+	return from + starling.Key64(k)
 }
 
 // sendStart sends, or sends again, what starts i. A host that runs i already answers Started again.
@@ -221,7 +234,7 @@ func (s *Scheduler) sendStop(to starling.NodeID, id starling.InstanceID, now boo
 func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start, init time.Duration) {
 	i := s.instances[id]
 	switch {
-	case i == nil && id.Partition == s.id && s.phase == Active:
+	case i == nil && id.Partition == s.id && id.Epoch == s.epoch && s.phase == Active:
 		s.sendStop(from, id, true) // given up long ago
 		return
 	case i == nil || i.host.node != from || i.state != isStarting:
@@ -267,8 +280,8 @@ func (s *Scheduler) becomeReady(i *instance, idle instant) {
 // its own.
 func (s *Scheduler) startFailed(from starling.NodeID, m *wire.StartFailed) {
 	i := s.instances[m.Instance]
-	if i == nil || i.host.node != from {
-		return
+	if i == nil || i.host.node != from || m.Fault == starling.Moved && i.former(s) {
+		return // a Start of the life before came behind our Fence; ours follows
 	}
 	v, h, began, wasStarting := i.version, i.host, i.began, i.state == isStarting
 	s.remove(i)
@@ -394,3 +407,6 @@ func (s *Scheduler) repeatStart(i *instance) {
 		s.sendStart(i)
 	}
 }
+
+// former reports whether a life before ours began i.
+func (i *instance) former(s *Scheduler) bool { return i.id.Epoch != s.epoch || i.id.Partition != s.id }

@@ -37,6 +37,8 @@ type Lend struct {
 	Number    uint64 // rises with every change that this ledger makes
 	Permits   uint32 // slots the borrower may lease from now on
 	Limit     uint32 // the account's, in slots
+
+	Epoch starling.Epoch // of the borrower: no later life of it obeys; 0 from an older release, which does not say
 }
 
 // Audit asks a partition what it holds of an account, even nothing, and has it listen to no earlier term.
@@ -70,6 +72,7 @@ func (w *writer) permit(m Message) {
 		w.u64(uint64(m.Partition), uint64(m.Term.Epoch), m.Term.Life, m.Seq, m.Number)
 		w.u32(m.Permits)
 		w.u32(m.Limit)
+		w.u64(uint64(m.Epoch))
 	case *Audit:
 		w.text(string(m.Account), WordMax)
 		w.u64(uint64(m.Partition), uint64(m.Term.Epoch), m.Term.Life)
@@ -83,7 +86,8 @@ func readPermit(kind Kind, r *reader) Message {
 		return &Borrow{Account: r.account(), Partition: r.partition(), Epoch: r.epoch(), Keys: starling.Range{Lo: starling.Key64(r.u64()), Hi: starling.Key64(r.u64())},
 			Term: r.term(), Seq: r.u64(), Seen: r.u64(), Held: r.u32(), Need: r.u32(), Want: r.u32()}
 	case KindLend:
-		return &Lend{Account: r.account(), Partition: r.partition(), Term: r.term(), Seq: r.u64(), Number: r.u64(), Permits: r.u32(), Limit: r.u32()}
+		return &Lend{Account: r.account(), Partition: r.partition(), Term: r.term(), Seq: r.u64(), Number: r.u64(), Permits: r.u32(), Limit: r.u32(),
+			Epoch: starling.Epoch(r.added(0))}
 	case KindAudit:
 		return &Audit{Account: r.account(), Partition: r.partition(), Term: r.term()}
 	}

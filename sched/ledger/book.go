@@ -231,7 +231,7 @@ func (b *Book) lend(now time.Duration, l *loan, permits int) Letter {
 
 func (b *Book) letter(l *loan) Letter {
 	return Letter{l.node, l.partition, wire.Lend{Account: b.Account, Partition: l.partition, Term: b.term, Seq: l.seq,
-		Number: l.number, Permits: uint32(l.allowed), Limit: uint32(b.limit)}}
+		Number: l.number, Permits: uint32(l.allowed), Limit: uint32(b.limit), Epoch: l.epoch}}
 }
 
 // Unseen appends the Lends that are to be sent again: their borrowers have not spoken of them.
