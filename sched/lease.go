@@ -105,8 +105,8 @@ func (s *Scheduler) forgetLease(l *lease) {
 		if !v.alone {
 			v.of.leased--
 		}
-	} else {
-		s.permits.strangers--
+	} else if s.permits.strangers--; s.permits.strangers == 0 {
+		s.givePermits()
 	}
 	h := v.holderOf(l.node, false)
 	h.held--
