@@ -65,7 +65,7 @@ func (s *Scheduler) deactivate() {
 // fenced takes a host's list of what runs there. The first one in our epoch is the truth to start from; later ones
 // are compared with our books, so that a lost message cannot leave them apart for longer than the audit's pause.
 func (s *Scheduler) fenced(from starling.NodeID, m *wire.Fenced) {
-	if m.Epoch != s.epoch || s.phase != Activating && s.phase != Active {
+	if m.Partition != s.id || m.Epoch != s.epoch || s.phase != Activating && s.phase != Active {
 		return
 	}
 	h := s.addHost(from)
@@ -288,6 +288,11 @@ func (s *Scheduler) versionKnown(c *starling.Version, most int) {
 	}
 	s.knowAccount(v.of.account, most)
 	s.setLimits(v, c)
+	if len(s.memory.inherited) > 0 {
+		for _, o := range v.of.members {
+			s.setLimits(o, o.config)
+		}
+	}
 	s.pump(v, nil, 0, 0)
 	if v.slot < 0 {
 		s.plan(v)

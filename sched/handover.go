@@ -85,6 +85,7 @@ func (s *Scheduler) restore(ev Restore) {
 	for k := range from.Waiting {
 		s.restoreWaiting(&from.Waiting[k])
 	}
+	s.holdPermits()
 	s.restoreBooks(from.Books)
 	s.resume(from)
 }
@@ -129,7 +130,8 @@ func (s *Scheduler) restoreVersions(from *Snapshot, list []VersionKnown) {
 			s.settles = append(s.settles, v)
 		}
 		handed := st.Learned
-		s.memory.inherited[v.id] = learned{handed: &handed, at: s.now, key: st.Key, homes: st.Homes}
+		s.memory.inherited[v.id] = learned{handed: &handed, at: s.now, key: st.Key, account: st.Account, limit: st.Limit, homes: st.Homes}
+		s.memory.kin[spanRef{st.Account, st.Key}]++
 		if c := known[v.id]; c != nil {
 			s.place(v, c.Version)
 			s.knowAccount(v.account, c.ConcurrencyMax)
@@ -149,8 +151,8 @@ func (s *Scheduler) restoreInstances(list []InstanceState) {
 		if s.instances[st.ID] != nil {
 			continue
 		}
-		i := &instance{id: st.ID, version: s.addVersion(st.Version), node: st.Host, key: st.Key, state: isReady, leases: leaseList{which: byInstance}, idle: s.now - st.Idle,
-			instanceRest: &instanceRest{began: s.now - st.Age, sent: s.now, look: s.now + s.cfg.StartAgain, readyAt: s.now - st.Age, heapAt: -1, seen: true}}
+		i := &instance{id: st.ID, version: s.addVersion(st.Version), node: st.Host, key: st.Key, state: isReady, leases: leaseList{which: byInstance},
+			idle: s.now - st.Idle, instanceRest: &instanceRest{began: s.now - st.Age, sent: s.now, look: s.now + s.cfg.StartAgain, readyAt: s.now - st.Age, heapAt: -1, seen: true}}
 		switch st.Phase {
 		case Lost:
 			i.state, i.host = isLost, &host{node: st.Host}
@@ -203,6 +205,34 @@ func (s *Scheduler) restoreLeases(list []LeaseState) {
 		s.bind(l, i, st.Frontend)
 		l.recalled = st.Recalled
 		l.ends = s.now + min(max(st.Left, 0), s.cfg.LeaseTTL+s.cfg.LeaseGrace)
+	}
+}
+
+// holdPermits takes the permits of leases whose versions are not known yet out of the purses: their accounts do not count them.
+func (s *Scheduler) holdPermits() {
+	for _, v := range s.unknown {
+		l := s.memory.inherited[v.id]
+		if a := s.accounts[l.account]; a != nil && v.leased > 0 {
+			l.permits = min(int(v.leased), a.purse.Permits)
+			a.purse.Permits -= l.permits
+			s.memory.inherited[v.id] = l
+		}
+	}
+	for _, x := range s.versions.slots {
+		if v := x.v; v != nil && v.known() && s.memory.kin[spanRef{v.account.id, spanOf(v.config.Key())}] > 0 {
+			s.setLimits(v, v.config)
+		}
+	}
+}
+
+// givePermits puts back what holdPermits took: the leases it was for have ended. It comes before the ledger hears of the purse.
+func (s *Scheduler) givePermits() {
+	for id, l := range s.memory.inherited {
+		if a := s.accounts[l.account]; a != nil && l.permits > 0 {
+			a.purse.Permits += l.permits
+			l.permits = 0
+			s.memory.inherited[id] = l
+		}
 	}
 }
 

@@ -105,8 +105,8 @@ func (s *Scheduler) forgetLease(l *lease) {
 		if !v.alone {
 			v.of.leased--
 		}
-	} else {
-		s.permits.strangers--
+	} else if s.permits.strangers--; s.permits.strangers == 0 {
+		s.givePermits()
 	}
 	h := v.holderOf(l.node, false)
 	h.held--
@@ -205,7 +205,7 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 // its span settle.
 func (s *Scheduler) renewable(l *lease) bool {
 	v := l.instance.version
-	return l.instance.state != isLost && (v.settling <= s.now || v.of == nil || v.of.inUse() <= int(v.limit))
+	return l.instance.state != isLost && (len(s.settles) == 0 || v.settling <= s.now || v.of == nil || v.of.inUse() <= int(v.limit))
 }
 
 // demand takes a frontend's report of its versions.

@@ -34,7 +34,9 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 	f.waiting += int(v.waiting)
 	f.account.leased += int(v.leased)
 	s.wake(f.account)
-	s.permits.strangers -= int(v.leased)
+	if s.permits.strangers -= int(v.leased); s.permits.strangers == 0 {
+		s.givePermits()
+	}
 	f.account.starting += v.starting * int(v.slots)
 	for i := v.all.front; i != nil; i = i.in[byVersion].next {
 		i.memory = c.Config.MemoryMiB
@@ -54,8 +56,25 @@ func (s *Scheduler) setLimits(v *version, c *starling.Version) {
 	if v.settling > s.now {
 		share = max(share-v.withheld, 0)
 	}
+	if len(s.memory.inherited) > 0 {
+		share = max(share-s.unplaced(v), 0)
+	}
 	v.limit = int32(min(share, math.MaxInt32))
 	v.most = (share + int(v.slots) - 1) / int(v.slots)
+}
+
+// unplaced returns the slots leased of other versions of v's function whose configuration a restored scheduler does not know yet.
+func (s *Scheduler) unplaced(v *version) (n int) {
+	f := spanRef{v.account.id, spanOf(v.config.Key())}
+	if s.memory.kin[f] == 0 {
+		return 0
+	}
+	for _, o := range s.unknown {
+		if l, ok := s.memory.inherited[o.id]; ok && o.of == nil && (spanRef{l.account, l.key}) == f {
+			n += int(o.leased)
+		}
+	}
+	return n
 }
 
 // spanLimit returns how many slots the function may have leased in all of its span, as far as v says.

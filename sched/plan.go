@@ -236,6 +236,7 @@ func (s *Scheduler) remembered(v *version) scale.Governor {
 		return s.cfg.Policy.New(facts)
 	}
 	v.homes = l.homes
+	v.account.purse.Permits += l.permits
 	if l.governor != nil {
 		return l.governor
 	}
@@ -248,15 +249,19 @@ type memory struct {
 	most      int
 	learned   map[starling.VersionID]learned
 	inherited map[starling.VersionID]learned // of versions in use whose configuration a restored scheduler does not know yet
+	kin       map[spanRef]int                // of these, by function
 	order     []forgotten                    // oldest first; an entry whose turn is not that of learned is void
 	turn      uint64
 }
 
 type learned struct {
-	governor scale.Governor // nil for one that was handed over
-	handed   *scale.State   // what it knew
-	at       instant        // when handed was true
-	key      starling.Key64 // of the function's span
+	governor scale.Governor     // nil for one that was handed over
+	handed   *scale.State       // what it knew
+	at       instant            // when handed was true
+	key      starling.Key64     // of the function's span
+	account  starling.AccountID // of the function, while the version's configuration is not known
+	limit    int                // the same, of the span
+	permits  int                // the same, taken from the purse for its leases until the account counts them
 	homes    homes
 	turn     uint64
 }
@@ -284,7 +289,10 @@ func (m *memory) find(id starling.VersionID) (l learned, ok bool) {
 
 func (m *memory) take(id starling.VersionID) (l learned, ok bool) {
 	l, ok = m.find(id)
-	delete(m.inherited, id)
+	if o, ok := m.inherited[id]; ok {
+		m.kin[spanRef{o.account, o.key}]--
+		delete(m.inherited, id)
+	}
 	delete(m.learned, id)
 	return l, ok
 }

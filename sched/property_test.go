@@ -195,7 +195,7 @@ func pick[K comparable, V any](rng *rand.Rand, m map[K]V, order func(a, b K) int
 func byNumber[T ~uint64](a, b T) int { return cmp.Compare(a, b) }
 
 func byInstanceID(a, b starling.InstanceID) int {
-	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Seq, b.Seq))
+	return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Seq, b.Seq), cmp.Compare(a.Partition, b.Partition))
 }
 
 func (w *world) report(h *fakeHost) error {

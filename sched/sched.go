@@ -170,7 +170,7 @@ func New(cfg Config, rng *rand.Rand) *Scheduler {
 	}
 	return &Scheduler{
 		cfg: cfg, rng: rng,
-		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}, inherited: map[starling.VersionID]learned{}},
+		memory:    memory{most: cfg.Remember, learned: map[starling.VersionID]learned{}, inherited: map[starling.VersionID]learned{}, kin: map[spanRef]int{}},
 		functions: map[starling.FunctionRef]*function{},
 		accounts:  map[starling.AccountID]*account{},
 		hosts:     map[starling.NodeID]*host{},

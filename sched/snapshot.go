@@ -136,8 +136,14 @@ func (s *Scheduler) Snapshot(now time.Time) Snapshot {
 	for _, l := range s.leases {
 		out.Generation = max(out.Generation, l.gen)
 	}
+	held := map[starling.AccountID]int{}
+	for _, l := range s.memory.inherited {
+		held[l.account] += l.permits
+	}
 	for id, a := range s.accounts {
-		out.Accounts = append(out.Accounts, AccountState{ID: id, Max: a.max, Purse: a.purse.State(at)})
+		st := AccountState{ID: id, Max: a.max, Purse: a.purse.State(at)}
+		st.Purse.Permits += held[id]
+		out.Accounts = append(out.Accounts, st)
 	}
 	slices.SortFunc(out.Accounts, func(a, b AccountState) int { return cmp.Compare(a.ID, b.ID) })
 	for _, b := range s.permits.shelf {
@@ -190,6 +196,8 @@ func (s *Scheduler) snapVersion(out *Snapshot, v *version, at instant) {
 		Want: v.want, Keep: v.keep, IdleKeep: v.idleKeep, Again: -1, Learned: s.learnedOf(v, at)}
 	if v.of != nil {
 		st.Account, st.Key, st.Limit = v.account.id, spanOf(v.config.Key()), v.spanLimit()
+	} else if l, ok := s.memory.inherited[v.id]; ok {
+		st.Account, st.Key, st.Limit = l.account, l.key, l.limit
 	}
 	if v.settling > at {
 		st.Withheld, st.Settling = int(v.withheld), v.settling-at

@@ -3,11 +3,13 @@ package sched
 import (
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
 	"starling"
 	"starling/actors/wire"
+	"starling/sched/ledger"
 )
 
 // configs are the versions of warmed.
@@ -163,4 +165,57 @@ func BenchmarkHandOver(b *testing.B) {
 			r.Step(now, Restore{Partition: 1, Epoch: 2, Since: 1, Snapshot: snap, Versions: list})
 		}
 	})
+}
+
+// TestEqualLeaseIDsMeet: both halves of a cut partition grant a lease of the same number; after they are joined each is renewed and
+// given back under the life that granted it.
+func TestEqualLeaseIDsMeet(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	grantOf := func(p starling.PartitionID, keys starling.Range) (*Scheduler, starling.Lease) {
+		s := New(DefaultConfig(), rand.New(rand.NewPCG(1, 1)))
+		s.Step(now, Activate{Partition: p, Epoch: 3, Range: keys, Hosts: []starling.NodeID{1}})
+		s.Step(now, LeaseUntil{now.Add(time.Hour)})
+		id := starling.InstanceID{Partition: p, Epoch: 2, Seq: 1}
+		s.Step(now, Message{1, &wire.Fenced{Partition: p, Epoch: 3, Host: 1, Instances: []wire.InstanceReport{{Instance: id, Key: keys.Lo + 5, Version: 1, Ready: true}}}})
+		s.Step(now, VersionKnown{version1(), 100})
+		s.Step(now, Message{200, &wire.Acquire{Call: uint64(p), Partition: p, Epoch: 3, Key: keys.Lo + 5, Version: 1, Wait: time.Second}})
+		out := s.Step(now.Add(200*time.Millisecond), Message{9, &wire.Lend{Account: "acme", Partition: p, Epoch: 3, Seq: 1 << 40, Number: 1, Permits: 4, Limit: 100}})
+		for _, rest := range ledger.Less(starling.Range{}, keys) { // where the ledger is here it must hear of all keys
+			out = append(slices.Clone(out), s.Step(now.Add(200*time.Millisecond), Message{9, &wire.Borrow{Account: "acme", Partition: 9, Epoch: 3, Keys: rest, Term: wire.Term{Epoch: 3}, Seq: 1}})...)
+		}
+		for _, e := range append(slices.Clone(out), s.Step(now.Add(300*time.Millisecond), Tick{})...) {
+			if g, ok := e.Body.(*wire.Grant); ok {
+				return s, g.Lease
+			}
+		}
+		t.Fatalf("%v grants nothing", p)
+		return nil, starling.Lease{}
+	}
+	mid := version1().Key() + 1<<31
+	low, a := grantOf(1, starling.Range{Hi: mid})
+	high, b := grantOf(2, starling.Range{Lo: mid})
+	if a.ID != b.ID {
+		t.Fatalf("the leases are %d and %d: the test wants equal ones", a.ID, b.ID)
+	}
+	now = now.Add(400 * time.Millisecond)
+	s := New(DefaultConfig(), rand.New(rand.NewPCG(1, 1)))
+	s.Step(now, LeaseUntil{now.Add(time.Hour)})
+	s.Step(now, Restore{Partition: 1, Epoch: 4, Since: 1, Snapshot: Join(low.Snapshot(now), high.Snapshot(now)), Versions: []VersionKnown{{version1(), 100}}})
+	if n := s.Leased(1); n != 2 {
+		t.Fatalf("%d leases in the books, want both", n)
+	}
+	for n, l := range []starling.Lease{a, b} {
+		m, ok := s.Step(now, Message{200, &wire.Renew{Partition: l.Partition, Epoch: l.Epoch, Leases: []starling.LeaseID{l.ID}}})[0].Body.(*wire.Renewed)
+		if !ok || m.Partition != l.Partition || len(m.Leases) != 1 {
+			t.Errorf("the lease of %v is not renewed under its name: %+v", l.Partition, m)
+		}
+		s.Step(now, Message{200, &wire.Release{Partition: l.Partition, Epoch: l.Epoch, Leases: []starling.LeaseID{l.ID}}})
+		if got := s.Leased(1); got != 1-n {
+			t.Errorf("%d leases after %d were given back", got, n+1)
+		}
+	}
+}
+
+func version1() *starling.Version {
+	return &starling.Version{ID: 1, Function: starling.FunctionRef{Account: "acme", Name: "f"}, Config: starling.Config{Runtime: starling.Python311}.WithDefaults()}
 }
