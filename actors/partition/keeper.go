@@ -218,7 +218,11 @@ func (k *Keeper) follow() {
 		if a != nil && k.isBroken(a) {
 			<-a.ref.Done() // its name is free after this, and it has nothing left to do
 		}
-		b, err := k.begin(p, hosts, a != nil && a.entry.Epoch == p.Epoch)
+		failed := a
+		if a != nil && a.entry.Epoch != p.Epoch {
+			failed = nil
+		}
+		b, err := k.begin(p, hosts, failed)
 		if err != nil {
 			k.cfg.Log.Error("partition could not begin here", "partition", p.ID.String(), "epoch", uint64(p.Epoch), "err", err)
 			continue

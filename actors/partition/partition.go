@@ -68,9 +68,9 @@ type frozen struct {
 // name is the actor's name: another epoch is another actor.
 func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p.ID, uint64(p.Epoch)) }
 
-// begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. again says
-// that one of the same epoch failed.
-func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool) (*actor, error) {
+// begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. failed is
+// the one of the same epoch that it replaces, or nil.
+func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, failed *actor) (*actor, error) {
 	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
@@ -85,14 +85,17 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, again bool)
 	// The count of instances begins at the clock, so that an actor that failed and is replaced in the same epoch draws no
 	// id twice.
 	seq := k.seq(now)
-	if h := k.find(p); h != nil {
+	if failed != nil {
+		seq = max(seq, failed.sched.Seq()+1) // which may have gone on from another node's clock
+	}
+	if h := k.find(p); h != nil && failed == nil {
 		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: *h.state, Versions: h.versions}, 1)
 		for n := range k.dead { // maybe on the way
 			ref.Tell(sched.NodeDown{Node: n}, 1)
 		}
 		a.from = h
 	} else {
-		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: again}, 1)
+		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: failed != nil}, 1)
 	}
 	k.tellFloors(a)
 	return a, nil
@@ -111,8 +114,7 @@ func (a *actor) handle(msg any) {
 		events = len(m.msgs)
 		a.take(now, m)
 	case inUse:
-		state := a.sched.Snapshot(now)
-		m.to <- state.InUse()
+		m.to <- a.sched.InUse()
 	case freeze:
 		a.freeze(now, m)
 	case tick:
