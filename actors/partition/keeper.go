@@ -77,7 +77,6 @@ type Keeper struct {
 	unowned   *metrics.Counter             // calls for partitions that are not here
 	failures  *metrics.Counter             // actors that ended by a fault of ours
 	relayed   *metrics.Counter             // messages handed on to a next owner
-	pauses    *metrics.PrometheusHistogram // seconds from freeze to the change of the map
 	ready     atomic.Bool                  // may take states
 
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
@@ -126,7 +125,6 @@ func New(cfg Config) *Keeper {
 	k.unowned = k.set.NewCounter("starling_partition_strays_total")
 	k.failures = k.set.NewCounter("starling_partition_failures_total")
 	k.relayed = k.set.NewCounter("starling_partition_relayed_total")
-	k.pauses = k.set.NewPrometheusHistogramExt("starling_partition_change_pause_seconds", []float64{1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5})
 	if cfg.Endpoint != nil {
 		cfg.Endpoint.Handle(transport.ChannelState, k.serve)
 	}

@@ -92,7 +92,7 @@ func (k *Keeper) change(ctx context.Context, o cluster.Order) error {
 	pause := k.cfg.Now().Sub(c.frozen)
 	k.cfg.Log.Debug("partition changed as ordered", "order", word, "partition", o.Partition.String(), "pause", pause)
 	k.changed(word, "done").Inc()
-	k.pauses.Update(pause.Seconds())
+	k.pauses(word).Update(pause.Seconds())
 	return nil
 }
 
@@ -384,6 +384,12 @@ func (k *Keeper) address(n starling.NodeID) string {
 		}
 	}
 	return ""
+}
+
+// pauses shows how long partitions stood still: from freeze to the change of the map.
+func (k *Keeper) pauses(word string) *metrics.PrometheusHistogram {
+	return k.set.GetOrCreatePrometheusHistogramExt(fmt.Sprintf(`starling_partition_change_pause_seconds{change=%q}`, word),
+		[]float64{1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1, 2.5})
 }
 
 func (k *Keeper) changed(word, outcome string) *metrics.Counter {

@@ -177,8 +177,9 @@ type testLoad struct {
 	calls   atomic.Int64
 	lost    atomic.Int64
 
-	mu   sync.Mutex // guards errs
+	mu   sync.Mutex // guards what follows
 	errs map[string]int64
+	took []time.Duration // of the calls answered
 }
 
 func startLoad(c *testCluster, functions []starling.FunctionName) *testLoad {
@@ -216,9 +217,15 @@ func (l *testLoad) call(n *testNode, f starling.FunctionName) {
 	lives := n.lives.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), 45*time.Second)
 	defer cancel()
+	began := time.Now()
 	r, err := n.http.Invoke(ctx, client.Call{Function: f, Payload: []byte(`{"n":1}`)})
 	if err == nil {
 		err = r.Err()
+	}
+	if err == nil {
+		l.mu.Lock()
+		l.took = append(l.took, time.Since(began))
+		l.mu.Unlock()
 	}
 	if err == nil || l.dead.Load() == n || n.lives.Load() != lives {
 		return
@@ -231,6 +238,15 @@ func (l *testLoad) call(n *testNode, f starling.FunctionName) {
 	l.mu.Lock()
 	l.errs[word+" "+starling.ReasonOf(err)]++
 	l.mu.Unlock()
+}
+
+// latencies returns how long the calls took that were answered since it was asked last.
+func (l *testLoad) latencies() []time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	took := l.took
+	l.took = nil
+	return took
 }
 
 func (l *testLoad) stop() (lost, calls int64, errs map[string]int64) {

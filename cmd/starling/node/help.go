@@ -104,6 +104,8 @@ var partitionHelp = map[string]string{
 	"starling_partitions_owned":                "Partitions this node decides for.",
 	"starling_partition_acquires_per_second":   "Slots asked for, smoothed.",
 	"starling_partition_acquires_total":        "Slots asked for.",
+	"starling_partition_change_pause_seconds":  "How long a partition stood still while it was moved, split or merged: from freeze to the change of the map.",
+	"starling_partition_changes_total":         "Moves, splits and merges of partitions of this node, by what came of them.",
 	"starling_partition_cold_ratio":            "Share of granted calls that waited for a start, 0 to 1.",
 	"starling_partition_events_refused_total":  "Events refused because the mailbox was full.",
 	"starling_partition_evictions_total":       "Idle instances ended to make room for others.",
@@ -127,6 +129,7 @@ var partitionHelp = map[string]string{
 	"starling_partition_starts_total":          "Starts asked of hosts.",
 	"starling_partition_step_seconds":          "Time of one step of the scheduler.",
 	"starling_partition_stops_total":           "Instances told to end.",
+	"starling_partition_relayed_total":         "Messages handed on to the new owner of a partition that was moved away lately.",
 	"starling_partition_strays_total":          "Messages for partitions this node does not own.",
 	"starling_partition_waiting_calls":         "Calls that wait for an instance.",
 }
