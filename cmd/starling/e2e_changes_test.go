@@ -18,9 +18,9 @@ func TestE2EPartitionsChange(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds, calm := 5, 2*time.Second
+	rounds, calm, pause := 5, 2*time.Second, 5*time.Millisecond
 	if *e2e {
-		rounds, calm = 100, 20*time.Second
+		rounds, calm, pause = 100, 20*time.Second, time.Millisecond // about half of what two cores can do
 	}
 	c := startCluster(t, 3)
 	defer c.stop()
@@ -28,7 +28,7 @@ func TestE2EPartitionsChange(t *testing.T) {
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	c.settled(t)
 	ran := c.metric(t, `starling_host_calls_total{end="succeeded"}`)
-	load := startLoad(c, functions)
+	load := startLoadEvery(c, functions, pause)
 	time.Sleep(time.Second)
 	load.latencies()
 	time.Sleep(calm)

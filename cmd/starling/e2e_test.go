@@ -183,12 +183,17 @@ type testLoad struct {
 }
 
 func startLoad(c *testCluster, functions []starling.FunctionName) *testLoad {
+	return startLoadEvery(c, functions, 5*time.Millisecond) // 200 calls a second
+}
+
+// startLoadEvery makes one call every pause.
+func startLoadEvery(c *testCluster, functions []starling.FunctionName, pause time.Duration) *testLoad {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &testLoad{cluster: c, end: cancel, errs: map[string]int64{}}
 	l.wg.Add(1)
 	go func() {
 		defer l.wg.Done()
-		tick := time.NewTicker(5 * time.Millisecond) // 200 calls a second
+		tick := time.NewTicker(pause)
 		defer tick.Stop()
 		for i := 0; ; i++ {
 			select {
