@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"starling"
@@ -52,10 +51,16 @@ func (n *Node) openView(context.Context) error {
 
 // openReplica starts the replica and lets the manager lead when it does.
 func (n *Node) openReplica(ctx context.Context) (err error) {
-	cfg := dragonboat.Config{Dir: filepath.Join(n.cfg.Dir, "manager"), Cluster: n.id.Cluster(), Shard: 1, Replica: n.member.Replica, Join: n.member.Replica != 1,
+	if err := n.mayVote(ctx); err != nil {
+		return err
+	}
+	cfg := dragonboat.Config{Dir: n.cfg.managerDir(), Cluster: n.id.Cluster(), Shard: 1, Replica: n.member.Replica, Join: n.member.Replica != 1,
 		Endpoint: n.endpoint, Resolve: n.resolve, Machine: n.machine, Fatal: n.fatal, Log: n.log("replica")}
+	if n.member.Restore {
+		cfg.Join = false
+	}
 	if !cfg.Join {
-		cfg.Members = []uint64{1}
+		cfg.Members = []uint64{n.member.Replica}
 	}
 	if n.replica, err = dragonboat.Open(cfg); err != nil {
 		return err
@@ -63,6 +68,11 @@ func (n *Node) openReplica(ctx context.Context) (err error) {
 	n.opened("replica", nil, n.replica.Close)
 	if n.member.Bootstrap != nil {
 		if err := n.bootstrap(ctx); err != nil {
+			return err
+		}
+	}
+	if n.member.Restore {
+		if err := n.restore(ctx); err != nil {
 			return err
 		}
 	}
