@@ -33,6 +33,10 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case strings.HasPrefix(spec, "open "):
 		openOnce(strings.TrimPrefix(spec, "open "))
+	case strings.HasPrefix(spec, "faulty "):
+		runFaulty(strings.TrimPrefix(spec, "faulty "))
+	case strings.HasPrefix(spec, "fill "):
+		runFill(strings.TrimPrefix(spec, "fill "))
 	default:
 		runReplica(spec)
 	}
@@ -246,6 +250,11 @@ func openOnce(dir string) {
 	if err != nil {
 		say(err)
 	}
+	sum, err := h.Read(ctx, "the sum")
+	if err != nil {
+		say(err)
+	}
+	fmt.Println("SUM", sum)
 	fmt.Println("WORDS", v)
 	os.Exit(0)
 }

@@ -76,13 +76,20 @@ func (n *Node) reissue(now time.Time) error {
 // disconnect ends the connections of nodes that were removed from the cluster as soon as this node hears of it, until
 // ctx ends. New ones are refused by the endpoint; without this, streams that were open would live on.
 func (n *Node) disconnect(ctx context.Context) {
-	known := n.view.Topology()
+	eachRemoved(ctx, n.view, func(id starling.NodeID) {
+		n.log("endpoint").Info("a node was removed from the cluster: its connections end", slog.String("node", id.String()))
+		n.endpoint.Disconnect(id)
+	})
+}
+
+// eachRemoved calls gone for each node that ceases to be a member, until ctx ends.
+func eachRemoved(ctx context.Context, view topologies, gone func(starling.NodeID)) {
+	known := view.Topology()
 	for {
-		changed := n.view.Changed()
-		now := n.view.Topology()
+		changed := view.Changed()
+		now := view.Topology()
 		for _, id := range removed(known, now) {
-			n.log("endpoint").Info("a node was removed from the cluster: its connections end", slog.String("node", id.String()))
-			n.endpoint.Disconnect(id)
+			gone(id)
 		}
 		known = now
 		select {
@@ -91,6 +98,12 @@ func (n *Node) disconnect(ctx context.Context) {
 		case <-changed:
 		}
 	}
+}
+
+// A topologies is all that eachRemoved needs of a View.
+type topologies interface {
+	Topology() *cluster.Topology
+	Changed() <-chan struct{}
 }
 
 // removed returns the members of before that are none any more.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"starling"
@@ -161,13 +162,34 @@ func (n *Node) proposeUntil(ctx context.Context, c cluster.Command) error {
 
 // closeView remembers the managers for the next start.
 func (n *Node) closeView() error {
-	if m := n.view.Managers(); len(m) > 0 && n.member.Bootstrap == nil {
-		n.member.Managers = m
-		if err := n.cfg.saveMember(n.member); err != nil {
-			n.log("view").Warn("the managers' addresses were not kept", slog.Any("error", err))
+	n.keepManagers()
+	return n.view.Close()
+}
+
+// remember keeps the managers' addresses as they change, until ctx ends: a node that is killed must find the others
+// when its own copy of the state is lost.
+func (n *Node) remember(ctx context.Context) {
+	for {
+		changed := n.view.Changed()
+		n.keepManagers()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
 		}
 	}
-	return n.view.Close()
+}
+
+// keepManagers is called by one goroutine at a time: remember, and after its end closeView.
+func (n *Node) keepManagers() {
+	m := n.view.Managers()
+	if len(m) == 0 || n.member.Bootstrap != nil || slices.Equal(m, n.member.Managers) {
+		return
+	}
+	n.member.Managers = m
+	if err := n.cfg.saveMember(n.member); err != nil {
+		n.log("view").Warn("the managers' addresses were not kept", slog.Any("error", err))
+	}
 }
 
 func fingerprint(ca []byte) string { return identity.FormatFingerprint(sha256.Sum256(ca)) }

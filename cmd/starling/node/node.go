@@ -29,7 +29,7 @@ import (
 )
 
 // A Node is one running node. Open starts its parts, Close ends them in reverse; what runs between is theirs, and
-// two goroutines: one renews the certificate, one ends the connections of removed nodes.
+// three goroutines: one renews the certificate, one ends the connections of removed nodes, one remembers the managers.
 type Node struct {
 	cfg      Config
 	member   membership
@@ -81,6 +81,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.describe()
 	n.group.Go(n.renew)
 	n.group.Go(n.disconnect)
+	n.group.Go(n.remember)
 	n.running.Store(true)
 	return n, nil
 }
