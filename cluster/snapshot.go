@@ -140,7 +140,7 @@ func (s *State) Restore(r io.Reader) error {
 	}
 	fresh := NewState()
 	if err := fresh.load(in); err != nil {
-		return starling.Errorf(starling.Internal, op, "the snapshot is damaged: remove this replica and join it anew: %w", err)
+		return starling.Errorf(starling.Internal, op, "the snapshot is damaged: take another copy, or let this manager come back as a new replica: %w", err)
 	}
 	fresh.feed.floor = fresh.index
 	*s = *fresh

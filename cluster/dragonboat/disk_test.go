@@ -25,9 +25,9 @@ import (
 
 var (
 	diskSeed = flag.Uint64("diskseed", 1, "first seed of the tests with power cuts, failing disks and damaged files")
-	cuts     = flag.Int("cuts", 6, "power cuts, of one replica and of three at once")
-	faults   = flag.Int("faults", 6, "failed writes and syncs")
-	damages  = flag.Int("damages", 24, "damaged files")
+	cuts     = flag.Int("cuts", 3, "power cuts, of one replica and of three at once")
+	faults   = flag.Int("faults", 4, "failed writes and syncs")
+	damages  = flag.Int("damages", 16, "damaged files")
 )
 
 // strictDisk returns a file system that forgets what was not synced, with the replica's directory on it.

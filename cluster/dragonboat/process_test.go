@@ -343,7 +343,7 @@ func TestLostLogDoesNotComeBack(t *testing.T) {
 	}
 	c.listen(1)
 	_, err := Open(c.config(1))
-	if starling.ReasonOf(err) != "LostLog" || !strings.Contains(err.Error(), "join again") {
+	if starling.ReasonOf(err) != "LostLog" || !strings.Contains(err.Error(), "as a new replica") {
 		t.Errorf("a replica without its log: %v", err)
 	}
 }
