@@ -27,8 +27,8 @@ const (
 	kindChangeMap      uint16 = 13
 	kindClaimLead      uint16 = 14
 	kindSetDraining    uint16 = 15 // since level 2
-	kindRestoreState   uint16 = 40
-	kindRenewReplica   uint16 = 41
+	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
+	kindRenewReplica   uint16 = 41 // since level 2
 )
 
 // CommandKind returns the command's number.

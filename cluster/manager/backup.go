@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"starling"
@@ -83,6 +84,9 @@ func (m *Manager) answerRejoin(ctx context.Context, g *reign, peer transport.Pee
 	if !peer.Roles.Has(starling.RoleManager) {
 		return refuse(starling.Errorf(starling.Denied, "renew replica", "node %s is no manager", peer.Node))
 	}
+	if err := g.othersUnderstand(peer.Node); err != nil {
+		return refuse(err)
+	}
 	reply, err := Propose(ctx, g.replica, cluster.RenewReplica{Node: peer.Node, Lost: q.Lost})
 	if err == nil && reply.Node == nil {
 		err = starling.Errorf(starling.Internal, "renew replica", "the state answered without a node")
@@ -92,4 +96,17 @@ func (m *Manager) answerRejoin(ctx context.Context, g *reign, peer transport.Pee
 	}
 	m.cfg.Log.Warn("a manager lost its disk and comes back as a new replica", slog.String("node", peer.Node.String()), slog.Uint64("lost", q.Lost), slog.Uint64("replica", reply.Node.Replica))
 	return cluster.MessageRejoined, cluster.Rejoined{Node: *reply.Node, Topology: m.cfg.Machine.Topology()}
+}
+
+// othersUnderstand refuses while a replica but the asker's, which has none now, may not know RenewReplica. It is
+// Unavailable, so that the asker tries on: a leader that has just begun has not heard everybody yet.
+func (g *reign) othersUnderstand(asker starling.NodeID) error {
+	t := *g.manager.cfg.Machine.Topology()
+	t.Nodes = slices.DeleteFunc(slices.Clone(t.Nodes), func(n starling.Node) bool { return n.ID == asker })
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if behind := g.ledger.behind(&t, cluster.LevelOrders); behind != 0 {
+		return starling.Errorf(starling.Unavailable, "renew replica", "the manager %s is of an older release, or was not heard yet", behind).With("OlderRelease")
+	}
+	return nil
 }
