@@ -10,9 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"starling"
 	"starling/cluster/backup"
 	"starling/cmd/starling/node"
 	"starling/frontend/client"
+	"starling/frontend/protocol"
 )
 
 // refusedCLI runs the binary once, which must fail, and returns what it says.
@@ -113,4 +115,29 @@ func TestE2EBackupAndRestore(t *testing.T) {
 	}
 	next.restart(t) // and it goes on from its own log
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
+	if *e2e {
+		c.outlives(t, functions, env)
+	}
+}
+
+// outlives lets two nodes join and kills the first: the state that they were sent must be the restored one.
+func (c *testCluster) outlives(t *testing.T, functions []starling.FunctionName, env []string) {
+	t.Helper()
+	first := c.nodes[0]
+	for _, name := range []string{"second", "third"} {
+		n := newTestNode(t, name, filepath.Join(t.TempDir(), name))
+		n.args = append(n.args, first.args[len(first.args)-2:]...) // the same bucket
+		n.args = append(n.args, "--join", first.quic, "--token", strings.TrimSpace(starlingCLI(t, env, "cluster", "token")))
+		n.http, n.admin = client.NewHTTP(n.url, c.key), client.NewHTTP(n.url, c.root)
+		n.start(t)
+		t.Cleanup(n.stop)
+		n.ready(t, 30*time.Second)
+		c.nodes = append(c.nodes, n)
+	}
+	c.voters(t, 3)
+	first.kill(t)
+	c.everyFunctionAnswers(t, functions, first, time.Now())
+	if _, err := c.nodes[1].admin.CreateAccount(t.Context(), protocol.AccountSpec{ID: "after"}); err != nil {
+		t.Error(err)
+	}
 }
