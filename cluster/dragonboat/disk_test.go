@@ -59,8 +59,7 @@ func (c *trio) powerCut() {
 	}
 	for i, h := range c.hosts {
 		h.closing.Do(func() {})
-		close(h.closed)
-		h.group.Stop()
+		h.shut()
 		if err := h.stop(); err != nil {
 			c.t.Error(err)
 		}

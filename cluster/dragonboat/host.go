@@ -111,7 +111,9 @@ type Host struct {
 
 	closing sync.Once
 	closed  chan struct{}
-	err     error // of closing
+	mu      sync.Mutex     // a leaf: no call begins once closed is closed
+	calls   sync.WaitGroup // calls into the store that are under way: Dragonboat takes none while it closes
+	err     error          // of closing
 }
 
 // Open starts a replica: for the first time with Members or Join, later with what its directory holds. It
@@ -328,13 +330,34 @@ func (m machine) Close() error { return nil }
 func (h *Host) Close() error {
 	h.closing.Do(func() {
 		h.resign()
-		close(h.closed)
-		h.group.Stop()
+		h.shut()
 		_, term, _ := h.Leader()
 		err := h.stop()
 		h.err = errors.Join(err, h.note(term), h.mark.file.Close(), h.lock.Close())
 	})
 	return h.err
+}
+
+// enter begins a call into the store; false when the host is closing. done must be called after it.
+func (h *Host) enter() (done func(), ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.closed:
+		return nil, false
+	default:
+	}
+	h.calls.Add(1)
+	return h.calls.Done, true
+}
+
+// shut ends the calls that are under way and lets no other begin.
+func (h *Host) shut() {
+	h.mu.Lock()
+	close(h.closed)
+	h.mu.Unlock()
+	h.group.Stop() // its context ends the calls
+	h.calls.Wait()
 }
 
 func (h *Host) stop() (err error) {
