@@ -27,6 +27,8 @@ const (
 	kindChangeMap      uint16 = 13
 	kindClaimLead      uint16 = 14
 	kindSetDraining    uint16 = 15 // since level 2
+	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
+	kindRenewReplica   uint16 = 41 // since level 2
 )
 
 // CommandKind returns the command's number.
@@ -45,6 +47,8 @@ func (RemoveNode) CommandKind() uint16     { return kindRemoveNode }
 func (ChangeMap) CommandKind() uint16      { return kindChangeMap }
 func (ClaimLead) CommandKind() uint16      { return kindClaimLead }
 func (SetDraining) CommandKind() uint16    { return kindSetDraining }
+func (RestoreState) CommandKind() uint16   { return kindRestoreState }
+func (RenewReplica) CommandKind() uint16   { return kindRenewReplica }
 
 // blank returns an empty command of this number for the decoder to fill; nil when there is none.
 func blank(kind uint16) Command {
@@ -79,6 +83,10 @@ func blank(kind uint16) Command {
 		return &ClaimLead{}
 	case kindSetDraining:
 		return &SetDraining{}
+	case kindRestoreState:
+		return &RestoreState{}
+	case kindRenewReplica:
+		return &RenewReplica{}
 	}
 	return nil
 }

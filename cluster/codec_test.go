@@ -32,6 +32,8 @@ func samples() []Command {
 		ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: 1, To: 1}}, Claim: 3},
 		ClaimLead{Node: 1},
 		SetDraining{ID: 1, Draining: true},
+		RestoreState{Hash: [32]byte{1}, Part: 1, Parts: 2, Data: []byte{1}, Node: starling.Node{ID: 1, Addr: "a:1"}},
+		RenewReplica{Node: 2, Lost: 2},
 	}
 }
 

@@ -89,6 +89,13 @@ type SetDraining struct {
 	Draining bool            `cbor:"2,keyasint"`
 }
 
+// RenewReplica gives a node whose copy of the replicated state was lost a new one, under a number that was never used:
+// a replica that forgot its votes must not vote again. Reply.Node carries the number; asking again answers the same.
+type RenewReplica struct {
+	Node starling.NodeID `cbor:"1,keyasint"`
+	Lost uint64          `cbor:"2,keyasint"` // the number of the lost one
+}
+
 // InitCluster sets the cluster's name and cuts the key space into partitions. Once only.
 type InitCluster struct {
 	Name       string `cbor:"1,keyasint"`

@@ -41,6 +41,11 @@ const (
 	MessageHistoryIs MessageKind = 34 // History
 	MessageJoin      MessageKind = 40 // JoinRequest, answered by MessageJoined or MessageReply with the refusal
 	MessageJoined    MessageKind = 41 // JoinReply
+	MessageBackup    MessageKind = 60 // nothing, answered by MessageBackupIs and then all MessagePiece
+	MessageBackupIs  MessageKind = 61 // Backup
+	MessagePiece     MessageKind = 62 // Piece
+	MessageRejoin    MessageKind = 63 // Rejoin, answered by MessageRejoined
+	MessageRejoined  MessageKind = 64 // Rejoined
 )
 
 // The longest messages, in bytes. A whole page of versions with full environments has about 6 MiB.

@@ -18,7 +18,7 @@ const LevelNow Level = 2
 // A Level counts what releases added to the replicated commands. It only rises.
 type Level uint8
 
-// LevelOrders is the level from which a replica applies Move, Split, Merge and SetDraining.
+// LevelOrders is the level from which a replica applies Move, Split, Merge, SetDraining and RenewReplica.
 const LevelOrders Level = 2
 
 // The limits of orders.

@@ -34,6 +34,7 @@ const (
 	recordKey      uint8 = 5
 	recordFunction uint8 = 6
 	recordVersion  uint8 = 7
+	recordRestore  uint8 = 8 // a part of a backup that is being restored; before the cluster is made
 )
 
 // A header is what a snapshot holds once. The nodes of its topology follow as records of their own.
@@ -42,6 +43,8 @@ type header struct {
 	Claim       Claim     `cbor:"2,keyasint"`
 	Topology    *Topology `cbor:"3,keyasint"`
 	LastReplica uint64    `cbor:"4,keyasint"`
+	Offset      uint64    `cbor:"5,keyasint,omitempty"`
+	Restored    []byte    `cbor:"6,keyasint,omitempty"`
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -54,7 +57,10 @@ func (s *State) Save(w io.Writer) error {
 	out.write(binary.LittleEndian.AppendUint16(nil, snapshotVersion))
 	t := *s.topology
 	t.Nodes = nil
-	out.record(recordHeader, header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica})
+	out.record(recordHeader, header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica, Offset: s.offset, Restored: s.restored})
+	for _, p := range s.parts {
+		out.record(recordRestore, p)
+	}
 	for _, n := range s.topology.Nodes {
 		out.record(recordNode, n)
 	}
@@ -134,7 +140,7 @@ func (s *State) Restore(r io.Reader) error {
 	}
 	fresh := NewState()
 	if err := fresh.load(in); err != nil {
-		return starling.Errorf(starling.Internal, op, "the snapshot is damaged: remove this replica and join it anew: %w", err)
+		return starling.Errorf(starling.Internal, op, "the snapshot is damaged: take another copy, or let this manager come back as a new replica: %w", err)
 	}
 	fresh.feed.floor = fresh.index
 	*s = *fresh
@@ -227,9 +233,11 @@ func (s *State) loadRecord(kind uint8, body []byte) error {
 			return starling.Errorf(starling.Internal, "load state", "the header holds no map, or nodes")
 		}
 		h.Topology.Map.Complete()
-		s.index, s.claim, s.topology = h.Index, h.Claim, h.Topology
+		s.index, s.claim, s.topology, s.offset, s.restored = h.Index, h.Claim, h.Topology, h.Offset, h.Restored
 		s.members.LastNode, s.members.LastReplica = h.Topology.Last, h.LastReplica
 		return nil
+	case recordRestore:
+		return loadAs(body, func(p restorePart) error { s.parts = append(s.parts, p); return nil })
 	case recordNode:
 		return loadAs(body, func(n starling.Node) error { s.members.LoadNode(n); return nil })
 	case recordToken:

@@ -16,11 +16,14 @@ var clusterPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
 // byte, on every replica. It has one caller at a time; Machine is its shell.
 type State struct {
 	index    uint64 // of the last command
+	offset   uint64 // by which index is ahead of the log's: a restored cluster goes on above what it was before, in a new log
 	claim    Claim
 	topology *Topology // replaced whole, never edited: readers keep it
 	catalog  *registry.Registry
 	members  *registry.Members
 	feed     feed
+	restored []byte        // SHA-256 of the snapshot that this cluster was restored from; nil for none
+	parts    []restorePart // of a backup that is being restored, in order
 }
 
 // NewState returns the state before the first command.
@@ -35,6 +38,7 @@ func NewState() *State {
 // Apply carries out the command at its Raft index and returns the encoded reply (DecodeReply). A refusal is
 // a reply like any other; no bytes make it fail or panic. An index that was applied already changes nothing.
 func (s *State) Apply(index uint64, raw []byte) []byte {
+	index += s.offset
 	if index <= s.index {
 		return EncodeReply(Reply{}, starling.Errorf(starling.Internal, "apply command", "index %d was applied before: the log is damaged", index))
 	}
@@ -44,7 +48,7 @@ func (s *State) Apply(index uint64, raw []byte) []byte {
 		return EncodeReply(Reply{}, err)
 	}
 	reply, err := s.apply(cmd)
-	reply.Index = index
+	reply.Index = s.index
 	return EncodeReply(reply, err)
 }
 
@@ -52,6 +56,8 @@ func (s *State) apply(cmd Command) (Reply, error) {
 	switch c := cmd.(type) {
 	case *InitCluster:
 		return s.initCluster(c)
+	case *RestoreState:
+		return s.restore(c)
 	case *ChangeMap:
 		return s.changeMap(c)
 	case *ClaimLead:
@@ -67,6 +73,9 @@ func (s *State) apply(cmd Command) (Reply, error) {
 		return s.nodeReply(n, err)
 	case *SetDraining:
 		n, err := s.members.SetDraining(c.ID, c.Draining)
+		return s.nodeReply(n, err)
+	case *RenewReplica:
+		n, err := s.members.RenewReplica(c.Node, c.Lost)
 		return s.nodeReply(n, err)
 	case *RemoveNode:
 		// Its partitions keep its name until the leader has waited for the end of its lease.
@@ -236,7 +245,7 @@ func (s *State) Query(q Query) (Reply, error) {
 // Topology returns the newest topology. It is shared: do not change it.
 func (s *State) Topology() *Topology { return s.topology }
 
-// Index returns the Raft index of the last command.
+// Index returns the index of the last command: of the Raft log, and in a restored cluster ahead of it by a constant.
 func (s *State) Index() uint64 { return s.index }
 
 // Changes returns what became stale after the command at index, oldest first. ok is false when the feed does

@@ -134,12 +134,12 @@ func syncDir(dir string) error {
 // lostLog refuses a replica that has forgotten what it promised to others.
 func lostLog(cfg Config, what string) error {
 	return starling.Errorf(starling.NotFound, "open replica", "the log of replica %d in %s %s: a replica that forgets may vote twice. "+
-		"Remove it from the cluster and join again under a new node, with an empty data directory", cfg.Replica, cfg.Dir, what).With("LostLog")
+		"With other managers alive remove this folder and start the node again: it comes back as a new replica. If it was the only one, restore a backup", cfg.Replica, cfg.Dir, what).With("LostLog")
 }
 
 func damaged(dir string, err error) error {
-	return starling.Errorf(starling.Internal, "open replica", "the log in %s is damaged: with other replicas alive, remove this one from the cluster and join again under a new node "+
-		"with an empty data directory; if it is the only one, restore the directory from a backup: %w", dir, err).With("DamagedLog")
+	return starling.Errorf(starling.Internal, "open replica", "the log in %s is damaged: with other managers alive, remove this folder and start the node again, and it comes back "+
+		"as a new replica; if it is the only one, restore a backup with \"starling cluster restore\": %w", dir, err).With("DamagedLog")
 }
 
 // openError explains what Dragonboat found wrong before it began.

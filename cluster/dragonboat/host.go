@@ -79,6 +79,8 @@ type Config struct {
 	Fatal         func(error)
 	SnapshotEvery uint64 // commands; 16,384 when 0
 	Log           *slog.Logger
+
+	disk config.IFS // what the store writes to; the machine's own when nil
 }
 
 func (c Config) validate() error {
@@ -105,10 +107,13 @@ type Host struct {
 
 	id      *replicaFile // used by Open, then keepNote, then Close
 	applied atomic.Uint64
+	mark    *mark // used by the machine, and by start before there is one
 
 	closing sync.Once
 	closed  chan struct{}
-	err     error // of closing
+	mu      sync.Mutex     // a leaf: no call begins once closed is closed
+	calls   sync.WaitGroup // calls into the store that are under way: Dragonboat takes none while it closes
+	err     error          // of closing
 }
 
 // Open starts a replica: for the first time with Members or Join, later with what its directory holds. It
@@ -136,9 +141,15 @@ func Open(cfg Config) (*Host, error) {
 	}
 	h := &Host{cfg: cfg, lock: held, wires: &wireFactory{cfg: cfg}, closed: make(chan struct{})}
 	if h.id, err = loadReplica(cfg); err == nil {
+		h.mark, err = openMark(cfg.Dir)
+	}
+	if err == nil {
 		err = h.start()
 	}
 	if err != nil {
+		if h.mark != nil {
+			h.mark.file.Close()
+		}
 		held.Close()
 		return nil, err
 	}
@@ -182,25 +193,26 @@ func (h *Host) start() (err error) {
 			members[m] = target(m)
 		}
 	}
-	if err := h.nh.StartReplica(members, join, newMachine(h.cfg.Machine, &h.applied), h.raftConfig()); err != nil {
+	before := max(h.id.Applied, h.mark.high) // the machine raises the mark from here on
+	if err := h.nh.StartReplica(members, join, newMachine(h.cfg.Machine, &h.applied, h.mark), h.raftConfig()); err != nil {
 		return openError(h.cfg.Dir, err)
 	}
-	if err := h.checkNote(); err != nil {
+	if err := h.checkNote(before); err != nil {
 		return err
 	}
 	h.wires.admit()
 	return nil
 }
 
-// checkNote compares the log with what was noted of it and notes that there is one.
-func (h *Host) checkNote() error {
+// checkNote compares the log with what was noted of it, of which applied is the newest entry, and notes that there is one.
+func (h *Host) checkNote(applied uint64) error {
 	r, err := h.nh.GetLogReader(h.cfg.Shard)
 	if err != nil {
 		return openError(h.cfg.Dir, err)
 	}
 	state, _ := r.NodeState() // as it was read from the disk
-	if _, last := r.GetRange(); last < h.id.Applied || state.Term < h.id.Term {
-		return lostLog(h.cfg, fmt.Sprintf("ends at entry %d of term %d and had come to entry %d of term %d", last, state.Term, h.id.Applied, h.id.Term))
+	if _, last := r.GetRange(); last < applied || state.Term < h.id.Term {
+		return lostLog(h.cfg, fmt.Sprintf("ends at entry %d of term %d and had come to entry %d of term %d", last, state.Term, applied, h.id.Term))
 	}
 	if !h.id.Started {
 		h.id.Started = true
@@ -258,7 +270,7 @@ func (h *Host) hostConfig() config.NodeHostConfig {
 		Expert: config.ExpertConfig{
 			LogDB: store, LogDBFactory: tan.Factory,
 			Engine:           config.EngineConfig{ExecShards: 1, CommitShards: 1, ApplyShards: 1, SnapshotShards: 2, CloseShards: 1},
-			TransportFactory: h.wires,
+			TransportFactory: h.wires, FS: h.cfg.disk,
 		},
 	}
 }
@@ -286,16 +298,18 @@ func (l leaderListener) LeaderUpdated(info raftio.LeaderInfo) {
 type machine struct {
 	m       Machine
 	applied *atomic.Uint64
+	mark    *mark
 }
 
-func newMachine(m Machine, applied *atomic.Uint64) sm.CreateStateMachineFunc {
-	return func(uint64, uint64) sm.IStateMachine { return machine{m, applied} }
+func newMachine(m Machine, applied *atomic.Uint64, high *mark) sm.CreateStateMachineFunc {
+	return func(uint64, uint64) sm.IStateMachine { return machine{m, applied, high} }
 }
 
 // Update applies one command. An error from here would end the process, so there is none: a refusal is an answer.
 func (m machine) Update(e sm.Entry) (sm.Result, error) {
 	reply := m.m.Apply(e.Index, e.Cmd)
 	m.applied.Store(e.Index)
+	m.mark.raise(e.Index)
 	return sm.Result{Value: e.Index, Data: reply}, nil
 }
 
@@ -316,13 +330,34 @@ func (m machine) Close() error { return nil }
 func (h *Host) Close() error {
 	h.closing.Do(func() {
 		h.resign()
-		close(h.closed)
-		h.group.Stop()
+		h.shut()
 		_, term, _ := h.Leader()
 		err := h.stop()
-		h.err = errors.Join(err, h.note(term), h.lock.Close())
+		h.err = errors.Join(err, h.note(term), h.mark.file.Close(), h.lock.Close())
 	})
 	return h.err
+}
+
+// enter begins a call into the store; false when the host is closing. done must be called after it.
+func (h *Host) enter() (done func(), ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case <-h.closed:
+		return nil, false
+	default:
+	}
+	h.calls.Add(1)
+	return h.calls.Done, true
+}
+
+// shut ends the calls that are under way and lets no other begin.
+func (h *Host) shut() {
+	h.mu.Lock()
+	close(h.closed)
+	h.mu.Unlock()
+	h.group.Stop() // its context ends the calls
+	h.calls.Wait()
 }
 
 func (h *Host) stop() (err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"path/filepath"
 	"sync"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	pb "github.com/lni/dragonboat/v4/raftpb"
+	"github.com/lni/vfs"
 
 	"starling"
 	"starling/cluster/identity"
@@ -35,7 +37,8 @@ func (r *register) Apply(index uint64, cmd []byte) []byte {
 	return fmt.Appendf(nil, "%d", len(r.words))
 }
 
-// Query answers with the index of a word, 0 for none, and with the count for nil.
+// Query answers with the index of a word, 0 for none, with the count for nil, and with a number that tells any two
+// registers apart for "the sum".
 func (r *register) Query(q any) (any, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -44,6 +47,15 @@ func (r *register) Query(q any) (any, error) {
 	}
 	if q == "refuse" {
 		return nil, starling.Errorf(starling.NotFound, "query", "refused as asked")
+	}
+	if q == "the sum" {
+		var sum uint64
+		for w, i := range r.words {
+			f := fnv.New64a()
+			fmt.Fprint(f, w, " ", i)
+			sum += f.Sum64()
+		}
+		return sum, nil
 	}
 	return r.words[q.(string)], nil
 }
@@ -72,6 +84,7 @@ type trio struct {
 	ends     map[uint64]transport.Endpoint
 	hosts    map[uint64]*Host
 	every    uint64
+	disks    map[uint64]*vfs.MemFS // where the stores write; the machine's own when empty
 	onLeader func(replica, leader uint64)
 }
 
@@ -142,6 +155,9 @@ func (c *trio) resolve(i uint64) (string, bool) {
 func (c *trio) config(i uint64) Config {
 	cfg := Config{Dir: filepath.Join(c.dir, fmt.Sprint(i)), Cluster: "test", Shard: 1, Replica: i, Members: c.members,
 		Endpoint: c.ends[i], Resolve: c.resolve, Machine: newRegister(), SnapshotEvery: c.every}
+	if d := c.disks[i]; d != nil {
+		cfg.disk = d
+	}
 	if c.onLeader != nil {
 		cfg.OnLeader = func(leader, _ uint64) { c.onLeader(i, leader) }
 	}

@@ -33,6 +33,10 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case strings.HasPrefix(spec, "open "):
 		openOnce(strings.TrimPrefix(spec, "open "))
+	case strings.HasPrefix(spec, "faulty "):
+		runFaulty(strings.TrimPrefix(spec, "faulty "))
+	case strings.HasPrefix(spec, "fill "):
+		runFill(strings.TrimPrefix(spec, "fill "))
 	default:
 		runReplica(spec)
 	}
@@ -246,6 +250,11 @@ func openOnce(dir string) {
 	if err != nil {
 		say(err)
 	}
+	sum, err := h.Read(ctx, "the sum")
+	if err != nil {
+		say(err)
+	}
+	fmt.Println("SUM", sum)
 	fmt.Println("WORDS", v)
 	os.Exit(0)
 }
@@ -334,7 +343,7 @@ func TestLostLogDoesNotComeBack(t *testing.T) {
 	}
 	c.listen(1)
 	_, err := Open(c.config(1))
-	if starling.ReasonOf(err) != "LostLog" || !strings.Contains(err.Error(), "join again") {
+	if starling.ReasonOf(err) != "LostLog" || !strings.Contains(err.Error(), "as a new replica") {
 		t.Errorf("a replica without its log: %v", err)
 	}
 }

@@ -57,11 +57,11 @@ func (h *Host) Read(ctx context.Context, q any) (answer any, err error) {
 
 // StaleRead answers a query from this replica's own state, which may be behind.
 func (h *Host) StaleRead(q any) (any, error) {
-	select {
-	case <-h.closed:
+	done, ok := h.enter()
+	if !ok {
 		return nil, kindOf("read state", db.ErrClosed)
-	default:
 	}
+	defer done()
 	v, err := h.nh.StaleRead(h.cfg.Shard, q)
 	if err != nil {
 		return nil, kindOf("read state", err)
@@ -71,11 +71,20 @@ func (h *Host) StaleRead(q any) (any, error) {
 
 // retry repeats what Dragonboat refused before it began, until ctx ends.
 func (h *Host) retry(ctx context.Context, op string, f func(ctx context.Context) error) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, defaultWait)
-		defer cancel()
+	done, ok := h.enter()
+	if !ok {
+		return kindOf(op, db.ErrClosed)
 	}
+	defer done()
+	var cancel context.CancelFunc
+	if _, ok := ctx.Deadline(); ok {
+		ctx, cancel = context.WithCancel(ctx)
+	} else {
+		ctx, cancel = context.WithTimeout(ctx, defaultWait)
+	}
+	defer cancel()
+	stop := context.AfterFunc(h.group.Context(), cancel) // Close waits for this call
+	defer stop()
 	for {
 		select {
 		case <-h.closed:

@@ -73,6 +73,7 @@ type Manager struct {
 	replica atomic.Pointer[Replica] // nil before Open
 	calls   chan struct{}           // holds one token for each question being answered
 	joins   chan struct{}
+	backups chan struct{} // holds a token while a backup is taken
 	streams chan struct{}
 	group   sync.WaitGroup
 	mu      sync.Mutex // a leaf: guards what follows
@@ -96,7 +97,7 @@ func New(cfg Config) *Manager {
 	if cfg.Balance == (balance.Config{}) {
 		cfg.Balance = balance.DefaultConfig()
 	}
-	m := &Manager{cfg: cfg, calls: make(chan struct{}, callMax), joins: make(chan struct{}, joinMax),
+	m := &Manager{cfg: cfg, calls: make(chan struct{}, callMax), joins: make(chan struct{}, joinMax), backups: make(chan struct{}, 1),
 		streams: make(chan struct{}, sessionMax), open: map[transport.Stream]struct{}{}}
 	m.metrics.init(m)
 	cfg.Endpoint.Handle(transport.ChannelControl, func(s transport.Stream) { m.serve(s, s.Peer(), false) })

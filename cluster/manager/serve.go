@@ -36,6 +36,10 @@ func (m *Manager) serve(s transport.Stream, peer transport.Peer, local bool) {
 		}
 		return
 	}
+	if kind == cluster.MessageBackup {
+		m.serveBackup(g, s, peer)
+		return
+	}
 	answer, v := m.answer(g, s, peer, kind, body)
 	_ = cluster.WriteMessage(s, answer, v) // a peer that is gone asks again
 	_ = s.CloseWrite()
@@ -95,6 +99,8 @@ func (m *Manager) answer(g *reign, s transport.Stream, peer transport.Peer, kind
 		return m.answerRead(ctx, g, peer, body)
 	case cluster.MessageStatus:
 		return cluster.MessageStatusIs, g.status()
+	case cluster.MessageRejoin:
+		return m.answerRejoin(ctx, g, peer, body)
 	case cluster.MessageCertify:
 		return m.answerCertify(peer, body)
 	case cluster.MessageChange:
@@ -125,6 +131,11 @@ func (m *Manager) answerPropose(ctx context.Context, g *reign, peer transport.Pe
 	if err := g.permitOwner(peer, cmd); err != nil {
 		return refuse(err)
 	}
+	if c, ok := cmd.(*cluster.RemoveNode); ok {
+		if err := g.mayRemove(ctx, c.ID); err != nil {
+			return refuse(err)
+		}
+	}
 	began := time.Now()
 	reply, _, err := g.replica.Propose(ctx, p.Command)
 	m.metrics.proposals.UpdateDuration(began)
@@ -147,7 +158,7 @@ func permit(peer transport.Peer, cmd cluster.Command) error {
 			return nil // permitOwner looks at the partition
 		}
 		return starling.Errorf(starling.Denied, op, "an owner proposes one change of its own partition at a time; plans are the manager's")
-	case *cluster.ClaimLead, *cluster.AddNode, *cluster.InitCluster:
+	case *cluster.ClaimLead, *cluster.AddNode, *cluster.InitCluster, *cluster.RestoreState, *cluster.RenewReplica:
 		return starling.Errorf(starling.Denied, op, "a manager proposes this itself")
 	case *cluster.UpdateNode:
 		if c.Node.ID == peer.Node {

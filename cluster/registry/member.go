@@ -134,6 +134,29 @@ func (m *Members) replicas() int {
 	return count
 }
 
+// RenewReplica gives a manager that lost the replica with this number a new one. When it has a newer one already, that
+// is the answer: the question came twice. The last copy cannot be renewed: there is nothing to fill it from.
+func (m *Members) RenewReplica(id starling.NodeID, lost uint64) (starling.Node, error) {
+	const op = "renew replica"
+	n, ok := m.nodes[id]
+	switch {
+	case !ok:
+		return n, starling.Errorf(starling.NotFound, op, "there is no node %s", id)
+	case n.Replica == 0 || lost == 0 || lost > m.LastReplica:
+		return n, starling.Errorf(starling.Invalid, op, "node %s never held replica %d", id, lost)
+	case n.Replica > lost:
+		return n, nil
+	case n.Replica < lost:
+		return n, starling.Errorf(starling.Conflict, op, "node %s holds replica %d, not %d", id, n.Replica, lost)
+	case m.replicas() == 1:
+		return n, starling.Errorf(starling.Conflict, op, "node %s held the only copy of the cluster's state: restore a backup with \"starling cluster restore\"", id)
+	}
+	m.LastReplica++
+	n.Replica = m.LastReplica
+	m.nodes[id] = n
+	return n, nil
+}
+
 // UpdateNode changes the name, addresses and zone of a member; its id, roles and replica stay.
 func (m *Members) UpdateNode(n starling.Node) (starling.Node, error) {
 	const op = "update node"

@@ -56,9 +56,9 @@ ignored, so the same command line starts it again. SIGTERM drains: calls in flig
 }
 
 func clusterCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "cluster", Short: "Make a cluster and let nodes in", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "cluster", Short: "Make a cluster, let nodes in, back it up and restore it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	c.AddCommand(clusterInit(a), clusterToken(a))
+	c.AddCommand(clusterInit(a), clusterToken(a), clusterBackup(a), clusterRestore(a))
 	return c
 }
 

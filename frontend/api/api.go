@@ -48,6 +48,8 @@ type Deps struct {
 	Log      *slog.Logger
 	CA       [32]byte         // SHA-256 of the cluster's CA certificate, for join tokens
 	Now      func() time.Time // stamps what is created; time.Now when nil
+	// Backup passes on the whole replicated state as the leader gives it (cluster.View does); nil on a frontend that cannot.
+	Backup func(ctx context.Context, begin func(cluster.Backup) error, piece func([]byte) error) error
 }
 
 type api struct {
@@ -76,6 +78,7 @@ func New(d Deps) http.Handler {
 	a.state()
 	a.balance()
 	a.tokens()
+	a.backup()
 	a.docs()
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		WriteError(w, d.Log, w.Header().Get(protocol.HeaderRequestID), starling.Errorf(starling.NotFound, "find route", "%s %s is no route of this API: see /docs", r.Method, r.URL.Path).With("NoRoute"))

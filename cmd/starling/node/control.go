@@ -6,7 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
+	"slices"
 	"time"
 
 	"starling"
@@ -52,10 +52,16 @@ func (n *Node) openView(context.Context) error {
 
 // openReplica starts the replica and lets the manager lead when it does.
 func (n *Node) openReplica(ctx context.Context) (err error) {
-	cfg := dragonboat.Config{Dir: filepath.Join(n.cfg.Dir, "manager"), Cluster: n.id.Cluster(), Shard: 1, Replica: n.member.Replica, Join: n.member.Replica != 1,
+	if err := n.mayVote(ctx); err != nil {
+		return err
+	}
+	cfg := dragonboat.Config{Dir: n.cfg.managerDir(), Cluster: n.id.Cluster(), Shard: 1, Replica: n.member.Replica, Join: n.member.Replica != 1,
 		Endpoint: n.endpoint, Resolve: n.resolve, Machine: n.machine, Fatal: n.fatal, Log: n.log("replica")}
+	if n.member.Restore {
+		cfg.Join = false
+	}
 	if !cfg.Join {
-		cfg.Members = []uint64{1}
+		cfg.Members = []uint64{n.member.Replica}
 	}
 	if n.replica, err = dragonboat.Open(cfg); err != nil {
 		return err
@@ -63,6 +69,11 @@ func (n *Node) openReplica(ctx context.Context) (err error) {
 	n.opened("replica", nil, n.replica.Close)
 	if n.member.Bootstrap != nil {
 		if err := n.bootstrap(ctx); err != nil {
+			return err
+		}
+	}
+	if n.member.Restore {
+		if err := n.restore(ctx); err != nil {
 			return err
 		}
 	}
@@ -151,13 +162,34 @@ func (n *Node) proposeUntil(ctx context.Context, c cluster.Command) error {
 
 // closeView remembers the managers for the next start.
 func (n *Node) closeView() error {
-	if m := n.view.Managers(); len(m) > 0 && n.member.Bootstrap == nil {
-		n.member.Managers = m
-		if err := n.cfg.saveMember(n.member); err != nil {
-			n.log("view").Warn("the managers' addresses were not kept", slog.Any("error", err))
+	n.keepManagers()
+	return n.view.Close()
+}
+
+// remember keeps the managers' addresses as they change, until ctx ends: a node that is killed must find the others
+// when its own copy of the state is lost.
+func (n *Node) remember(ctx context.Context) {
+	for {
+		changed := n.view.Changed()
+		n.keepManagers()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
 		}
 	}
-	return n.view.Close()
+}
+
+// keepManagers is called by one goroutine at a time: remember, and after its end closeView.
+func (n *Node) keepManagers() {
+	m := n.view.Managers()
+	if len(m) == 0 || n.member.Bootstrap != nil || slices.Equal(m, n.member.Managers) {
+		return
+	}
+	n.member.Managers = m
+	if err := n.cfg.saveMember(n.member); err != nil {
+		n.log("view").Warn("the managers' addresses were not kept", slog.Any("error", err))
+	}
 }
 
 func fingerprint(ca []byte) string { return identity.FormatFingerprint(sha256.Sum256(ca)) }

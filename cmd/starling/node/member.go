@@ -23,6 +23,8 @@ type membership struct {
 	Managers  []string          `json:"managers"`            // addresses to ask first
 	Replicas  map[uint64]string `json:"replicas,omitempty"`  // addresses of the Raft replicas when it joined
 	Bootstrap *bootstrap        `json:"bootstrap,omitempty"` // the first node's, until the cluster holds it
+	Restore   bool              `json:"restore,omitempty"`   // the first node of a restored cluster: its state is not in the log yet
+	Started   bool              `json:"started,omitempty"`   // the replica may have voted: without its log it must not come back
 }
 
 // A bootstrap is what the first node proposes when its cluster has no state yet. Keys are hashes here.

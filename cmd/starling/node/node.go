@@ -29,7 +29,7 @@ import (
 )
 
 // A Node is one running node. Open starts its parts, Close ends them in reverse; what runs between is theirs, and
-// one goroutine that renews the certificate.
+// three goroutines: one renews the certificate, one ends the connections of removed nodes, one remembers the managers.
 type Node struct {
 	cfg      Config
 	member   membership
@@ -80,6 +80,8 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n.describe()
 	n.group.Go(n.renew)
+	n.group.Go(n.disconnect)
+	n.group.Go(n.remember)
 	n.running.Store(true)
 	return n, nil
 }
@@ -140,6 +142,9 @@ func (n *Node) openIdentity(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := n.reissue(time.Now()); err != nil {
+		return err
+	}
 	if n.id.Roles() != n.cfg.Roles {
 		return starling.Errorf(starling.Invalid, "open node", "--roles %s, but the node joined as %s: use those, or join anew with an empty --data", n.cfg.Roles, n.id.Roles())
 	}
@@ -187,41 +192,4 @@ func (n *Node) listen(context.Context) error {
 	n.cfg.Log.Info("node runs", slog.String("node", n.ID().String()), slog.String("roles", n.cfg.Roles.String()), slog.String("quic", n.cfg.advertise()),
 		slog.String("http", n.cfg.HTTP), slog.String("admin", n.cfg.Admin))
 	return nil
-}
-
-// renew replaces the certificate long before it ends, until ctx does.
-func (n *Node) renew(ctx context.Context) {
-	for {
-		wait := max(time.Until(n.id.RenewAt()), time.Second)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
-		if err := n.renewOnce(ctx); err != nil {
-			n.log("identity").Warn("the node's certificate could not be renewed", slog.Any("error", err), slog.Time("ends", n.id.NotAfter()))
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(30 * time.Second):
-			}
-		}
-	}
-}
-
-func (n *Node) renewOnce(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	csr, err := n.id.CSR()
-	if err != nil {
-		return err
-	}
-	cert, err := n.view.Certify(ctx, csr)
-	if err != nil {
-		return err
-	}
-	if err := n.id.Renew(cert); err != nil {
-		return err
-	}
-	return n.id.Save(n.cfg.identityDir())
 }

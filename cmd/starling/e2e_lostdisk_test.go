@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"starling/frontend/protocol"
+)
+
+// votes waits until a leader has let the replica of a node in.
+func (c *testCluster) votes(t *testing.T, victim *testNode, replica int) {
+	t.Helper()
+	line := fmt.Sprintf("adding a replica of the state part=manager replica=%d", replica)
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for _, n := range c.nodes {
+			text, err := os.ReadFile(n.dir + ".log")
+			if err == nil && strings.Contains(string(text), line) {
+				c.voters(t, 3)
+				return
+			}
+		}
+	}
+	t.Fatalf("nobody let replica %d of %s in", replica, victim.name)
+}
+
+// voters waits until the node that leads counts so many voting replicas.
+func (c *testCluster) voters(t *testing.T, want int) {
+	t.Helper()
+	line, leads := fmt.Sprintf("starling_manager_voters %d\n", want), "starling_manager_leads 1\n"
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for _, n := range c.nodes {
+			res, err := http.Get(n.health + "/metrics")
+			if err != nil {
+				continue // it is dead
+			}
+			text, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err == nil && strings.Contains(string(text), line) && strings.Contains(string(text), leads) {
+				return
+			}
+		}
+	}
+	t.Fatalf("no leader counts %d voters", want)
+}
+
+// TestE2ELostDisk takes a manager's copy of the replicated state away while writes go on. It must come back as a new
+// replica, vote, and let the cluster survive the next death; nothing that was acknowledged may be lost.
+func TestE2ELostDisk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: real nodes")
+	}
+	c := startCluster(t, 3)
+	defer c.stop()
+	writes := startWrites(c)
+	for round, victim := range []*testNode{c.nodes[2], c.nodes[0]} { // a replica that joined, and the first one
+		victim.kill(t)
+		if err := os.RemoveAll(filepath.Join(victim.dir, "manager")); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		victim.start(t)
+		victim.ready(t, 20*time.Second)
+		text, err := os.ReadFile(filepath.Join(victim.dir, "member.json"))
+		if want := fmt.Sprintf(`"replica": %d,`, 4+round); err != nil || !strings.Contains(string(text), want) {
+			t.Fatalf("%s lost its disk and says %s, want %s: %v", victim.name, text, want, err)
+		}
+		c.votes(t, victim, 4+round)
+		t.Logf("%s lost its disk and votes again as a new replica %v after its start", victim.name, time.Since(began).Round(time.Millisecond))
+	}
+	c.nodes[1].kill(t) // only the two that came back are left
+	if _, err := c.nodes[0].admin.CreateAccount(t.Context(), protocol.AccountSpec{ID: "after"}); err != nil {
+		t.Errorf("the two that came back do not make a majority: %v", err)
+	}
+	acked, missing := writes.stop(t)
+	t.Logf("%d writes acknowledged, %d lost", acked, missing)
+	if missing > 0 || acked < 10 {
+		t.Errorf("%d of %d acknowledged writes are lost", missing, acked)
+	}
+	c.nodes[1].start(t)
+	c.nodes[1].ready(t, 20*time.Second)
+	c.voters(t, 3)
+}
