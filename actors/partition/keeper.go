@@ -72,12 +72,12 @@ type Keeper struct {
 	again     chan struct{} // one token: look at the map again
 	planned   atomic.Int64  // Unix nanoseconds when the clock goes off next
 	set       *metrics.Set
-	dropped   *metrics.Counter             // lookups
-	refused   *metrics.Counter             // events a full mailbox refused
-	unowned   *metrics.Counter             // calls for partitions that are not here
-	failures  *metrics.Counter             // actors that ended by a fault of ours
-	relayed   *metrics.Counter             // messages handed on to a next owner
-	ready     atomic.Bool                  // may take states
+	dropped   *metrics.Counter // lookups
+	refused   *metrics.Counter // events a full mailbox refused
+	unowned   *metrics.Counter // calls for partitions that are not here
+	failures  *metrics.Counter // actors that ended by a fault of ours
+	relayed   *metrics.Counter // messages handed on to a next owner
+	ready     atomic.Bool      // may take states
 
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
