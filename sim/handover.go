@@ -48,6 +48,9 @@ func (k *keeper) obey(o partmap.Change) {
 		ids = append(ids, o.With)
 	}
 	for _, id := range ids {
+		if k.busy[id] && w.cfg.Plant != PlantTwice {
+			return
+		}
 		e, _ := m.ByID(id)
 		p := k.parts[id]
 		if e.Owner != k.n.id || p == nil || p.ended || p.entry.Epoch != e.Epoch {
@@ -55,6 +58,9 @@ func (k *keeper) obey(o partmap.Change) {
 		}
 		c.parts = append(c.parts, p)
 		c.after = append(c.after[:0], after.Overlapping(e.Range)...)
+	}
+	for _, p := range c.parts {
+		k.busy[p.entry.ID] = true
 	}
 	w.trace("%v begins to %v %v/%d", k.n.id, o.Kind, o.Partition, o.Epoch)
 	c.step(handover.Begin)
@@ -65,6 +71,11 @@ func (c *change) step(ev handover.Event) {
 	c.waits++
 	for _, e := range c.source.Step(ev) {
 		c.carry(e)
+		if e == handover.Done || e == handover.Fail {
+			for _, p := range c.parts {
+				delete(c.k.busy, p.entry.ID)
+			}
+		}
 	}
 }
 

@@ -95,8 +95,8 @@ func (k *keeper) strayOf(id starling.PartitionID) *stray {
 }
 
 // divert hands a message to the successors that the newest map names, here or on another node.
-func (k *keeper) divert(s *stray, from starling.NodeID, m wire.Message) {
-	for _, p := range slices.Clone(handover.Route(m, k.n.view.topology.Map.Overlapping(s.over), s.key)) {
+func (k *keeper) divert(id starling.PartitionID, s *stray, from starling.NodeID, m wire.Message) {
+	for _, p := range slices.Clone(handover.Route(id, m, k.n.view.topology.Map.Overlapping(s.over), s.key)) {
 		switch {
 		case p.Owner == k.n.id:
 			k.deliver(p.ID, from, m)
@@ -171,7 +171,7 @@ func (k *keeper) known(ids []starling.VersionID, then func([]sched.VersionKnown)
 	var out []sched.VersionKnown
 	d := 2 * w.cfg.Net.Delay
 	for _, id := range ids {
-		if f := w.versions[id]; f != nil && (!w.faulty() || w.rng.Float64() >= 0.02+w.cfg.Net.Loss) {
+		if f := w.versions[id]; f != nil && (!w.hostile() || w.rng.Float64() >= 0.02+w.cfg.Net.Loss) {
 			out = append(out, sched.VersionKnown{Version: f.version, ConcurrencyMax: w.accountMax()})
 		} else {
 			d = knowTime
@@ -207,7 +207,7 @@ func (s *pipe) say(from, to *node, f func()) {
 	}
 	life, until := s.lives[1-dir], from.w.now+offerTime
 	d := w.cfg.Net.Delay + time.Duration(w.rng.Int64N(int64(w.cfg.Net.Jitter)+1))
-	if w.faulty() && w.rng.IntN(10) == 0 { // a large state, a lost packet, a slow disk
+	if w.hostile() && w.rng.Float64() < w.cfg.Net.Slow { // a large state, a lost packet, a slow disk
 		d += time.Duration(w.rng.Int64N(int64(1500 * time.Millisecond)))
 	}
 	var arrive func()

@@ -23,6 +23,7 @@ type keeper struct {
 
 	held   map[starling.Range]*held
 	strays map[starling.PartitionID]*stray
+	busy   map[starling.PartitionID]bool     // being changed as ordered
 	dead   map[starling.NodeID]time.Duration // those that died lately
 }
 
@@ -45,7 +46,7 @@ type part struct {
 
 func newKeeper(n *node) *keeper {
 	return &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}, seqs: map[starling.PartitionID]uint64{}, wall: n.wall,
-		held: map[starling.Range]*held{}, strays: map[starling.PartitionID]*stray{}, dead: map[starling.NodeID]time.Duration{}}
+		held: map[starling.Range]*held{}, strays: map[starling.PartitionID]*stray{}, dead: map[starling.NodeID]time.Duration{}, busy: map[starling.PartitionID]bool{}}
 }
 
 // follow makes the parts what the map says, and tells them who died.
@@ -163,7 +164,7 @@ func (k *keeper) receive(id starling.PartitionID, from starling.NodeID, m wire.M
 		return
 	}
 	if s := k.strayOf(id); s != nil {
-		k.divert(s, from, m)
+		k.divert(id, s, from, m)
 		return
 	}
 	k.deliver(id, from, m)
@@ -203,6 +204,7 @@ func (p *part) step(ev sched.Event) {
 	p.apply(ev)
 	if p.gap != 0 && p.sched.Status().Granting {
 		n.w.planned.Gaps = append(n.w.planned.Gaps, n.w.now-p.gap)
+		n.w.trace("%v %v grants %v after the freeze", n.id, p.entry.ID, n.w.now-p.gap)
 		p.gap = 0
 	}
 	p.plan()

@@ -126,13 +126,13 @@ func (w *World) propose(n *node, c cluster.Command, done func(r cluster.Reply, e
 			answer(func() { done(cluster.Reply{}, errNoOutcome) })
 			return
 		}
-		if _, change := c.(*cluster.ChangeMap); change && w.faulty() && w.rng.IntN(40) == 0 { // it comes true later
+		if _, change := c.(*cluster.ChangeMap); change && w.hostile() && w.rng.IntN(40) == 0 { // it comes true later
 			w.at(w.upTo(500*time.Millisecond), do(func() { w.commit(n, raw) }))
 			answer(func() { done(cluster.Reply{}, errNoOutcome) })
 			return
 		}
 		encoded := w.commit(n, raw)
-		lost := w.faulty() && w.rng.IntN(20) == 0
+		lost := w.faulty() && w.rng.IntN(20) == 0 && (w.hostile() || !ofOwner(c))
 		answer(func() {
 			reply, err := cluster.DecodeReply(encoded)
 			if lost {
@@ -141,6 +141,12 @@ func (w *World) propose(n *node, c cluster.Command, done func(r cluster.Reply, e
 			done(reply, err)
 		})
 	}))
+}
+
+// ofOwner reports whether a command is an owner's change of its partition.
+func ofOwner(c cluster.Command) bool {
+	m, ok := c.(*cluster.ChangeMap)
+	return ok && m.Claim == 0
 }
 
 // commit applies a command; the replicas hear of it.

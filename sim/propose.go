@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	proposeTime = 3 * time.Second       // for an answer to an owner's proposal
+	proposeTime = 3 * time.Second       // for an answer to an owner's proposal, at most
 	attemptTime = time.Second           // for one try
 	tryPause    = 50 * time.Millisecond // between two
 )
@@ -27,7 +27,7 @@ type proposal struct {
 
 // proposeChange proposes a change and tells Applied, Lost or Unsure.
 func (n *node) proposeChange(c partmap.Change, done func(handover.Event)) {
-	(&proposal{n: n, change: c, until: n.w.now + proposeTime, done: done}).try()
+	(&proposal{n: n, change: c, until: n.w.now + time.Duration(n.w.rng.Int64N(int64(proposeTime))), done: done}).try()
 }
 
 // A verdict is what the leader says of a proposal.
