@@ -17,6 +17,7 @@ type held struct {
 	state    *sched.Snapshot
 	versions []sched.VersionKnown
 	until    time.Duration
+	offer    uint64          // the number of its offer; 0 until hold draws one
 	early    []sched.Message // what came for it before the map did
 	truth    truth
 }
@@ -34,12 +35,26 @@ type outlived struct {
 	acts int
 }
 
-func (k *keeper) hold(h *held) {
-	if o := k.held[h.entry.Range]; o != nil && k.n.w.cfg.Plant == PlantStaleState {
-		return
+// hold keeps a state until the map gives its partition to this node. It reports false when one that was offered later is held.
+func (k *keeper) hold(h *held) bool {
+	if h.offer == 0 {
+		k.offers++
+		h.offer = k.offers
+	}
+	stale := k.n.w.cfg.Plant == PlantStaleState
+	if o := k.held[h.entry.Range]; o != nil && (stale || o.offer > h.offer) {
+		return stale // which says that it took the new one
 	}
 	h.until = k.n.w.now + heldTime
 	k.held[h.entry.Range] = h
+	return true
+}
+
+// drop forgets a state that was offered, unless a later one has taken its place.
+func (k *keeper) drop(h *held) {
+	if k.held[h.entry.Range] == h && k.n.w.cfg.Plant != PlantStaleState {
+		delete(k.held, h.entry.Range)
+	}
 }
 
 // find returns the state that was handed over for an entry of the map, or nil.
@@ -53,7 +68,7 @@ func (k *keeper) find(e partmap.Partition) *held {
 
 // forget drops the state of an entry that will not come.
 func (k *keeper) forget(e partmap.Partition) {
-	if h := k.held[e.Range]; h != nil && h.entry.Epoch == e.Epoch && k.n.w.cfg.Plant != PlantStaleState {
+	if h := k.held[e.Range]; h != nil && h.entry.Epoch == e.Epoch {
 		delete(k.held, e.Range)
 	}
 }
@@ -119,6 +134,8 @@ type taker struct {
 	versions []sched.VersionKnown
 	until    time.Duration // it waits for the next word
 	over     bool
+	offer    uint64
+	held     *held
 	answer   func(handover.Event) // at the owner
 }
 
@@ -135,6 +152,8 @@ func (k *keeper) offered(t *taker) {
 		k.reply(t, handover.Refused)
 		return
 	}
+	k.offers++
+	t.offer = k.offers
 	k.known(t.ids, func(vs []sched.VersionKnown) {
 		t.versions, t.until = vs, w.now+offerTime
 		k.reply(t, handover.Ready)
@@ -153,14 +172,19 @@ func (k *keeper) stated(t *taker, body []byte, truth truth) {
 		w.fail("a state cannot be decoded: %v", err)
 		return
 	}
-	k.hold(&held{entry: t.entry, state: state, versions: t.versions, truth: truth})
+	t.held = &held{entry: t.entry, state: state, versions: t.versions, truth: truth, offer: t.offer}
+	if !k.hold(t.held) {
+		t.over = true
+		k.reply(t, handover.Refused)
+		return
+	}
 	t.until = w.now + heldTime
 	k.reply(t, handover.Held)
 }
 
 func (k *keeper) forgotten(t *taker) {
-	if !t.over && k.n.w.now <= t.until {
-		k.forget(t.entry)
+	if t.held != nil && !t.over && k.n.w.now <= t.until {
+		k.drop(t.held)
 	}
 	t.over = true
 }

@@ -21,6 +21,7 @@ type keeper struct {
 	seqs  map[starling.PartitionID]uint64         // that those had drawn
 	wall  time.Duration                           // how far the wall clock was off when the keeper was born
 
+	offers uint64 // of states, so far
 	held   map[starling.Range]*held
 	strays map[starling.PartitionID]*stray
 	busy   map[starling.PartitionID]bool     // being changed as ordered

@@ -82,9 +82,10 @@ type Keeper struct {
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
 	strays atomic.Pointer[map[starling.PartitionID]*stray] // replaced whole, never edited; nil for none
-	mu     sync.Mutex                                      // guards broken, held, busy and changes of strays; a leaf
+	mu     sync.Mutex                                      // guards broken, held, offers, busy and changes of strays; a leaf
 	broken map[*actor]bool                                 // failed, to be replaced
 	held   map[starling.Range]*held                        // states that wait for their place in the map
+	offers uint64                                          // of states, so far
 	busy   map[starling.PartitionID]bool                   // being changed as ordered
 
 	alive map[starling.NodeID]bool      // of the map's goroutine
