@@ -114,7 +114,8 @@ func (c *change) carry(e handover.Effect) {
 	case handover.Hold:
 		c.hold()
 	case handover.Propose:
-		k.n.proposeChange(c.order, c.await(0, 0))
+		answer := c.await(0, 0)
+		k.n.proposeChange(c.order, func(ev handover.Event, _ bool) { answer(ev) })
 	case handover.Settle:
 		w.planned.Settled++
 		c.settle(c.await(0, 0))
@@ -252,17 +253,20 @@ func (c *change) settle(answer func(handover.Event)) {
 		answer(handover.Lost)
 		return
 	}
-	n.proposeChange(stay, func(ev handover.Event) {
-		switch ev {
-		case handover.Applied:
+	n.proposeChange(stay, func(ev handover.Event, moved bool) {
+		switch {
+		case ev == handover.Applied:
 			answer(handover.Lost)
-		case handover.Lost: // the epoch has passed: by our first proposal, or by the leader
-			n.proposeChange(c.order, func(ev handover.Event) {
-				if ev != handover.Unsure {
+		case ev == handover.Lost || moved: // the epoch has passed: by our first proposal, or by the leader
+			n.proposeChange(c.order, func(ev handover.Event, _ bool) {
+				switch {
+				case ev != handover.Unsure:
 					answer(ev)
-					return
+				case !n.parts.shows(c.order.Partition, c.order.Epoch):
+					answer(handover.Lost)
+				default:
+					again()
 				}
-				again()
 			})
 		default:
 			again()
@@ -282,10 +286,16 @@ func (c *change) forget() {
 	}
 }
 
+// shows reports whether the newest map here shows the partition in this epoch.
+func (k *keeper) shows(id starling.PartitionID, epoch starling.Epoch) bool {
+	p, ok := k.n.view.topology.Map.ByID(id)
+	return ok && p.Epoch == epoch
+}
+
 // thaw has the schedulers go on.
 func (c *change) thaw() {
 	for _, p := range c.parts {
-		if p.frozen && !p.ended {
+		if p.frozen && !p.ended && (c.k.shows(p.entry.ID, p.entry.Epoch) || c.k.n.w.cfg.Plant == PlantThaw) {
 			p.thaw()
 		}
 	}

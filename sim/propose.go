@@ -22,11 +22,12 @@ type proposal struct {
 	until     time.Duration
 	uncertain bool // an earlier try may have been carried out, or may be later
 	turn      int  // of the tries, so that a late answer is none
-	done      func(handover.Event)
+	moved     bool // the epoch has passed, and nobody can tell by which change
+	done      func(ev handover.Event, moved bool)
 }
 
-// proposeChange proposes a change and tells Applied, Lost or Unsure.
-func (n *node) proposeChange(c partmap.Change, done func(handover.Event)) {
+// proposeChange proposes a change and tells Applied, Lost or Unsure; moved says that its epoch has passed.
+func (n *node) proposeChange(c partmap.Change, done func(ev handover.Event, moved bool)) {
 	(&proposal{n: n, change: c, until: n.w.now + time.Duration(n.w.rng.Int64N(int64(proposeTime))), done: done}).try()
 }
 
@@ -70,12 +71,10 @@ func (p *proposal) judge(m *node, v verdict) {
 		p.n.after(tryPause, p.try)
 	case !v.refused:
 		p.end(handover.Applied)
-	case !p.uncertain:
-		p.end(handover.Lost)
-	case v.kind != starling.Moved:
-		p.end(handover.Unsure)
-	default:
+	case v.kind == starling.Moved:
 		p.read(m)
+	default:
+		p.end(p.unknown())
 	}
 }
 
@@ -98,10 +97,14 @@ func (p *proposal) read(m *node) {
 			}
 			now := w.raft.state.Topology().Map
 			m.tell(n, func() {
-				if now.Made(p.change) {
+				switch {
+				case now.Made(p.change):
 					hear(handover.Applied)
-				} else {
+				case now.Beaten(p.change):
 					hear(handover.Lost)
+				default:
+					p.moved = true
+					hear(handover.Unsure)
 				}
 			}, nothing)
 		})
@@ -118,7 +121,7 @@ func (p *proposal) unknown() handover.Event {
 
 func (p *proposal) end(ev handover.Event) {
 	p.n.w.trace("%v proposed %v %v/%d: %v", p.n.id, p.change.Kind, p.change.Partition, p.change.Epoch, ev)
-	p.done(ev)
+	p.done(ev, p.moved)
 }
 
 // proposed proposes what an owner asks for, if it may.

@@ -368,9 +368,12 @@ func (c *change) settle(ctx context.Context) handover.Event {
 		if err == nil {
 			return handover.Lost
 		}
-		if known { // the epoch has passed: by our first proposal, or by the leader
+		if known || starling.KindOf(err) == starling.Moved { // the epoch has passed: by our first proposal, or by the leader
 			if ev := c.propose(ctx); ev != handover.Unsure {
 				return ev
+			}
+			if c.passed() { // more happened since, and nobody can tell any more: what has passed is not thawed
+				return handover.Lost
 			}
 		}
 		select {
@@ -380,6 +383,15 @@ func (c *change) settle(ctx context.Context) handover.Event {
 	}
 	c.open = true
 	return handover.Lost
+}
+
+// passed reports whether this node has heard that the epoch of the order has passed.
+func (c *change) passed() bool { return !c.keeper.owns(c.order.Partition, c.order.Epoch) }
+
+// owns reports whether the newest map here shows the partition in this epoch.
+func (k *Keeper) owns(id starling.PartitionID, epoch starling.Epoch) bool {
+	p, ok := k.cfg.Topology.Map().ByID(id)
+	return ok && p.Epoch == epoch
 }
 
 // forget has the state dropped where it is held.
@@ -392,12 +404,16 @@ func (c *change) forget() {
 	}
 }
 
-// thaw has the actors go on. One whose epoch has passed ends when this node hears of the map, as if it had never been frozen.
+// thaw has the actors go on. One whose epoch has passed ends when this node hears of the map; if it has, maybe nobody knows
+// by which change, and the actor stays as it is until it ends.
 func (c *change) thaw() {
 	if c.open {
 		return // they end as they are
 	}
 	for _, a := range c.actors {
+		if !c.keeper.owns(a.entry.ID, a.entry.Epoch) {
+			continue
+		}
 		for !a.ref.Tell(thaw{}, 1) { // a full mailbox is worked off, or the actor has ended
 			select {
 			case <-a.ref.Done():
