@@ -75,6 +75,11 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"account", PlantLimit, Check{Account: true}, "slots in all partitions", nil},
 		{"map", PlantGap, Check{Map: true}, "the map of index", nil},
 		{"books", PlantStale, Check{Books: 1}, "the books of", nil},
+		{"thaw after an open proposal", PlantThaw, Check{Owners: true}, "grant", manyOrders},
+		{"two changes at once", PlantTwice, Check{Owners: true}, "at epoch", manyOrders},
+		{"all permits twice", PlantPermits, Check{Account: true}, "slots in all partitions", manyOrders},
+		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
+		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
 		{"permits", PlantHoard, Check{Permits: true}, "permits are not back", nil},
 		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
 		{"rest: answers", PlantLoseAnswer, Check{Rest: true}, "calls have no answer", nil},
@@ -114,6 +119,13 @@ func TestSameSeedSameWorld(t *testing.T) {
 			t.Fatalf("seed %d tells %d bytes", n, len(a.String()))
 		}
 	}
+}
+
+// manyOrders makes worlds in which much is changed as planned, and few proposals are answered.
+func manyOrders(c *Config) {
+	c.Managers, c.Fronts, c.Accounts = 3, 1, 3
+	c.Net.Slow, c.Faults.Orders = 0.3, 20
+	c.Faults.Cut, c.Faults.Healed = 1, 500*time.Millisecond
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
