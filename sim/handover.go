@@ -141,6 +141,14 @@ func (c *change) carry(e handover.Effect) {
 	}
 }
 
+// patience is how long an owner waits for the next one's word. Where things go wrong it is short now and then, because worlds are.
+func (w *World) patience() time.Duration {
+	if w.hostile() && w.rng.IntN(3) == 0 {
+		return time.Millisecond + time.Duration(w.rng.Int64N(int64(100*time.Millisecond)))
+	}
+	return offerTime
+}
+
 func (c *change) inUse() (ids []starling.VersionID) {
 	for _, p := range c.parts {
 		ids = append(ids, p.sched.InUse()...)
@@ -151,7 +159,7 @@ func (c *change) inUse() (ids []starling.VersionID) {
 // offer asks the next owner to get ready.
 func (c *change) offer() {
 	k, to := c.k, c.k.n.w.node(c.order.To)
-	answer := c.await(offerTime, handover.Refused)
+	answer := c.await(c.k.n.w.patience(), handover.Refused)
 	if to == nil || to.parts == nil || !alive(k.n, to.id) {
 		k.n.after(0, func() { answer(handover.Refused) })
 		return
@@ -194,7 +202,7 @@ func (c *change) hold() {
 			return
 		}
 		t, to := c.stream.taker, w.node(c.order.To)
-		answer := c.await(offerTime, handover.Refused)
+		answer := c.await(c.k.n.w.patience(), handover.Refused)
 		t.answer = func(ev handover.Event) {
 			if ev == handover.Held {
 				c.expect(0)
@@ -249,10 +257,6 @@ func (c *change) settle(answer func(handover.Event)) {
 	n := c.k.n
 	stay := partmap.Change{Kind: partmap.Assign, Partition: c.order.Partition, Epoch: c.order.Epoch, To: n.id}
 	again := func() { n.after(settlePause, func() { c.settle(answer) }) }
-	if n.w.cfg.Plant == PlantThaw {
-		answer(handover.Lost)
-		return
-	}
 	n.proposeChange(stay, func(ev handover.Event, moved bool) {
 		switch {
 		case ev == handover.Applied:

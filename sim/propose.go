@@ -66,6 +66,8 @@ func (p *proposal) try() {
 // judge takes what the leader says.
 func (p *proposal) judge(m *node, v verdict) {
 	switch {
+	case v.unknown && p.n.w.cfg.Plant == PlantThaw:
+		p.end(handover.Lost)
 	case v.notLeader, v.unknown:
 		p.uncertain = p.uncertain || v.unknown
 		p.n.after(tryPause, p.try)
