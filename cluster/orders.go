@@ -61,9 +61,9 @@ func (b *orderBox) outcomes() []OrderDone {
 // ProposeChange proposes one change of a partition that this node owns: a Move, Split or Merge after the owner froze, or
 // an Assign to itself. It waits until ctx ends (or 15 s when it has no end).
 //
-// With a nil error the map was changed by it. With known set the error is a refusal: the map was not changed by it, and
-// will not be; Moved means that the partition's epoch has passed. Otherwise the change may have been made, or may be made
-// later.
+// With a nil error the map was changed by it. With known set the error is a refusal: the map was not changed by it, nor by an
+// equal proposal before, and will not be; Moved means that the partition's epoch has passed. Otherwise the change may have been
+// made, or may be made later, unless the error is Moved.
 func (v *View) ProposeChange(ctx context.Context, c partmap.Change) (known bool, err error) {
 	raw, err := EncodeCommand(ChangeMap{Changes: []partmap.Change{c}})
 	if err != nil {
@@ -76,20 +76,20 @@ func (v *View) ProposeChange(ctx context.Context, c partmap.Change) (known bool,
 	switch {
 	case err == nil:
 		return true, nil
-	case !uncertain:
-		return starling.KindOf(err) != starling.Internal, err // Internal: the answer could not be read
+	case starling.KindOf(err) != starling.Moved:
+		return !uncertain && starling.KindOf(err) != starling.Internal, err // Internal: the answer could not be read
 	}
-	// An earlier try may have been carried out and its answer lost. The map tells, once that try cannot come any more: a
-	// refusal of the same change proves that its epoch has passed.
-	if starling.KindOf(err) != starling.Moved {
-		return false, err
-	}
+	// An earlier try, or an earlier proposal of the same change, may have been carried out and its answer lost. The map tells,
+	// unless more happened since, now that it cannot come any more: a refusal of the same change proves that its epoch has passed.
 	now, readErr := v.Read(ctx, Query{What: QueryTopology})
 	if readErr != nil {
 		return false, err
 	}
-	if now.Topology != nil && now.Topology.Map != nil && now.Topology.Map.Made(c) {
+	if now.Topology == nil || now.Topology.Map == nil {
+		return false, err
+	}
+	if now.Topology.Map.Made(c) {
 		return true, nil
 	}
-	return true, err
+	return now.Topology.Map.Beaten(c), err
 }

@@ -39,13 +39,15 @@ func (s *Scheduler) mayLease(v *version) bool {
 	if !s.granting() || !v.known() {
 		return false
 	}
-	if a := v.account; a.leased >= a.purse.Permits && !s.morePermits(a) {
-		return false
+	leased := int(v.leased)
+	if !v.alone { // not the common case: one far look into memory more
+		leased = v.of.leased
 	}
-	if v.alone { // the common case: one far look into memory less
-		return v.leased < v.limit
+	if leased >= int(v.limit) {
+		return false // permits would serve nobody
 	}
-	return v.of.leased < int(v.limit)
+	a := v.account
+	return a.leased < a.purse.Permits || s.morePermits(a)
 }
 
 // wait puts a call into the queue, or refuses it when it is full or waiting is pointless.

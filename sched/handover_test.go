@@ -581,3 +581,19 @@ func (w *ring) grant(fe starling.NodeID, m *wire.Grant) error {
 	w.granted++
 	return nil
 }
+
+// TestAStrangerThatStartedIsAskedFor: a life before ours started it, and we heard that it failed while we repeated its Start. The
+// host's list decides whether it is ours to stop.
+func TestAStrangerThatStartedIsAskedFor(t *testing.T) {
+	s, now := New(DefaultConfig(), rand.New(rand.NewPCG(1, 1))), time.Unix(1_700_000_000, 0)
+	s.Step(now, LeaseUntil{now.Add(time.Hour)})
+	s.Step(now, Activate{Partition: 1, Epoch: 2, Hosts: []starling.NodeID{9}})
+	s.Step(now, Message{From: 9, Body: &wire.Fenced{Partition: 1, Epoch: 2, Host: 9}})
+	out := s.Step(now, Message{From: 9, Body: &wire.Started{Partition: 1, Host: 9, Instance: starling.InstanceID{Partition: 1, Epoch: 1, Seq: 5}}})
+	if len(out) != 1 || out[0].To != 9 {
+		t.Fatalf("%d effects; want one fence", len(out))
+	}
+	if _, ok := out[0].Body.(*wire.Fence); !ok {
+		t.Errorf("the host hears %T, want a fence", out[0].Body)
+	}
+}

@@ -98,7 +98,7 @@ func (s *Scheduler) report(d *wire.Demand) {
 func (s *Scheduler) load(v *version) scale.Load {
 	a, each := v.of.account, int(v.slots)
 	slots := int(v.limit) - v.of.inUse() - v.starting*each
-	if v.waiting > 0 { // instances that are to idle need no permits: their calls will
+	if v.waiting > 0 && slots > 0 { // instances that are to idle need no permits: their calls will
 		if a.leased+a.starting >= a.purse.Permits {
 			s.morePermits(a)
 		}

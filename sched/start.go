@@ -237,6 +237,11 @@ func (s *Scheduler) started(from starling.NodeID, id starling.InstanceID, start,
 	case i == nil && id.Partition == s.id && id.Epoch == s.epoch && s.phase == Active:
 		s.sendStop(from, id, true) // given up long ago
 		return
+	case i == nil && s.phase == Active && s.hosts[from] != nil && s.hosts[from].fenced:
+		// Perhaps one that a life before ours started, of which we heard that it failed while we repeated its Start: the host's
+		// list tells whether its key is ours.
+		s.fence(s.hosts[from])
+		return
 	case i == nil || i.host.node != from || i.state != isStarting:
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"starling"
 	"starling/actors/wire"
 	"starling/cluster"
+	"starling/cluster/partmap"
 )
 
 // Check says what is looked at. The zero value looks at nothing; All is for seeds.
@@ -34,22 +35,24 @@ type checker struct {
 	w         *World
 	owners    []ownership
 	rights    rights
-	lastGrant wire.Grant // of PlantCorruptNet
+	since     map[life]starling.Epoch // when the books of a partition were last made by asking hosts
+	lastGrant wire.Grant              // of PlantCorruptNet
 	unused    unused
 }
 
 // An ownership is who granted last in a range.
 type ownership struct {
-	over  starling.Range
-	epoch starling.Epoch
-	node  *node
-	life  int
+	over      starling.Range
+	partition starling.PartitionID
+	epoch     starling.Epoch
+	node      *node
+	life      int
 }
 
 // A tenancy is the truth about one instance, noted apart from the code under test.
 type tenancy struct {
-	serves *function // whom it has served
-	epoch  starling.Epoch
+	serves *function      // whom it has served
+	epoch  starling.Epoch // of the last recovery that it was told of
 	shown  map[shown]bool // leases that were used here
 }
 
@@ -60,7 +63,23 @@ type shown struct {
 }
 
 // fenced notes that a fence has reached the host.
-func (t *tenancy) fenced(m *wire.Fence) { t.epoch = max(t.epoch, m.Epoch) }
+func (k *checker) fenced(t *tenancy, m *wire.Fence) {
+	t.epoch = max(t.epoch, k.since[life{m.Partition, m.Epoch}])
+}
+
+// begun notes since when the books of a new life are good.
+func (k *checker) begun(p *part) {
+	if k.since == nil {
+		k.since = map[life]starling.Epoch{}
+	}
+	k.since[life{p.entry.ID, p.entry.Epoch}] = p.recovered
+}
+
+// A life is one partition in one epoch.
+type life struct {
+	partition starling.PartitionID
+	epoch     starling.Epoch
+}
 
 // step looks at what costs little.
 func (k *checker) step() {
@@ -112,7 +131,7 @@ func (k *checker) granted(p *part, to starling.NodeID, l *starling.Lease) {
 			w.fail("%v granted %d slots of %s, its limit is %d", p.entry.ID, leased, f.version.Function, f.limit)
 		}
 	}
-	if w.cfg.Check.Account && f != nil {
+	if (w.cfg.Check.Account || w.cfg.Check.Limits && !w.cfg.Static) && f != nil {
 		k.rights.account(w, f, &right{lease: *l, to: w.node(to), life: w.node(to).life, booked: w.now + w.cfg.Sched.LeaseTTL + w.cfg.Sched.LeaseGrace})
 	}
 }
@@ -133,23 +152,51 @@ func (k *checker) owns(p *part) {
 		return
 	}
 	n := p.k.n
-	me := ownership{p.entry.Range, p.entry.Epoch, n, n.life}
+	me := ownership{p.entry.Range, p.entry.ID, p.entry.Epoch, n, n.life}
+	for _, o := range k.owners {
+		if o == me {
+			return
+		}
+	}
 	kept := k.owners[:0]
 	for _, o := range k.owners {
 		switch {
-		case o == me:
-			return
 		case !overlap(o.over, me.over):
 		case o.epoch > me.epoch:
 			w.fail("%v grants in %v at epoch %d, after %v did at epoch %d", n.id, me.over, me.epoch, o.node.id, o.epoch)
-		case o.epoch == me.epoch && o.over == me.over:
+		case o.epoch == me.epoch:
 			w.fail("%v and %v both grant in %v at epoch %d", o.node.id, n.id, me.over, me.epoch)
 		}
-		if o.over != me.over {
+		if !within(o.over, me.over) {
 			kept = append(kept, o)
 		}
 	}
 	k.owners = append(kept, me)
+}
+
+// within reports whether all keys of a are in b.
+func within(a, b starling.Range) bool {
+	return b.Lo <= a.Lo && (b.Hi == 0 || a.Hi != 0 && a.Hi <= b.Hi)
+}
+
+// partitions returns how many partitions there are now.
+func (w *World) partitions() int {
+	if w.cfg.Static {
+		return w.cfg.Partitions
+	}
+	return len(w.raft.state.Topology().Map.Partitions)
+}
+
+// restored looks at a state with which a partition goes on: whoever had it before must not have acted since it was taken.
+func (k *checker) restored(e partmap.Partition, h *held) {
+	if !k.w.cfg.Check.Owners {
+		return
+	}
+	for _, o := range h.truth.of {
+		if o.p.acts != o.acts {
+			k.w.fail("%v goes on at epoch %d with a state after which its former owner granted or started something", e.ID, e.Epoch)
+		}
+	}
 }
 
 func overlap(a, b starling.Range) bool {
@@ -186,7 +233,7 @@ func (k *checker) entered(i *instance, c *call) {
 func (k *checker) shows(i *instance, l *starling.Lease) {
 	key := shown{l.Partition, l.Epoch, l.ID}
 	if l.Epoch < i.truth.epoch && !i.truth.shown[key] {
-		k.w.fail("%v honours a lease of epoch %d that it had never seen before it was fenced at epoch %d", i.id, l.Epoch, i.truth.epoch)
+		k.w.fail("%v honours a lease of epoch %d that it had never seen before the recovery of epoch %d", i.id, l.Epoch, i.truth.epoch)
 	}
 	if i.truth.shown == nil {
 		i.truth.shown = map[shown]bool{}
@@ -251,7 +298,7 @@ func (k *checker) rest() {
 	if booked != run {
 		w.fail("at rest the hosts run %d instances, the schedulers know of %d", run, booked)
 	}
-	if parts != w.cfg.Partitions {
-		w.fail("at rest %d of %d partitions have an owner", parts, w.cfg.Partitions)
+	if n := w.partitions(); parts != n {
+		w.fail("at rest %d of %d partitions have an owner", parts, n)
 	}
 }

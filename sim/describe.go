@@ -45,6 +45,8 @@ func describe(to wire.Address, m wire.Message) string {
 		return fmt.Sprintf("%v lend of %s: %d of %d, number %d", m.Partition, m.Account, m.Permits, m.Limit, m.Number)
 	case *wire.Audit:
 		return fmt.Sprintf("%v audit of %s, term %d.%d", to.Partition, m.Account, m.Term.Epoch, m.Term.Life)
+	case *wire.Relay:
+		return fmt.Sprintf("%v relay from %v: %s", to.Partition, m.From, describe(to, m.Body))
 	case *wire.HostReport:
 		return fmt.Sprintf("report: %d MiB free, %d instances, %d starting", m.FreeMiB, m.Instances, m.Starting)
 	}

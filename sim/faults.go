@@ -14,6 +14,7 @@ type Faults struct {
 	Healed     time.Duration // until they can, drawn evenly up to twice that (1 s)
 	ClockStep  float64       // the wall clock of a node jumps by up to an hour, which must not matter
 	Exit       float64       // an idle instance dies
+	Orders     float64       // the leader orders a planned change: a move, a split or a merge
 	ActorFails float64       // the scheduler of a partition is lost by a fault of ours and made anew in the same epoch
 	StartFails float64       // share of starts that the function's own initialisation fails
 	CallFails  float64       // share of calls that end with their instance
@@ -36,7 +37,7 @@ func (w *World) scheduleFaults() {
 	for _, kind := range []struct {
 		rate float64
 		f    func()
-	}{{f.Crash, w.crashOne}, {f.Pause, w.pauseOne}, {f.Cut, w.cutSome}, {f.ClockStep, w.stepClock}, {f.Exit, w.exitOne}, {f.ActorFails, w.failActor}} {
+	}{{f.Crash, w.crashOne}, {f.Pause, w.pauseOne}, {f.Cut, w.cutSome}, {f.ClockStep, w.stepClock}, {f.Exit, w.exitOne}, {f.ActorFails, w.failActor}, {f.Orders, w.orderOne}} {
 		if kind.rate > 0 {
 			w.repeat(kind.rate, kind.f)
 		}
@@ -149,7 +150,7 @@ func (w *World) failActor() {
 	w.trace("%v %v FAILS", n.id, p.entry.ID)
 	p.ended = true
 	delete(n.parts.parts, p.entry.ID)
-	n.parts.lost[p.entry.ID] = p.entry.Epoch
+	n.parts.lost[p.entry.ID], n.parts.seqs[p.entry.ID] = p.entry.Epoch, p.sched.Seq()
 	n.after(w.upTo(50*time.Millisecond), n.parts.follow)
 }
 

@@ -231,10 +231,13 @@ func (h *host) fence(from starling.NodeID, m *wire.Fence) {
 			continue
 		}
 		r := wire.InstanceReport{Instance: i.id, Key: i.key, Version: i.f.version.ID, Ready: i.ready && !i.stopping}
-		i.truth.fenced(m)
+		w.checks.fenced(&i.truth, m)
 		i.owner = from
 		if !deaf {
 			r.Leases = i.tenure.Adopt(m, w.clock())
+			if w.cfg.Plant == PlantHonour {
+				i.tenure.Since = 0
+			}
 		}
 		if r.Busy = uint16(i.busy); i.ready && i.busy == 0 {
 			r.Idle = w.now - i.idle

@@ -18,7 +18,14 @@ type keeper struct {
 	order []*part // by id
 	alive []starling.NodeID
 	lost  map[starling.PartitionID]starling.Epoch // of schedulers that failed
+	seqs  map[starling.PartitionID]uint64         // that those had drawn
 	wall  time.Duration                           // how far the wall clock was off when the keeper was born
+
+	offers uint64 // of states, so far
+	held   map[starling.Range]*held
+	strays map[starling.PartitionID]*stray
+	busy   map[starling.PartitionID]bool     // being changed as ordered
+	dead   map[starling.NodeID]time.Duration // those that died lately
 }
 
 // A part is one partition in one epoch.
@@ -29,6 +36,18 @@ type part struct {
 	until  time.Duration // of the node lease, as last told to the scheduler
 	tickAt time.Duration // of the tick that is planned; 0 for none
 	ended  bool
+	frozen bool // nothing is decided; what comes is kept
+	kept   []sched.Event
+	from   *held         // the state it began with, until it can be reached
+	gap    time.Duration // since when nobody grants, of one that goes on with a state and does not grant yet; 0 for none
+
+	recovered starling.Epoch // of the last recovery, noted apart from the code under test
+	acts      int            // grants and starts so far
+}
+
+func newKeeper(n *node) *keeper {
+	return &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}, seqs: map[starling.PartitionID]uint64{}, wall: n.wall,
+		held: map[starling.Range]*held{}, strays: map[starling.PartitionID]*stray{}, dead: map[starling.NodeID]time.Duration{}, busy: map[starling.PartitionID]bool{}}
 }
 
 // follow makes the parts what the map says, and tells them who died.
@@ -47,66 +66,122 @@ func (k *keeper) follow() {
 	}
 	for _, id := range k.alive {
 		if !slices.Contains(v.alive, id) {
+			k.dead[id] = w.now
 			for _, p := range slices.Clone(k.order) {
 				p.step(sched.NodeDown{Node: id})
 			}
 		}
 	}
 	k.alive = v.alive
-	var order []*part
+	var order, began []*part
 	for _, e := range v.topology.Map.Partitions {
 		if e.Owner != k.n.id {
 			continue
 		}
 		p := k.parts[e.ID]
 		if p == nil || p.ended || p.entry.Epoch != e.Epoch {
-			if p != nil {
-				p.end()
-			}
 			p = k.begin(e, hosts)
+			began = append(began, p)
 		}
 		order = append(order, p)
 	}
-	for _, p := range k.order {
-		if !slices.Contains(order, p) {
-			p.end()
-		}
-	}
+	old := k.order
 	k.order = order
 	clear(k.parts)
 	for _, p := range order {
 		k.parts[p.entry.ID] = p
+	}
+	for _, p := range began {
+		p.used()
+	}
+	for _, p := range old {
+		if !slices.Contains(order, p) {
+			p.end()
+		}
+	}
+}
+
+// used drops the state that p began with, and gives p what came before.
+func (p *part) used() {
+	h, k := p.from, p.k
+	if h == nil {
+		return
+	}
+	if k.held[p.entry.Range] == h {
+		delete(k.held, p.entry.Range)
+	}
+	p.from = nil
+	for _, m := range h.early {
+		p.take(m.From, m.Body)
 	}
 }
 
 func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 	w := k.n.w
 	p := &part{k: k, entry: e, sched: sched.New(w.cfg.Sched, rand.New(rand.NewPCG(w.rng.Uint64(), w.rng.Uint64())))}
-	w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
-	p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: uint64(w.clock().Add(k.wall).UnixMicro()),
-		Again: k.lost[e.ID] == e.Epoch})
+	seq, again := uint64(w.clock().Add(k.wall).UnixMicro()), k.lost[e.ID] == e.Epoch
+	if again {
+		seq = max(seq, k.seqs[e.ID]+1)
+	}
+	h := k.find(e)
+	if h == nil || again {
+		w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
+		p.recovered = e.Epoch
+		w.checks.begun(p)
+		p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: seq, Again: again})
+		return p
+	}
+	w.trace("%v goes on with %v epoch %d since %d", k.n.id, e.ID, e.Epoch, e.Since)
+	w.checks.restored(e, h)
+	p.from, p.gap, p.recovered = h, h.truth.frozen, h.truth.since
+	w.checks.begun(p)
+	p.step(sched.Restore{Partition: e.ID, Epoch: e.Epoch, Since: e.Since, Range: e.Range, Seq: seq, Snapshot: *h.state, Versions: h.versions})
+	for _, n := range w.nodes {
+		if at, dead := k.dead[n.id]; dead && w.now-at <= 2*heldTime && !slices.Contains(k.alive, n.id) {
+			p.step(sched.NodeDown{Node: n.id})
+		}
+	}
 	return p
 }
 
 // end has the scheduler tell its waiting calls Moved.
 func (p *part) end() {
-	if !p.ended {
+	switch {
+	case p.ended:
+	case p.frozen:
+		p.endFrozen()
+	default:
 		p.step(sched.Deactivate{})
 		p.ended = true
 	}
 }
 
-// receive hands a message to a partition; 0 stands for all. Calls for one that is not here are told so.
+// receive hands a message to a partition; 0 stands for all. What is for one that was changed lately follows it.
 func (k *keeper) receive(id starling.PartitionID, from starling.NodeID, m wire.Message) {
 	if id == 0 {
 		for _, p := range k.order {
-			p.step(sched.Message{From: from, Body: m})
+			p.take(from, m)
 		}
 		return
 	}
-	if p := k.parts[id]; p != nil {
-		p.step(sched.Message{From: from, Body: m})
+	if s := k.strayOf(id); s != nil {
+		k.divert(id, s, from, m)
 		return
+	}
+	k.deliver(id, from, m)
+}
+
+// deliver hands a message to a partition that lives here, or will in a moment. Calls for one that does not are told so.
+func (k *keeper) deliver(id starling.PartitionID, from starling.NodeID, m wire.Message) {
+	if p := k.parts[id]; p != nil {
+		p.take(from, m)
+		return
+	}
+	if k.early(id, from, m) {
+		return
+	}
+	if r, ok := m.(*wire.Relay); ok {
+		from, m = r.From, r.Body
 	}
 	if q, ok := m.(*wire.Acquire); ok {
 		k.n.send(wire.Address{Node: from}, &wire.Reject{Call: q.Call, Partition: id, Reject: starling.Moved, Reason: sched.ReasonMoved, Message: "this node does not own the partition"})
@@ -118,12 +193,21 @@ func (p *part) step(ev sched.Event) {
 	if p.ended {
 		return
 	}
+	if p.frozen {
+		p.keep(ev)
+		return
+	}
 	n := p.k.n
 	if u := n.leaseUntil(); u != p.until {
 		p.until = u
 		p.apply(sched.LeaseUntil{Until: base.Add(u)})
 	}
 	p.apply(ev)
+	if p.gap != 0 && p.sched.Status().Granting {
+		n.w.planned.Gaps = append(n.w.planned.Gaps, n.w.now-p.gap)
+		n.w.trace("%v %v grants %v after the freeze", n.id, p.entry.ID, n.w.now-p.gap)
+		p.gap = 0
+	}
 	p.plan()
 }
 
@@ -147,8 +231,10 @@ func (p *part) apply(ev sched.Event) {
 		}
 		switch m := e.Body.(type) {
 		case *wire.Grant:
+			p.acts++
 			w.checks.granted(p, e.To, &m.Lease)
 		case *wire.Start:
+			p.acts++
 			w.checks.starts(p, m)
 		}
 		n.send(wire.Address{Node: e.To, Partition: e.Partition}, e.Body)

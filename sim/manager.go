@@ -126,16 +126,14 @@ func (w *World) propose(n *node, c cluster.Command, done func(r cluster.Reply, e
 			answer(func() { done(cluster.Reply{}, errNoOutcome) })
 			return
 		}
-		r.index++
-		encoded := r.state.Apply(r.index, raw)
-		for _, m := range w.nodes[:w.cfg.Managers] {
-			if m != n {
-				n.tell(m, func() { m.mgr.follow() }, nothing)
-			}
+		if _, change := c.(*cluster.ChangeMap); change && w.hostile() && w.rng.IntN(40) == 0 { // it comes true later
+			w.at(w.upTo(500*time.Millisecond), do(func() { w.commit(n, raw) }))
+			answer(func() { done(cluster.Reply{}, errNoOutcome) })
+			return
 		}
-		lost := w.faulty() && w.rng.IntN(20) == 0
+		encoded := w.commit(n, raw)
+		lost := w.faulty() && w.rng.IntN(20) == 0 && (w.hostile() || !ofOwner(c))
 		answer(func() {
-			n.mgr.follow()
 			reply, err := cluster.DecodeReply(encoded)
 			if lost {
 				err = errNoOutcome
@@ -143,6 +141,26 @@ func (w *World) propose(n *node, c cluster.Command, done func(r cluster.Reply, e
 			done(reply, err)
 		})
 	}))
+}
+
+// ofOwner reports whether a command is an owner's change of its partition.
+func ofOwner(c cluster.Command) bool {
+	m, ok := c.(*cluster.ChangeMap)
+	return ok && m.Claim == 0
+}
+
+// commit applies a command; the replicas hear of it.
+func (w *World) commit(n *node, raw []byte) []byte {
+	r := &w.raft
+	r.index++
+	encoded := r.state.Apply(r.index, raw)
+	for _, m := range w.nodes[:w.cfg.Managers] {
+		if m != n && n.up {
+			n.tell(m, func() { m.mgr.follow() }, nothing)
+		}
+	}
+	(&timer{n, n.life, func() { n.mgr.follow() }}).run(w)
+	return encoded
 }
 
 // A mgr is the manager of one node: the leader's loop around the real ledger and balancer.
@@ -257,7 +275,7 @@ func (m *mgr) round() {
 	g.last = now
 	m.count(now)
 	moves := 0
-	if now.Sub(g.moved) >= movePause {
+	if w.cfg.Faults.Orders == 0 && now.Sub(g.moved) >= movePause { // where owners take orders, nothing is taken from them
 		moves = moveMax
 	}
 	plan := balance.Plan(g.ledger.Picture(t, now), moves)

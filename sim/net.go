@@ -14,6 +14,7 @@ type Net struct {
 	Loss      float64       // share of messages lost
 	Duplicate float64       // share of messages that arrive twice
 	Reorder   float64       // share of messages that may be overtaken, by up to ten Delays
+	Slow      float64       // share of the words of a hand-over that take up to 1.5 s; above 0, owners' proposals may have no known outcome, too
 	Codec     bool          // encode and decode every message as the real post does
 }
 
@@ -59,6 +60,9 @@ func (w *World) send(from *node, addr wire.Address, m wire.Message) {
 
 // faulty reports whether the network may misbehave now.
 func (w *World) faulty() bool { return !w.cfg.Static && !w.calm }
+
+// hostile reports whether hand-overs may go wrong now.
+func (w *World) hostile() bool { return w.faulty() && w.cfg.Net.Slow > 0 }
 
 // delay draws the time of one message. A static world keeps it constant, which keeps its links in order for free.
 func (w *World) delay(from, to *node) time.Duration {

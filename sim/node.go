@@ -51,7 +51,7 @@ func (n *node) boot() {
 		n.mgr.open()
 	}
 	if n.roles.Has(starling.RoleScheduler) {
-		n.parts = &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}, wall: n.wall}
+		n.parts = newKeeper(n)
 	}
 	if n.roles.Has(starling.RoleFrontend) {
 		n.front = newFrontend(n)
@@ -142,6 +142,9 @@ func (n *node) crash() {
 	w.trace("%v CRASH", n.id)
 	n.up, n.paused, n.backlog = false, false, nil
 	if n.parts != nil {
+		for _, p := range n.parts.order {
+			p.ended = true
+		}
 		n.parts.parts = map[starling.PartitionID]*part{}
 	}
 	for c := w.open.first; c != nil; {

@@ -21,6 +21,11 @@ const (
 	PlantGap              // the leader pushes maps with a gap
 	PlantZombie           // hosts say that an instance has ended and keep it
 	PlantStale            // a scheduler is put back, now and then, as a copy of its value was before an event: half of its books are shared
+	PlantTwice            // two changes of one partition at once
+	PlantThaw             // an owner thaws although its proposal may come true
+	PlantPermits          // both halves of a partition keep all permits
+	PlantStaleState       // a target keeps the first state it was given, whatever became of it
+	PlantHonour           // hosts honour leases from before the last recovery
 	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 

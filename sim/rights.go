@@ -25,7 +25,7 @@ func (rs *rights) account(w *World, f *function, r *right) {
 	if *rs == nil {
 		*rs = rights{}
 	}
-	kept, sum := (*rs)[f.Account][:0], 1
+	kept, sum, own := (*rs)[f.Account][:0], 1, 1
 	for _, o := range (*rs)[f.Account] {
 		alive, ended := o.alive(w)
 		if !ended {
@@ -33,10 +33,16 @@ func (rs *rights) account(w *World, f *function, r *right) {
 		}
 		if alive {
 			sum++
+			if o.lease.Version == r.lease.Version {
+				own++
+			}
 		}
 	}
 	(*rs)[f.Account] = append(kept, r)
-	if sum > w.cfg.Accounts {
+	if own > f.limit && w.cfg.Check.Limits {
+		w.fail("%s has %d slots in all partitions, its limit is %d", f.version.Function, own, f.limit)
+	}
+	if sum > w.cfg.Accounts && w.cfg.Check.Account {
 		w.fail("account %s has %d slots in all partitions, its limit is %d", f.Account, sum, w.cfg.Accounts)
 	}
 }

@@ -27,13 +27,15 @@ func ForSeed(seed uint64) Config {
 	c.Sched.Forget = time.Duration(1+r.IntN(10)) * time.Second
 	c.Net = Net{Delay: time.Duration(100+r.IntN(900)) * time.Microsecond, Jitter: time.Duration(1+r.IntN(3000)) * time.Microsecond, Codec: true}
 	c.Load = newChatter(r)
-	if seed%8 == 0 {
+	if c.Faults.Orders = 10 * max(0, r.Float64()*2-1); seed%8 == 0 {
 		return c
 	}
+	orders := c.Faults.Orders
 	rare := func(most float64) float64 { return most * max(0, r.Float64()*2-1) } // half of the worlds are spared
+	c.Net.Slow = 0.1
 	c.Net.Loss, c.Net.Duplicate, c.Net.Reorder = rare(0.05), rare(0.02), rare(0.02)
 	c.Faults = Faults{Crash: rare(1), Down: time.Duration(1+r.IntN(1500)) * time.Millisecond, Pause: rare(1), Stopped: time.Duration(1+r.IntN(1000)) * time.Millisecond,
-		Cut: rare(1), Healed: time.Duration(1+r.IntN(1500)) * time.Millisecond, ClockStep: rare(1), Exit: rare(2), ActorFails: rare(1), StartFails: rare(0.3), CallFails: rare(0.1)}
+		Cut: rare(1), Healed: time.Duration(1+r.IntN(1500)) * time.Millisecond, ClockStep: rare(1), Exit: rare(2), ActorFails: rare(1), StartFails: rare(0.3), CallFails: rare(0.1), Orders: orders}
 	return c
 }
 

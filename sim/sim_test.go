@@ -25,12 +25,18 @@ func TestWhateverHappens(t *testing.T) {
 	}
 	began, steps, bad := time.Now(), uint64(0), 0
 	sum, unused := newResult(), time.Duration(0)
+	var still, faulty Planned // changes in worlds without and with faults
 	for n := *from; n < *from+*seeds; n++ {
 		w, err := RunSeed(n, *events, nil)
 		steps += w.Steps()
 		unused = max(unused, w.checks.unused.worst)
 		r := w.Result()
 		sum.Calls, sum.Answered, sum.Cold, sum.starts = sum.Calls+r.Calls, sum.Answered+r.Answered, sum.Cold+r.Cold, sum.starts+r.starts
+		if n%8 == 0 {
+			still.add(&w.planned.Planned)
+		} else {
+			faulty.add(&w.planned.Planned)
+		}
 		if err != nil {
 			t.Errorf("%v; replay with: make sim SEED=%d", err, n)
 			if bad++; bad == 20 {
@@ -40,6 +46,9 @@ func TestWhateverHappens(t *testing.T) {
 	}
 	d := time.Since(began).Seconds()
 	t.Logf("%d seeds, %d events in %.1f s: %.0f seeds/s, %.0f events/s; %d calls, %d answered, %d cold, %d starts; unused permits were back after %v at most", *seeds, steps, d, float64(*seeds)/d, float64(steps)/d, sum.Calls, sum.Answered, sum.Cold, sum.starts, unused)
+	for _, p := range []*Planned{&still, &faulty} {
+		t.Logf("planned changes: %d moves, %d splits, %d merges, %d aborted, %d settled; nobody granted for p50 %v p99 %v max %v", p.Moves, p.Splits, p.Merges, p.Aborted, p.Settled, p.gap(0.5), p.gap(0.99), p.gap(1))
+	}
 	if sum.Answered < sum.Calls/2 || sum.Cold < sum.Answered/50 {
 		t.Errorf("the worlds are too quiet: %d calls, %d answered, %d cold", sum.Calls, sum.Answered, sum.Cold)
 	}
@@ -66,6 +75,11 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"account", PlantLimit, Check{Account: true}, "slots in all partitions", nil},
 		{"map", PlantGap, Check{Map: true}, "the map of index", nil},
 		{"books", PlantStale, Check{Books: 1}, "the books of", nil},
+		{"thaw after an open proposal", PlantThaw, Check{Owners: true}, "grant", manyOrders},
+		{"two changes at once", PlantTwice, Check{Owners: true}, "at epoch", manyOrders},
+		{"all permits twice", PlantPermits, Check{Account: true}, "slots in all partitions", manyOrders},
+		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
+		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
 		{"permits", PlantHoard, Check{Permits: true}, "permits are not back", nil},
 		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
 		{"rest: answers", PlantLoseAnswer, Check{Rest: true}, "calls have no answer", nil},
@@ -105,6 +119,13 @@ func TestSameSeedSameWorld(t *testing.T) {
 			t.Fatalf("seed %d tells %d bytes", n, len(a.String()))
 		}
 	}
+}
+
+// manyOrders makes worlds in which much is changed as planned, and few proposals are answered.
+func manyOrders(c *Config) {
+	c.Managers, c.Fronts, c.Accounts = 3, 1, 3
+	c.Net.Slow, c.Faults.Orders = 0.3, 20
+	c.Faults.Cut, c.Faults.Healed = 1, 500*time.Millisecond
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.

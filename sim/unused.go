@@ -34,7 +34,7 @@ func (k *checker) permits() {
 			granting = granting && p.sched.Status().Granting
 		}
 	}
-	granting = granting && len(parts) == w.cfg.Partitions
+	granting = granting && len(parts) == w.partitions()
 	working := map[string]bool{}
 	for c := w.open.first; c != nil; c = c.next {
 		working[c.f.Account] = true

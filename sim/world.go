@@ -93,6 +93,7 @@ type World struct {
 	calls     uint64
 	calm      bool // no faults any more
 	checks    checker
+	planned   planned
 	result    *Result
 	freeSends []*delivery
 	freeCalls []*call

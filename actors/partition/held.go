@@ -25,15 +25,30 @@ type held struct {
 	state    *sched.Snapshot
 	versions []sched.VersionKnown
 	until    time.Time
+	offer    uint64   // the number of its offer; 0 until hold draws one
 	early    []*batch // what came for it before the map did
 	events   int      // in early
 }
 
-// hold keeps a state until the map gives its partition to this node. It reports false when there are too many.
+// nextOffer numbers the offers of states in the order in which they came.
+func (k *Keeper) nextOffer() uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.offers++
+	return k.offers
+}
+
+// hold keeps a state until the map gives its partition to this node. It reports false when there are too many, and when one
+// that was offered later is held: then the owner gave this hand-over up and went on before it took the later state.
 func (k *Keeper) hold(h *held) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if _, again := k.held[h.entry.Range]; !again && len(k.held) >= heldMax {
+	if h.offer == 0 {
+		k.offers++
+		h.offer = k.offers
+	}
+	switch o := k.held[h.entry.Range]; {
+	case o == nil && len(k.held) >= heldMax, o != nil && o.offer > h.offer:
 		return false
 	}
 	h.until = k.cfg.Now().Add(heldTime)
@@ -73,6 +88,15 @@ func (k *Keeper) forget(p partmap.Partition) {
 	defer k.mu.Unlock()
 	if h := k.held[p.Range]; h != nil && h.entry.Epoch == p.Epoch {
 		delete(k.held, p.Range)
+	}
+}
+
+// drop forgets a state that was offered, unless a later one has taken its place.
+func (k *Keeper) drop(h *held) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.held[h.entry.Range] == h {
+		delete(k.held, h.entry.Range)
 	}
 }
 
@@ -154,6 +178,7 @@ func (k *Keeper) serve(s transport.Stream) {
 		say(s, sayNo, words(err), offerTime)
 		return
 	}
+	number := k.nextOffer()
 	versions := k.known(context.Background(), o.versions)
 	if say(s, sayReady, nil, offerTime) != nil {
 		return
@@ -163,19 +188,20 @@ func (k *Keeper) serve(s transport.Stream) {
 		return
 	}
 	state, err := sched.DecodeSnapshot(body)
-	if err == nil && !k.hold(&held{entry: o.entry, state: state, versions: versions}) {
-		err = starling.Errorf(starling.Overloaded, "take partition", "%d hand-overs to this node are under way, the limit", heldMax)
+	h := &held{entry: o.entry, state: state, versions: versions, offer: number}
+	if err == nil && !k.hold(h) {
+		err = starling.Errorf(starling.Overloaded, "take partition", "%d hand-overs to this node are under way, the limit, or a later one of this partition is", heldMax)
 	}
 	if err != nil {
 		say(s, sayNo, words(err), offerTime)
 		return
 	}
 	if say(s, sayHeld, nil, offerTime) != nil {
-		k.forget(o.entry) // the owner did not hear it, and proposes nothing
+		k.drop(h) // the owner did not hear it, and proposes nothing
 		return
 	}
 	if kind, _, err = hear(s, heldTime); err == nil && kind == sayForget {
-		k.forget(o.entry)
+		k.drop(h)
 	}
 }
 

@@ -68,7 +68,11 @@ type change struct {
 // change carries out one order and returns why it could not.
 func (k *Keeper) change(ctx context.Context, o cluster.Order) error {
 	c := &change{keeper: k, order: o.Change()}
-	err := c.begin()
+	err := k.claim(c.partitions())
+	if err == nil {
+		defer k.unclaim(c.partitions())
+		err = c.begin()
+	}
 	if err == nil {
 		source := handover.New(c.order)
 		for do := source.Step(handover.Begin); len(do) > 0; {
@@ -98,6 +102,38 @@ func (k *Keeper) change(ctx context.Context, o cluster.Order) error {
 
 var changeWords = map[partmap.ChangeKind]string{partmap.Move: "move", partmap.Split: "split", partmap.Merge: "merge"}
 
+// partitions returns those that the order changes: one, or the two of a merge.
+func (c *change) partitions() []starling.PartitionID {
+	if c.order.Kind == partmap.Merge {
+		return []starling.PartitionID{c.order.Partition, c.order.With}
+	}
+	return []starling.PartitionID{c.order.Partition}
+}
+
+// claim takes the partitions for one change. A second one would thaw what the first has frozen, and drop its state: an order
+// may come twice, and a new leader does not know those of the one before.
+func (k *Keeper) claim(ps []starling.PartitionID) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range ps {
+		if k.busy[p] {
+			return starling.Errorf(starling.Conflict, "change partition", "%s is being changed", p)
+		}
+	}
+	for _, p := range ps {
+		k.busy[p] = true
+	}
+	return nil
+}
+
+func (k *Keeper) unclaim(ps []starling.PartitionID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range ps {
+		delete(k.busy, p)
+	}
+}
+
 // begin finds the actors and what the map would make of them. It refuses an order that has passed or makes no sense.
 func (c *change) begin() error {
 	k, m := c.keeper, c.keeper.cfg.Topology.Map()
@@ -111,11 +147,7 @@ func (c *change) begin() error {
 	if err := after.Apply(c.order); err != nil {
 		return err
 	}
-	ids := []starling.PartitionID{c.order.Partition}
-	if c.order.Kind == partmap.Merge {
-		ids = append(ids, c.order.With)
-	}
-	for _, id := range ids {
+	for _, id := range c.partitions() {
 		p, _ := m.ByID(id)
 		a := (*k.actors.Load())[id]
 		if p.Owner != k.cfg.Node || a == nil || a.entry.Epoch != p.Epoch {
@@ -336,9 +368,12 @@ func (c *change) settle(ctx context.Context) handover.Event {
 		if err == nil {
 			return handover.Lost
 		}
-		if known { // the epoch has passed: by our first proposal, or by the leader
+		if known || starling.KindOf(err) == starling.Moved { // the epoch has passed: by our first proposal, or by the leader
 			if ev := c.propose(ctx); ev != handover.Unsure {
 				return ev
+			}
+			if c.passed() { // more happened since, and nobody can tell any more: what has passed is not thawed
+				return handover.Lost
 			}
 		}
 		select {
@@ -348,6 +383,15 @@ func (c *change) settle(ctx context.Context) handover.Event {
 	}
 	c.open = true
 	return handover.Lost
+}
+
+// passed reports whether this node has heard that the epoch of the order has passed.
+func (c *change) passed() bool { return !c.keeper.owns(c.order.Partition, c.order.Epoch) }
+
+// owns reports whether the newest map here shows the partition in this epoch.
+func (k *Keeper) owns(id starling.PartitionID, epoch starling.Epoch) bool {
+	p, ok := k.cfg.Topology.Map().ByID(id)
+	return ok && p.Epoch == epoch
 }
 
 // forget has the state dropped where it is held.
@@ -360,12 +404,16 @@ func (c *change) forget() {
 	}
 }
 
-// thaw has the actors go on. One whose epoch has passed ends when this node hears of the map, as if it had never been frozen.
+// thaw has the actors go on. One whose epoch has passed ends when this node hears of the map; if it has, maybe nobody knows
+// by which change, and the actor stays as it is until it ends.
 func (c *change) thaw() {
 	if c.open {
 		return // they end as they are
 	}
 	for _, a := range c.actors {
+		if !c.keeper.owns(a.entry.ID, a.entry.Epoch) {
+			continue
+		}
 		for !a.ref.Tell(thaw{}, 1) { // a full mailbox is worked off, or the actor has ended
 			select {
 			case <-a.ref.Done():

@@ -81,17 +81,17 @@ func (k *Keeper) strayOf(p starling.PartitionID) *stray {
 	return (*m)[p]
 }
 
-// divert hands each message to the successors that the newest map names, here or on another node.
-func (k *Keeper) divert(s *stray, from starling.NodeID, msgs []wire.Message) {
+// divert hands each message for p to the successors that the newest map names, here or on another node.
+func (k *Keeper) divert(p starling.PartitionID, s *stray, from starling.NodeID, msgs []wire.Message) {
 	successors := k.cfg.Topology.Map().Overlapping(s.over)
 	here := map[starling.PartitionID][]wire.Message{}
 	for _, m := range msgs {
-		for _, p := range handover.Route(m, successors, s.key) {
-			if p.Owner == k.cfg.Node {
-				here[p.ID] = append(here[p.ID], m)
+		for _, next := range handover.Route(p, m, successors, s.key) {
+			if next.Owner == k.cfg.Node {
+				here[next.ID] = append(here[next.ID], m)
 				continue
 			}
-			k.relay(p, from, m)
+			k.relay(next, from, m)
 		}
 	}
 	for p, ms := range here {

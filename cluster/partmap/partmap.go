@@ -192,6 +192,17 @@ func (m *Map) Made(c Change) bool {
 	return false
 }
 
+// Beaten reports whether the map shows for certain that c was not carried out and never will be: another change of its epoch
+// was. Where neither Made nor Beaten holds of an epoch that has passed, c was carried out or not, and more happened since.
+func (m *Map) Beaten(c Change) bool {
+	p, ok := m.ByID(c.Partition)
+	if c.Kind != Merge {
+		return ok && p.Epoch == c.Epoch+1 && !m.Made(c)
+	}
+	with, kept := m.ByID(c.With) // a merge would have ended it, for ever
+	return kept && (!ok || p.Epoch != c.Epoch || with.Epoch != c.WithEpoch)
+}
+
 // Complete fills in what a map of an older release does not say.
 func (m *Map) Complete() {
 	for i := range m.Partitions {

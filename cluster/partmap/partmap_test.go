@@ -210,6 +210,9 @@ func TestMadeTellsWhatWasDone(t *testing.T) {
 		if m.Made(done) {
 			t.Fatalf("%v seems to be made before it is", done.Kind)
 		}
+		if m.Beaten(done) {
+			t.Fatalf("%v seems to be beaten before anything happened", done.Kind)
+		}
 		if err := m.Apply(done); err != nil {
 			t.Fatal(err)
 		}
@@ -217,6 +220,26 @@ func TestMadeTellsWhatWasDone(t *testing.T) {
 			if m.Made(other) != (other == done) {
 				t.Errorf("after %v, made(%v) is %t", done.Kind, other.Kind, m.Made(other))
 			}
+			if m.Beaten(other) != (other != done) {
+				t.Errorf("after %v, beaten(%v) is %t", done.Kind, other.Kind, m.Beaten(other))
+			}
 		}
+	}
+}
+
+// TestNobodyCanTellAfterALaterChange: a change that was made, and one that was not, look alike once more happened.
+func TestNobodyCanTellAfterALaterChange(t *testing.T) {
+	m, _ := Initial(4)
+	for i := range m.Partitions {
+		m.Partitions[i].Owner, m.Partitions[i].Epoch, m.Partitions[i].Since = 6, 1, 1
+	}
+	move := Change{Kind: Move, Partition: 1, Epoch: 1, To: 7}
+	for _, c := range []Change{move, {Kind: Move, Partition: 1, Epoch: 2, To: 6}} {
+		if err := m.Apply(c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.Made(move) || m.Beaten(move) {
+		t.Errorf("of a move with another one behind it the map says made %t, beaten %t", m.Made(move), m.Beaten(move))
 	}
 }

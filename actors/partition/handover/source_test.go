@@ -106,21 +106,25 @@ func TestRoute(t *testing.T) {
 		{&wire.Relay{Body: &wire.Acquire{Key: 100}}, []starling.PartitionID{2}},
 		{&wire.Release{}, []starling.PartitionID{1, 2}},
 		{&wire.Cancel{}, []starling.PartitionID{1, 2}},
-		{&wire.Renew{}, nil},
+		{&wire.Renew{}, []starling.PartitionID{1}},
 		{&wire.Started{Instance: mine}, []starling.PartitionID{2}},
-		{&wire.Started{Instance: other}, nil},
+		{&wire.Started{Instance: other}, []starling.PartitionID{1}},
 		{&wire.Exited{Instance: mine}, []starling.PartitionID{2}},
-		{&wire.Fenced{}, nil},
+		{&wire.Fenced{}, []starling.PartitionID{1}},
+		{&wire.Lend{}, []starling.PartitionID{1}},
 	} {
 		var got []starling.PartitionID
-		for _, p := range Route(c.m, both, keys) {
+		for _, p := range Route(1, c.m, both, keys) {
 			got = append(got, p.ID)
 		}
 		if fmt.Sprint(got) != fmt.Sprint(c.want) {
 			t.Errorf("%T %+v goes to %v, want %v", c.m, c.m, got, c.want)
 		}
 	}
-	if got := Route(&wire.Renew{}, both[:1], keys); len(got) != 1 {
+	if got := Route(3, &wire.Renew{}, both[:1], keys); len(got) != 1 {
 		t.Error("the only successor gets everything")
+	}
+	if got := Route(3, &wire.Renew{}, both, keys); len(got) != 0 {
+		t.Errorf("a renewal to a partition that is no more goes to %v of two", got)
 	}
 }
