@@ -233,14 +233,21 @@ func (c *testCluster) sum(t *testing.T, name string) (total float64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(text)) {
-			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
-				v, err := strconv.ParseFloat(value, 64)
-				if err != nil {
-					t.Fatal(err)
-				}
-				total += v
+		total += sumOf(t, string(text), name)
+	}
+	return total
+}
+
+// sumOf adds the samples of one metric without labels.
+func sumOf(t *testing.T, text, name string) (total float64) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+			v, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatal(err)
 			}
+			total += v
 		}
 	}
 	return total

@@ -140,7 +140,7 @@ func (c *testCluster) everyFunctionAnswers(t *testing.T, functions []starling.Fu
 	t.Helper()
 	var wg sync.WaitGroup
 	var last atomic.Int64
-	for _, n := range c.nodes {
+	for _, n := range c.frontends() {
 		if n == dead {
 			continue
 		}
@@ -190,6 +190,7 @@ func startLoad(c *testCluster, functions []starling.FunctionName) *testLoad {
 func startLoadEvery(c *testCluster, functions []starling.FunctionName, pause time.Duration) *testLoad {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &testLoad{cluster: c, end: cancel, errs: map[string]int64{}}
+	nodes := c.frontends()
 	l.wg.Add(1)
 	go func() {
 		defer l.wg.Done()
@@ -204,7 +205,7 @@ func startLoadEvery(c *testCluster, functions []starling.FunctionName, pause tim
 			l.wg.Add(1)
 			go func() {
 				defer l.wg.Done()
-				l.call(c.nodes[i%len(c.nodes)], functions[i%len(functions)])
+				l.call(nodes[i%len(nodes)], functions[i%len(functions)])
 			}()
 		}
 	}()
