@@ -26,10 +26,7 @@ func TestE2EOwnerKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 2
-	if *e2e {
-		rounds = 50
-	}
+	rounds := roundsOf(2, 50)
 	c := startNodes(t, testKind{roles: "manager,frontend"}, testKind{roles: "scheduler"}, testKind{roles: "scheduler"}, testKind{roles: "host,frontend"})
 	defer c.stop()
 	load := startLoad(c, c.deployEchoes(t))
@@ -38,10 +35,11 @@ func TestE2EOwnerKilled(t *testing.T) {
 	var back []time.Duration
 	for round := range rounds {
 		c.everyFunctionAnswers(t, resting, nil, time.Now())
-		victim, theirs := c.ownerOf(t, owners, resting, round)
 		// At any moment of the beat of heartbeats, and after the idle leases went back.
 		time.Sleep(settle + time.Duration(round)*7*time.Millisecond)
+		victim, theirs := c.ownerOf(t, owners, resting, round)
 		since := time.Now()
+		t.Logf("%s: %s is killed", since.Format("15:04:05.000"), victim.name)
 		victim.kill(t)
 		d := c.everyFunctionAnswers(t, theirs, victim, since)
 		back = append(back, d)
@@ -84,10 +82,10 @@ func (c *testCluster) ownerOf(t *testing.T, owners []*testNode, functions []star
 		t.Fatal(err)
 	}
 	of := map[string][]starling.FunctionName{}
-	nodes := c.names(t)
+	nodes, list := c.names(t), c.partitions(t, c.nodes[0])
 	for _, f := range functions {
 		key := starling.KeyOf(starling.FunctionRef{Account: id.Account, Name: f}, 0)
-		for _, p := range c.partitions(t, c.nodes[0]) {
+		for _, p := range list {
 			if keysOf(t, p).Contains(key) {
 				of[nodes[p.Owner]] = append(of[nodes[p.Owner]], f)
 			}
@@ -152,10 +150,7 @@ func TestE2ELeaderKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 2
-	if *e2e {
-		rounds = 50
-	}
+	rounds := roundsOf(2, 50)
 	managers := testKind{roles: "manager,frontend"}
 	c := startNodes(t, managers, managers, managers, testKind{roles: "scheduler"})
 	defer c.stop()
@@ -166,6 +161,7 @@ func TestE2ELeaderKilled(t *testing.T) {
 		time.Sleep(settle + time.Duration(round)*7*time.Millisecond)
 		victim := c.leader(t)
 		since := time.Now()
+		t.Logf("%s: %s is killed", since.Format("15:04:05.000"), victim.name)
 		victim.kill(t)
 		id := starling.AccountID(fmt.Sprintf("r%d", round))
 		d := c.firstWrite(t, victim, id, since)
@@ -235,10 +231,7 @@ func TestE2EHostKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 2
-	if *e2e {
-		rounds = 20
-	}
+	rounds := roundsOf(2, 20)
 	c := startNodes(t, testKind{roles: "manager,frontend,scheduler"}, testKind{roles: "host"}, testKind{roles: "host"})
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -250,6 +243,7 @@ func TestE2EHostKilled(t *testing.T) {
 		victim := c.nodes[1+round%2]
 		family := victim.family(t)
 		since := time.Now()
+		t.Logf("%s: %s is killed", since.Format("15:04:05.000"), victim.name)
 		victim.kill(t)
 		d := c.everyFunctionAnswers(t, functions, victim, since)
 		back = append(back, d)

@@ -23,10 +23,7 @@ func TestE2ERollingRestart(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 5
-	}
+	rounds := roundsOf(1, 5)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -56,10 +53,7 @@ func TestE2EAllNodesKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 5
-	}
+	rounds := roundsOf(1, 5)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -128,10 +122,7 @@ func TestE2EFrozenNode(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 6
-	}
+	rounds := roundsOf(1, 6)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)

@@ -50,10 +50,7 @@ func TestE2ERollingUpgrade(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it builds another release and runs real nodes for half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 5
-	}
+	rounds := roundsOf(1, 5)
 	old := previousBinary(t)
 	for round := range rounds {
 		c := startNodes(t, testKind{bin: old}, testKind{bin: old}, testKind{bin: old})
