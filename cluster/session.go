@@ -12,49 +12,73 @@ import (
 )
 
 const (
-	silenceMax   = 3 * starling.HeartbeatInterval // a leader that answers nothing for so long is given up
-	greetTimeMax = 200 * time.Millisecond         // for a manager to say whether it leads
-	backOffMin   = 20 * time.Millisecond          // between rounds through the managers
+	silenceMax   = starling.HeartbeatInterval * 5 / 2 // a leader that answers nothing for so long is given up
+	backOffMin   = 20 * time.Millisecond              // from one round through the managers to the next, and for its answers
 	backOffMax   = 200 * time.Millisecond
 	heartbeatMax = 32 // heartbeats on their way whose sending time is remembered
 )
 
-// run keeps one session with the leader until ctx ends.
+// run keeps one session with the leader until ctx ends. A round through the managers begins each time the pause is over,
+// whether the last one had all its answers or not.
 func (v *View) run(ctx context.Context) {
 	pause := backOffMin
 	for ctx.Err() == nil {
-		if v.search(ctx) {
+		began := time.Now()
+		if v.search(ctx, pause) {
 			pause = backOffMin
 			continue
 		}
 		v.metrics.searches.Inc()
-		if !sleep(ctx, pause) {
+		if !sleep(ctx, pause-time.Since(began)) {
 			return
 		}
-		pause = min(2*pause, backOffMax)
+		pause = min(pause*3/2, backOffMax)
 	}
 }
 
-// search asks every manager once, next always the one that the last answer named, until one leads; it attends
-// that session to its end and returns true.
-func (v *View) search(ctx context.Context) (attended bool) {
+// A greeting is what one manager answered to Hello.
+type greeting struct {
+	leader   leader
+	stream   transport.Stream // an open session; nil when the manager does not lead
+	redirect string           // who leads according to a manager that does not
+}
+
+// search asks all managers at once, and whom they name, so that a dead one holds nobody up, until one leads or patience is
+// over; it attends that session to its end and returns true.
+func (v *View) search(ctx context.Context, patience time.Duration) (attended bool) {
+	round, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	answers := make(chan greeting)
 	var asked []string
-	for queue := v.candidates(); len(queue) > 0 && ctx.Err() == nil; {
-		addr := queue[0]
-		queue = queue[1:]
+	open := 0
+	ask := func(addr string) {
 		if slices.Contains(asked, addr) {
-			continue
+			return
 		}
 		asked = append(asked, addr)
-		redirect, opened := v.attend(ctx, addr)
-		if opened {
-			return true
-		}
-		if redirect != "" {
-			queue = slices.Insert(queue, 0, redirect)
+		open++
+		go func() { answers <- v.greet(round, addr) }()
+	}
+	for _, addr := range v.candidates() {
+		ask(addr)
+	}
+	var won greeting
+	for ; open > 0; open-- {
+		switch g := <-answers; {
+		case g.stream != nil && won.stream == nil:
+			won = g
+			cancel() // the others have nothing to tell
+		case g.stream != nil:
+			g.stream.Cancel()
+		case g.redirect != "" && won.stream == nil:
+			ask(g.redirect)
 		}
 	}
-	return false
+	if won.stream == nil {
+		return false
+	}
+	v.session(ctx, won.stream, won.leader)
+	return true
 }
 
 // sleep waits for d; false means that ctx ended first.
@@ -92,40 +116,39 @@ func (v *View) dial(ctx context.Context, l leader) (transport.Stream, error) {
 	return v.cfg.Dialer.Open(ctx, l.addr, transport.ChannelControl)
 }
 
-// attend asks one manager for a session and, when it leads, attends the session to its end. redirect is who
-// leads according to a manager that does not.
-func (v *View) attend(ctx context.Context, addr string) (redirect string, opened bool) {
-	l := leader{addr: addr, local: v.cfg.Local != nil && addr == v.cfg.Node.Addr}
-	greet, cancel := context.WithTimeout(ctx, greetTimeMax)
-	defer cancel()
-	stream, err := v.dial(greet, l)
+// greet asks one manager for a session until ctx ends.
+func (v *View) greet(ctx context.Context, addr string) (g greeting) {
+	g.leader = leader{addr: addr, local: v.cfg.Local != nil && addr == v.cfg.Node.Addr}
+	stream, err := v.dial(ctx, g.leader)
 	if err != nil {
-		return "", false
+		return g
 	}
-	stop := context.AfterFunc(greet, stream.Cancel)
-	defer stream.Cancel()
+	stop := context.AfterFunc(ctx, stream.Cancel)
 	err = WriteMessage(stream, MessageHello, Hello{Fresh: v.lease.Load() == 0, Feed: v.cache.reached(), Level: LevelNow})
 	if err != nil {
-		return "", false
+		stream.Cancel()
+		return g
 	}
 	kind, body, err := ReadMessage(stream, MessageMax)
 	if err != nil || !stop() {
-		return "", false
+		stream.Cancel()
+		return g
 	}
 	switch kind {
 	case MessageRedirect:
 		var r Redirect
 		if DecodeMessage(body, &r) == nil {
-			return r.Addr, false
+			g.redirect = r.Addr
 		}
 	case MessageWelcome:
 		var w Welcome
 		if DecodeMessage(body, &w) == nil && !v.deposed(w.Claim) {
-			v.session(ctx, stream, l)
-			return "", true
+			g.stream = stream
+			return g
 		}
 	}
-	return "", false
+	stream.Cancel()
+	return g
 }
 
 // session sends heartbeats and takes what is pushed until the stream fails, the leader falls silent or ctx

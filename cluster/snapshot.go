@@ -56,7 +56,7 @@ func (s *State) Save(w io.Writer) error {
 	out.write([]byte(snapshotMagic))
 	out.write(binary.LittleEndian.AppendUint16(nil, snapshotVersion))
 	t := *s.topology
-	t.Nodes = nil
+	t.Nodes, t.Map = nil, t.Map.Brief()
 	out.record(recordHeader, header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica, Offset: s.offset, Restored: s.restored})
 	for _, p := range s.parts {
 		out.record(recordRestore, p)

@@ -32,7 +32,7 @@ const (
 	CommandMax = 1 << 20
 
 	tick           = 10 * time.Millisecond // Raft's unit of time
-	electionTicks  = 20                    // a follower that hears nothing for 200–400 ms stands for election
+	electionTicks  = 15                    // a follower that hears nothing for 150–300 ms stands for election
 	heartbeatTicks = 2
 	snapshotEvery  = 16_384   // commands from one snapshot to the next
 	snapshotKeep   = 4_096    // newest commands kept beside it, so that a replica a little behind needs no snapshot

@@ -105,7 +105,7 @@ func (g *reign) othersUnderstand(asker starling.NodeID) error {
 	t.Nodes = slices.DeleteFunc(slices.Clone(t.Nodes), func(n starling.Node) bool { return n.ID == asker })
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if behind := g.ledger.behind(&t, cluster.LevelOrders); behind != 0 {
+	if behind := g.ledger.behind(&t, cluster.LevelOrders, g.manager.cfg.Now()); behind != 0 {
 		return starling.Errorf(starling.Unavailable, "renew replica", "the manager %s is of an older release, or was not heard yet", behind).With("OlderRelease")
 	}
 	return nil

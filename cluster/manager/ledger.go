@@ -138,10 +138,13 @@ func (l *Ledger) Alive(id starling.NodeID, now time.Time) bool {
 	return now.Before(l.began.Add(starling.NodeLease)) || l.hears(id, now)
 }
 
-// behind returns a replica of the state that was not heard in this reign at the level or above; 0 when there is none.
-func (l *Ledger) behind(t *cluster.Topology, level cluster.Level) starling.NodeID {
+// behind returns a replica of the state that was not heard in this reign at the level or above, or a living node of
+// another kind that is below it; 0 when there is none. What a replica does not know splits the state; what a host or a
+// frontend does not know, that leases outlive a hand-over, costs calls.
+func (l *Ledger) behind(t *cluster.Topology, level cluster.Level, now time.Time) starling.NodeID {
 	for _, n := range t.Nodes {
-		if m := l.nodes[n.ID]; n.Replica != 0 && (m == nil || m.level < level) {
+		m := l.nodes[n.ID]
+		if n.Replica != 0 && (m == nil || m.level < level) || l.hears(n.ID, now) && m.level < level {
 			return n.ID
 		}
 	}

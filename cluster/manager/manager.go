@@ -75,6 +75,7 @@ type Manager struct {
 	joins   chan struct{}
 	backups chan struct{} // holds a token while a backup is taken
 	streams chan struct{}
+	look    chan struct{} // one token: another replica may lead
 	group   sync.WaitGroup
 	mu      sync.Mutex // a leaf: guards what follows
 	serving sync.WaitGroup
@@ -98,7 +99,7 @@ func New(cfg Config) *Manager {
 		cfg.Balance = balance.DefaultConfig()
 	}
 	m := &Manager{cfg: cfg, calls: make(chan struct{}, callMax), joins: make(chan struct{}, joinMax), backups: make(chan struct{}, 1),
-		streams: make(chan struct{}, sessionMax), open: map[transport.Stream]struct{}{}}
+		streams: make(chan struct{}, sessionMax), look: make(chan struct{}, 1), open: map[transport.Stream]struct{}{}}
 	m.metrics.init(m)
 	cfg.Endpoint.Handle(transport.ChannelControl, func(s transport.Stream) { m.serve(s, s.Peer(), false) })
 	cfg.Endpoint.Handle(transport.ChannelJoin, m.serveJoin)
@@ -114,6 +115,14 @@ func (m *Manager) Open(r Replica, node starling.NodeID, replica uint64) {
 	m.mu.Unlock()
 	m.replica.Store(&r)
 	m.group.Go(func() { m.run(ctx, r, replica) })
+}
+
+// LeaderChanged has the manager look at once who leads, not at its next look. It does not block.
+func (m *Manager) LeaderChanged() {
+	select {
+	case m.look <- struct{}{}:
+	default:
+	}
 }
 
 // Close stops leading, ends every stream and waits for all of it.

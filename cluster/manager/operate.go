@@ -72,8 +72,8 @@ func (g *reign) wish(t *cluster.Topology, req cluster.ChangeRequest, now time.Ti
 	if !ok {
 		return p, false, starling.Errorf(starling.NotFound, op, "there is no partition %s", req.Partition).With("NoPartition")
 	}
-	if n := g.ledger.behind(t, cluster.LevelOrders); n != 0 {
-		return p, false, starling.Errorf(starling.Conflict, op, "the manager %s is of an older release, or was not heard yet: upgrade all managers first", n).With("OlderRelease")
+	if n := g.ledger.behind(t, cluster.LevelOrders, g.manager.cfg.Now()); n != 0 {
+		return p, false, starling.Errorf(starling.Conflict, op, "the node %s is of an older release, or a manager that was not heard yet: upgrade all nodes first", n).With("OlderRelease")
 	}
 	p = balance.Proposal{Owner: part.Owner, Reason: "an operator wants it", Change: partmap.Change{Kind: req.Kind, Partition: part.ID, Epoch: part.Epoch}}
 	switch req.Kind {

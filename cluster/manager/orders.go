@@ -12,11 +12,11 @@ import (
 // lookInterval is the time between two looks of the planner at the loads.
 const lookInterval = 500 * time.Millisecond
 
-// held says why the plan may not move, split and merge by orders; "" when it may, because all replicas know these changes
-// and every living scheduler takes orders. The caller holds the lock.
+// held says why the plan may not move, split and merge by orders; "" when it may, because all replicas and living nodes know these
+// changes and every living scheduler takes orders. The caller holds the lock.
 func (g *reign) held(t *cluster.Topology, now time.Time) string {
-	if n := g.ledger.behind(t, cluster.LevelOrders); n != 0 {
-		return "the manager " + n.String() + " is of an older release, or was not heard in this reign"
+	if n := g.ledger.behind(t, cluster.LevelOrders, now); n != 0 {
+		return "the node " + n.String() + " is of an older release, or was not heard in this reign"
 	}
 	for _, n := range t.Nodes {
 		if n.Roles.Has(starling.RoleScheduler) && g.ledger.hears(n.ID, now) && !g.ledger.nodes[n.ID].takes {

@@ -247,21 +247,30 @@ func TestStoppingNodeMovesItsPartitionsAwayFirst(t *testing.T) {
 	})
 }
 
-// Nothing that a release before orders does not understand is proposed while a replica of it may exist.
-func TestNothingNewIsProposedBesideAnOlderReplica(t *testing.T) {
-	l := NewLedger(1, time.Time{}, time.Time{})
+// Nothing that a release before orders does not understand is proposed while a replica of it may exist, or another node of
+// it is at work.
+func TestNothingNewIsProposedBesideAnOlderNode(t *testing.T) {
+	now := time.Time{}.Add(time.Hour)
+	l := NewLedger(1, now, now)
 	topology := &cluster.Topology{Map: &partmap.Map{}, Nodes: []starling.Node{{ID: 1, Replica: 1}, {ID: 2, Replica: 2}, {ID: 3}}}
-	l.Hello(1, cluster.Hello{Level: cluster.LevelNow}, true, time.Time{})
-	if l.behind(topology, cluster.LevelOrders) != 2 {
+	l.Hello(1, cluster.Hello{Level: cluster.LevelNow}, true, now)
+	if l.behind(topology, cluster.LevelOrders, now) != 2 {
 		t.Fatal("a replica that was never heard counts as new")
 	}
-	l.Hello(2, cluster.Hello{}, false, time.Time{})
-	if l.behind(topology, cluster.LevelOrders) != 2 {
+	l.Hello(2, cluster.Hello{}, false, now)
+	if l.behind(topology, cluster.LevelOrders, now) != 2 {
 		t.Fatal("a replica that says no level counts as new")
 	}
-	l.Hello(2, cluster.Hello{Level: cluster.LevelNow}, false, time.Time{})
-	if l.behind(topology, cluster.LevelOrders) != 0 {
-		t.Fatal("a node without a replica is waited for")
+	l.Hello(2, cluster.Hello{Level: cluster.LevelNow}, false, now)
+	if l.behind(topology, cluster.LevelOrders, now) != 0 {
+		t.Fatal("a node without a replica that was never heard is waited for")
+	}
+	l.Hello(3, cluster.Hello{}, false, now)
+	if l.behind(topology, cluster.LevelOrders, now) != 3 {
+		t.Fatal("a living host of the older release counts as new")
+	}
+	if l.behind(topology, cluster.LevelOrders, now.Add(starling.NodeLease)) != 0 {
+		t.Fatal("a dead host of the older release is waited for")
 	}
 }
 

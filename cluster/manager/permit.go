@@ -41,13 +41,13 @@ func (g *reign) permitChange(peer transport.Peer, c partmap.Change) error {
 	return nil
 }
 
-// needLevel refuses while a replica may exist that would not understand what level 2 added.
+// needLevel refuses while a replica may exist, or a node lives, that would not understand what level 2 added.
 func (g *reign) needLevel(op string) error {
 	t := g.manager.cfg.Machine.Topology()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if behind := g.ledger.behind(t, cluster.LevelOrders); behind != 0 {
-		return starling.Errorf(starling.Conflict, op, "the manager %s is of an older release, or was not heard yet: upgrade all managers first", behind).With("OlderRelease")
+	if behind := g.ledger.behind(t, cluster.LevelOrders, g.manager.cfg.Now()); behind != 0 {
+		return starling.Errorf(starling.Conflict, op, "the node %s is of an older release, or a manager that was not heard yet: upgrade all nodes first", behind).With("OlderRelease")
 	}
 	return nil
 }

@@ -56,6 +56,7 @@ func (m *Manager) run(ctx context.Context, r Replica, self uint64) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-m.look:
 		}
 	}
 }

@@ -21,13 +21,13 @@ type Partition struct {
 
 	// Since is the epoch of the last activation by recovery. Leases granted from it on, under whatever partition their
 	// keys were in, are in the owner's books; earlier ones hold only while they are in use. At most Epoch.
-	Since starling.Epoch `cbor:"5,keyasint" json:"since"`
+	Since starling.Epoch `cbor:"5,keyasint,omitempty" json:"since"`
 }
 
 // A Map holds every partition, ordered by range.
 type Map struct {
 	Partitions []Partition          `cbor:"1,keyasint" json:"partitions"`
-	Last       starling.PartitionID `cbor:"2,keyasint" json:"last"` // the highest id ever given: none is used again
+	Last       starling.PartitionID `cbor:"2,keyasint,omitempty" json:"last"` // the highest id ever given: none is used again
 }
 
 // A Change is one proposed change of the map. It is refused as Moved unless Epoch is the partition's epoch
@@ -203,7 +203,25 @@ func (m *Map) Beaten(c Change) bool {
 	return kept && (!ok || p.Epoch != c.Epoch || with.Epoch != c.WithEpoch)
 }
 
-// Complete fills in what a map of an older release does not say.
+// Brief returns the map without what Complete would fill in anyway. A map in which nothing was moved, split or merged is
+// then the same bytes as an older release's, and a replica of that release can read it.
+func (m *Map) Brief() *Map {
+	b := m.Clone()
+	last := starling.PartitionID(0)
+	for i := range b.Partitions {
+		p := &b.Partitions[i]
+		last = max(last, p.ID)
+		if p.Since == p.Epoch {
+			p.Since = 0
+		}
+	}
+	if b.Last == last {
+		b.Last = 0
+	}
+	return b
+}
+
+// Complete fills in what a map of an older release, or a brief one, does not say.
 func (m *Map) Complete() {
 	for i := range m.Partitions {
 		p := &m.Partitions[i]

@@ -33,6 +33,8 @@ type testNode struct {
 	name, dir   string
 	quic        string // host:port of its QUIC endpoint
 	args        []string
+	roles       string // "" for all
+	bin         string // "" for the binary of this commit
 	url, health string
 	http, admin *client.HTTP
 	cmd         *exec.Cmd
@@ -79,10 +81,23 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
+// binary returns what the node runs.
+func (n *testNode) binary(t testing.TB) string {
+	if n.bin != "" {
+		return n.bin
+	}
+	return starlingBinary(t)
+}
+
 // starlingCLI runs the binary once and returns its standard output.
 func starlingCLI(t testing.TB, env []string, args ...string) string {
 	t.Helper()
-	cmd := exec.Command(starlingBinary(t), args...)
+	return runCLI(t, starlingBinary(t), env, args...)
+}
+
+func runCLI(t testing.TB, bin string, env []string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(bin, args...)
 	cmd.Env = append(os.Environ(), env...)
 	var out, diag bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &diag
@@ -92,8 +107,30 @@ func starlingCLI(t testing.TB, env []string, args ...string) string {
 	return out.String()
 }
 
+// A testKind says what one node of a cluster is.
+type testKind struct {
+	roles string // "" for all
+	bin   string // "" for the binary of this commit
+}
+
+// does reports whether the node has a role.
+func (n *testNode) does(role string) bool {
+	return n.roles == "" || slices.Contains(strings.Split(n.roles, ","), role)
+}
+
+// frontends returns the nodes that answer calls and operators.
+func (c *testCluster) frontends() []*testNode {
+	return slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return !n.does("frontend") })
+}
+
 // startCluster makes a cluster of n nodes with all roles and waits until each is ready.
 func startCluster(t *testing.T, n int) *testCluster {
+	t.Helper()
+	return startNodes(t, make([]testKind, n)...)
+}
+
+// startNodes makes a cluster and waits until each node is ready. The first is a manager and a frontend.
+func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("real sandboxes need root")
@@ -108,25 +145,40 @@ func startCluster(t *testing.T, n int) *testCluster {
 			}
 		})
 	}
-	for i := range n {
+	for i, kind := range kinds {
 		node := newTestNode(t, fmt.Sprintf("node%d", i+1), filepath.Join(root, fmt.Sprintf("node%d", i+1)))
+		node.roles, node.bin = kind.roles, kind.bin
+		if kind.roles != "" {
+			node.args = append(node.args, "--roles", kind.roles)
+		}
 		c.nodes = append(c.nodes, node)
 		if i == 0 {
 			var made struct{ Key, AdminKey string }
-			out := starlingCLI(t, nil, "cluster", "init", "--data", node.dir, "--listen", node.quic, "--name", "test", "-o", "json")
+			args := []string{"cluster", "init", "--data", node.dir, "--listen", node.quic, "--name", "test", "-o", "json"}
+			if kind.roles != "" {
+				args = append(args, "--roles", kind.roles)
+			}
+			out := runCLI(t, node.binary(t), nil, args...)
 			if err := json.Unmarshal([]byte(out), &made); err != nil {
 				t.Fatalf("cluster init printed %q: %v", out, err)
 			}
 			c.key, c.root = made.Key, made.AdminKey
 		} else {
 			env := []string{"STARLING_SERVER=" + c.nodes[0].url, "STARLING_KEY=" + c.root}
-			token := strings.TrimSpace(starlingCLI(t, env, "cluster", "token"))
+			token := strings.TrimSpace(runCLI(t, node.binary(t), env, "cluster", "token"))
 			node.args = append(node.args, "--join", c.nodes[0].quic, "--token", token)
 		}
 		node.http, node.admin = client.NewHTTP(node.url, c.key), client.NewHTTP(node.url, c.root)
 		node.start(t)
 		t.Cleanup(node.stop)
-		node.ready(t, 30*time.Second)
+		if kind.roles == "" {
+			node.ready(t, 30*time.Second)
+		} else if i == 0 {
+			node.listens(t) // it is ready when there are schedulers
+		}
+	}
+	for _, n := range c.nodes {
+		n.ready(t, 30*time.Second)
 	}
 	c.replicated(t)
 	return c
@@ -136,7 +188,8 @@ func startCluster(t *testing.T, n int) *testCluster {
 // death before.
 func (c *testCluster) replicated(t *testing.T) {
 	t.Helper()
-	want := fmt.Sprintf("starling_manager_voters %d\n", len(c.nodes)-(len(c.nodes)+1)%2)
+	managers := len(slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return !n.does("manager") }))
+	want := fmt.Sprintf("starling_manager_voters %d\n", managers-(managers+1)%2)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		res, err := http.Get(c.nodes[0].health + "/metrics")
 		if err != nil {
@@ -165,7 +218,7 @@ func newTestNode(t testing.TB, name, dir string) *testNode {
 
 func (n *testNode) start(t testing.TB) {
 	t.Helper()
-	n.cmd = exec.Command(starlingBinary(t), n.args...)
+	n.cmd = exec.Command(n.binary(t), n.args...)
 	if n.log == nil {
 		f, err := os.OpenFile(n.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
@@ -177,6 +230,18 @@ func (n *testNode) start(t testing.TB) {
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// listens waits until the node answers anything.
+func (n *testNode) listens(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if res, err := http.Get(n.url + "/v1/whoami"); err == nil {
+			res.Body.Close()
+			return
+		}
+	}
+	t.Fatalf("%s does not listen on %s", n.name, n.url)
 }
 
 // ready waits until the node says that it serves.

@@ -23,10 +23,7 @@ func TestE2ERollingRestart(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 5
-	}
+	rounds := roundsOf(1, 5)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -56,10 +53,7 @@ func TestE2EAllNodesKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 5
-	}
+	rounds := roundsOf(1, 5)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -128,10 +122,7 @@ func TestE2EFrozenNode(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 1
-	if *e2e {
-		rounds = 6
-	}
+	rounds := roundsOf(1, 6)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -233,14 +224,21 @@ func (c *testCluster) sum(t *testing.T, name string) (total float64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for line := range strings.Lines(string(text)) {
-			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
-				v, err := strconv.ParseFloat(value, 64)
-				if err != nil {
-					t.Fatal(err)
-				}
-				total += v
+		total += sumOf(t, string(text), name)
+	}
+	return total
+}
+
+// sumOf adds the samples of one metric without labels.
+func sumOf(t *testing.T, text, name string) (total float64) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
+			v, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatal(err)
 			}
+			total += v
 		}
 	}
 	return total

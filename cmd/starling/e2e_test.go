@@ -20,6 +20,7 @@ import (
 
 var (
 	e2e     = flag.Bool("e2e", false, "run the long rounds of the end-to-end tests")
+	fixed   = flag.Int("rounds", 0, "rounds of the end-to-end tests that count them; 0 for each one's own")
 	keepLog = flag.String("nodelogs", "", "keep the nodes' logs of the end-to-end tests in this folder")
 )
 
@@ -30,10 +31,7 @@ func TestE2ENodesKilledInTurn(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take half a minute")
 	}
-	rounds := 3
-	if *e2e {
-		rounds = 20
-	}
+	rounds := roundsOf(3, 20)
 	c := startCluster(t, 3)
 	defer c.stop()
 	functions := c.deployEchoes(t)
@@ -59,6 +57,17 @@ func TestE2ENodesKilledInTurn(t *testing.T) {
 	t.Logf("time until every function answers again, %d rounds: %s", rounds, percentiles(back))
 	load.answered(t, int64(rounds)*100)
 	writes.kept(t)
+}
+
+// roundsOf returns few, or many for the long rounds, unless the flag says how many.
+func roundsOf(few, many int) int {
+	switch {
+	case *fixed > 0:
+		return *fixed
+	case *e2e:
+		return many
+	}
+	return few
 }
 
 // percentiles says how long something took.
@@ -140,7 +149,7 @@ func (c *testCluster) everyFunctionAnswers(t *testing.T, functions []starling.Fu
 	t.Helper()
 	var wg sync.WaitGroup
 	var last atomic.Int64
-	for _, n := range c.nodes {
+	for _, n := range c.frontends() {
 		if n == dead {
 			continue
 		}
@@ -154,6 +163,9 @@ func (c *testCluster) everyFunctionAnswers(t *testing.T, functions []starling.Fu
 					cancel()
 					if err == nil && r.Err() == nil {
 						d := int64(time.Since(since))
+						if dead != nil {
+							t.Logf("%s through %s after %v: %v", f, n.name, time.Duration(d).Round(time.Millisecond), r.Timing)
+						}
 						for old := last.Load(); d > old && !last.CompareAndSwap(old, d); old = last.Load() {
 						}
 						return
@@ -190,6 +202,7 @@ func startLoad(c *testCluster, functions []starling.FunctionName) *testLoad {
 func startLoadEvery(c *testCluster, functions []starling.FunctionName, pause time.Duration) *testLoad {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &testLoad{cluster: c, end: cancel, errs: map[string]int64{}}
+	nodes := c.frontends()
 	l.wg.Add(1)
 	go func() {
 		defer l.wg.Done()
@@ -204,7 +217,7 @@ func startLoadEvery(c *testCluster, functions []starling.FunctionName, pause tim
 			l.wg.Add(1)
 			go func() {
 				defer l.wg.Done()
-				l.call(c.nodes[i%len(c.nodes)], functions[i%len(functions)])
+				l.call(nodes[i%len(nodes)], functions[i%len(functions)])
 			}()
 		}
 	}()

@@ -56,7 +56,8 @@ func (n *Node) openReplica(ctx context.Context) (err error) {
 		return err
 	}
 	cfg := dragonboat.Config{Dir: n.cfg.managerDir(), Cluster: n.id.Cluster(), Shard: 1, Replica: n.member.Replica, Join: n.member.Replica != 1,
-		Endpoint: n.endpoint, Resolve: n.resolve, Machine: n.machine, Fatal: n.fatal, Log: n.log("replica")}
+		Endpoint: n.endpoint, Resolve: n.resolve, Machine: n.machine,
+		OnLeader: func(uint64, uint64) { n.manager.LeaderChanged() }, Fatal: n.fatal, Log: n.log("replica")}
 	if n.member.Restore {
 		cfg.Join = false
 	}
