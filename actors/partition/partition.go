@@ -26,11 +26,12 @@ type actor struct {
 	sched  *sched.Scheduler
 	until  time.Time // last told to the scheduler
 	out    outgoing
-	from   *held // the state it began with, until it can be reached; of the map's goroutine
-	frozen bool  // nothing is decided; what comes is kept
-	kept   []any // messages of the mailbox
-	events int   // in kept
-	left   bool  // its partition lives elsewhere: what still comes follows it
+	from   *held     // the state it began with, until it can be reached; of the map's goroutine
+	frozen bool      // nothing is decided; what comes is kept
+	kept   []any     // messages of the mailbox
+	events int       // in kept
+	left   bool      // its partition lives elsewhere: what still comes follows it
+	noted  time.Time // until when it may grant, as the audit has it
 
 	ticking  atomic.Bool  // a tick is in the mailbox
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
@@ -109,6 +110,7 @@ func (a *actor) handle(msg any) {
 		return
 	}
 	a.learnLease(now)
+	a.note(now)
 	switch m := msg.(type) {
 	case *batch:
 		events = len(m.msgs)
@@ -130,6 +132,7 @@ func (a *actor) handle(msg any) {
 	case sched.Event:
 		a.step(now, m)
 	}
+	a.note(now)
 	a.plan()
 	a.meter.busy += a.keeper.cfg.Now().Sub(now)
 	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
@@ -155,6 +158,7 @@ func (a *actor) step(now time.Time, ev sched.Event) {
 		case e.Keys != (starling.Range{}):
 			a.spread(e.Keys, e.Body)
 		default:
+			a.noteGrant(now, e.Body)
 			a.out.send(wire.Address{Node: e.To, Partition: e.Partition}, e.Body)
 		}
 	}
