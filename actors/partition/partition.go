@@ -173,12 +173,19 @@ func (a *actor) spread(r starling.Range, m wire.Message) {
 	}
 }
 
-// learnLease tells the scheduler when the node lease was prolonged.
+// learnLease tells the scheduler when the node lease was prolonged. A lease that comes after the last one ran out comes with
+// the map in which others have this node's partitions, and maybe before the keeper has ended the actor: it is not for an epoch
+// that has passed. The lease is read before the map, because the view takes them in the other order.
 func (a *actor) learnLease(now time.Time) {
-	if u := a.keeper.cfg.Topology.LeaseUntil(); !u.Equal(a.until) {
-		a.until = u
-		a.step(now, sched.LeaseUntil{Until: u})
+	u := a.keeper.cfg.Topology.LeaseUntil()
+	if u.Equal(a.until) {
+		return
 	}
+	if p, ok := a.keeper.cfg.Topology.Map().ByID(a.entry.ID); !ok || p.Epoch != a.entry.Epoch || p.Owner != a.keeper.cfg.Node {
+		return
+	}
+	a.until = u
+	a.step(now, sched.LeaseUntil{Until: u})
 }
 
 // plan tells the keeper's clock when the scheduler wants to be woken.
