@@ -59,6 +59,7 @@ type injector struct {
 	counts  map[string]int
 	short   bool
 	forgets int
+	last    string // why answers said no
 }
 
 // TestE2ENetFaults runs three nodes in network namespaces under faults drawn from a seed, while clients call functions,
@@ -72,9 +73,9 @@ func TestE2ENetFaults(t *testing.T) {
 	functions := c.deploy(t, 6)
 	j := &injector{t: t, c: c, rng: rand.New(rand.NewPCG(*netSeed, 1)), counts: map[string]int{}, short: !*e2e}
 	some := j.choose()
-	for deadline := time.Now().Add(20 * time.Second); !j.answers(functions[0]); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !j.answers(functions[0]); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("no function answers before the first fault")
+			t.Fatalf("no function answers before the first fault: %s", j.last)
 		}
 	}
 	load := startNetLoad(c, functions, *netSeed)
@@ -85,7 +86,7 @@ func TestE2ENetFaults(t *testing.T) {
 	}
 	for !j.answers(functions...) {
 		if time.Since(began) > 30*time.Second {
-			t.Fatal("not every function answers through every node 30 s after the last fault")
+			t.Fatalf("not every function answers through every node 30 s after the last fault: %s", j.last)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -346,6 +347,7 @@ func (j *injector) answers(functions ...starling.FunctionName) bool {
 			r, err := n.http.Invoke(ctx, client.Call{Function: f, Payload: []byte(`{"n":1}`)})
 			cancel()
 			if err != nil || r.Err() != nil || !strings.Contains(string(r.Payload), "n") {
+				j.last = fmt.Sprintf("%s through %s: %v %+v", f, n.name, err, r)
 				return false
 			}
 		}
