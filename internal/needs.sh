@@ -11,6 +11,7 @@ need python3 test -x /usr/bin/python3
 need python3-pil /usr/bin/python3 -c 'import PIL'
 need nodejs test -x /usr/bin/node
 need iproute2 command -v ip
+need nftables command -v nft
 need make command -v make
 need curl command -v curl
 need gcc command -v gcc # the race detector links with it

@@ -28,6 +28,15 @@ func heardFrozen(ev Event) bool {
 // Phase returns the part of its life the scheduler is in.
 func (s *Scheduler) Phase() Phase { return s.phase }
 
+// GrantsUntil returns the instant before which the scheduler may grant and start, by what it knows now, or the zero time
+// when it may not at all.
+func (s *Scheduler) GrantsUntil() time.Time {
+	if s.phase != Active {
+		return time.Time{}
+	}
+	return s.base.Add(s.until)
+}
+
 // freeze ends all deciding until Thaw. What is known of demand goes to the governors, so that a snapshot has it.
 func (s *Scheduler) freeze() {
 	if s.phase != Active {

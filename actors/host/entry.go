@@ -9,6 +9,7 @@ import (
 	"starling"
 	"starling/actors/host/guard"
 	"starling/actors/wire"
+	"starling/internal/audit"
 	"starling/vmpool"
 )
 
@@ -47,17 +48,37 @@ func (h *Host) Invoke(_ context.Context, lease *starling.Lease, inv *starling.In
 		h.meters.refused(err)
 		return starling.Outcome{}, err
 	}
+	h.audit(audit.Enter, e, lease, now)
 	out, err := i.Invoke(inv, sink)
 	e.leave(lease)
 	if err != nil {
+		h.audit(audit.Refuse, e, lease, time.Now())
 		h.meters.refused(err)
 		return out, err
 	}
+	h.audit(audit.Leave, e, lease, time.Now())
 	h.meters.ended(out, now)
 	if out.Status == starling.Unhandled {
 		h.note(i, time.Now()) // its instance ends, and its last tally may be in the book already
 	}
 	return out, nil
+}
+
+// audit writes down that the lease was accepted, or that its call has ended, when there is an audit.
+func (h *Host) audit(k audit.Kind, e *entry, l *starling.Lease, at time.Time) {
+	if h.cfg.Audit == nil {
+		return
+	}
+	r := h.cfg.Audit.Leased(k, at, l, e.slots())
+	r.Key = e.key
+	h.cfg.Audit.Write(r)
+}
+
+// slots returns how many calls the instance takes at once.
+func (e *entry) slots() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.tenure.Slots
 }
 
 // enter checks the lease and takes one of its slots.

@@ -15,6 +15,7 @@ import (
 	"starling/actors/host/guard"
 	"starling/actors/wire"
 	"starling/cluster"
+	"starling/internal/audit"
 	"starling/internal/run"
 	"starling/metrics/profile"
 	"starling/vmpool"
@@ -44,6 +45,7 @@ type Config struct {
 	InitTimeout time.Duration            // the function's own initialisation; 0 means 10 s
 	LifeMax     time.Duration            // of one instance; 0 means 2 h
 	Log         *slog.Logger
+	Audit       *audit.Log // of the leases that are accepted; nil for none
 }
 
 func (c Config) withDefaults() Config {
@@ -229,6 +231,9 @@ func (h *Host) fence(from starling.NodeID, m *wire.Fence) {
 		if m.Range.Contains(e.key) {
 			answer.Instances = append(answer.Instances, e.adopt(from, m, now))
 		}
+	}
+	if l := h.cfg.Audit; l != nil { // after the last instance obeys, before the answer lets anybody grant
+		l.Write(audit.Record{Kind: audit.Fence, At: l.Instant(time.Now()), Partition: m.Partition, Epoch: m.Epoch, Range: m.Range, Since: min(m.Since, m.Epoch)})
 	}
 	h.mu.Unlock()
 	h.cfg.Post.Send(wire.Address{Node: from, Partition: m.Partition}, answer)

@@ -15,6 +15,7 @@ func (a *actor) freeze(now time.Time, m freeze) {
 	}
 	a.step(now, sched.Freeze{})
 	a.frozen = true
+	a.note(now)
 	state := a.sched.Snapshot(now)
 	m.to <- frozen{state: &state}
 }

@@ -16,6 +16,7 @@ import (
 	"starling/actors/wire"
 	"starling/cluster"
 	"starling/cluster/partmap"
+	"starling/internal/audit"
 	"starling/internal/run"
 	"starling/sched"
 	"starling/transport"
@@ -52,6 +53,7 @@ type Config struct {
 	Endpoint transport.Endpoint // for hand-overs, not opened yet: New registers the handler; nil with Control
 	Registry Registry           // of the partitions' sets; nil for none
 	Log      *slog.Logger
+	Audit    *audit.Log       // of what may be and is granted; nil for none
 	Now      func() time.Time // time.Now when nil
 
 	MailboxMax    int           // events waiting for one partition; 65,536

@@ -26,11 +26,12 @@ type actor struct {
 	sched  *sched.Scheduler
 	until  time.Time // last told to the scheduler
 	out    outgoing
-	from   *held // the state it began with, until it can be reached; of the map's goroutine
-	frozen bool  // nothing is decided; what comes is kept
-	kept   []any // messages of the mailbox
-	events int   // in kept
-	left   bool  // its partition lives elsewhere: what still comes follows it
+	from   *held     // the state it began with, until it can be reached; of the map's goroutine
+	frozen bool      // nothing is decided; what comes is kept
+	kept   []any     // messages of the mailbox
+	events int       // in kept
+	left   bool      // its partition lives elsewhere: what still comes follows it
+	noted  time.Time // until when it may grant, as the audit has it
 
 	ticking  atomic.Bool  // a tick is in the mailbox
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
@@ -109,6 +110,7 @@ func (a *actor) handle(msg any) {
 		return
 	}
 	a.learnLease(now)
+	a.note(now)
 	switch m := msg.(type) {
 	case *batch:
 		events = len(m.msgs)
@@ -130,6 +132,7 @@ func (a *actor) handle(msg any) {
 	case sched.Event:
 		a.step(now, m)
 	}
+	a.note(now)
 	a.plan()
 	a.meter.busy += a.keeper.cfg.Now().Sub(now)
 	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
@@ -155,6 +158,7 @@ func (a *actor) step(now time.Time, ev sched.Event) {
 		case e.Keys != (starling.Range{}):
 			a.spread(e.Keys, e.Body)
 		default:
+			a.noteGrant(now, e.Body)
 			a.out.send(wire.Address{Node: e.To, Partition: e.Partition}, e.Body)
 		}
 	}
@@ -169,12 +173,19 @@ func (a *actor) spread(r starling.Range, m wire.Message) {
 	}
 }
 
-// learnLease tells the scheduler when the node lease was prolonged.
+// learnLease tells the scheduler when the node lease was prolonged. A lease that comes after the last one ran out comes with
+// the map in which others have this node's partitions, and maybe before the keeper has ended the actor: it is not for an epoch
+// that has passed. The lease is read before the map, because the view takes them in the other order.
 func (a *actor) learnLease(now time.Time) {
-	if u := a.keeper.cfg.Topology.LeaseUntil(); !u.Equal(a.until) {
-		a.until = u
-		a.step(now, sched.LeaseUntil{Until: u})
+	u := a.keeper.cfg.Topology.LeaseUntil()
+	if u.Equal(a.until) {
+		return
 	}
+	if p, ok := a.keeper.cfg.Topology.Map().ByID(a.entry.ID); !ok || p.Epoch != a.entry.Epoch || p.Owner != a.keeper.cfg.Node {
+		return
+	}
+	a.until = u
+	a.step(now, sched.LeaseUntil{Until: u})
 }
 
 // plan tells the keeper's clock when the scheduler wants to be woken.

@@ -28,6 +28,7 @@ var nodeSettings = []setting{
 	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
 	{key: "node.record", def: "", usage: "folder to record calls to, for 'starling analyze' (default: none are recorded)"},
 	{key: "node.scale-config", def: "", usage: "file with settings of the scaling policy, as 'starling analyze --tune' writes it (default: built in)"},
+	{key: "node.audit", def: "", usage: "file to write every grant and accepted lease to, for checkers of tests (default: none are written)"},
 	{key: "node.log-level", def: "info", usage: "debug, info, warn or error"},
 	{key: "node.log-format", def: "auto", usage: "text, json, or auto: text on a terminal"},
 	{key: "node.drain", def: 30 * time.Second, usage: "longest wait for calls in flight when stopping"},

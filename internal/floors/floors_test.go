@@ -56,6 +56,7 @@ var door = map[string][]string{
 	"github.com/knadh/koanf":                     {"cmd/starling"},
 	"github.com/fxamacker/cbor":                  {"cluster", "cluster/manager", "cluster/identity", "store/code", "store/logs", "actors/host", "frontend", "frontend/client"},
 	"github.com/aws/aws-lambda-go":               {"bench/functions/orders-go", "bench/functions/echo-go"},
+	"github.com/anishathalye/porcupine":          {"internal/judge"},
 	"github.com/kata-containers/kata-containers": {"cmd/starling-vmd"},
 }
 

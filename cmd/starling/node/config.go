@@ -36,6 +36,7 @@ type Config struct {
 
 	Record  string // folder to record calls to (role frontend); empty to record none
 	Scaling string // file with settings of the scaling policy (role scheduler); the defaults when empty
+	Audit   string // file to write down what is granted and accepted, for checkers of tests; empty for none
 
 	Drain time.Duration // longest wait for calls in flight when closing
 	Log   *slog.Logger

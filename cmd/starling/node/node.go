@@ -20,6 +20,7 @@ import (
 	"starling/cluster/identity"
 	"starling/cluster/manager"
 	"starling/frontend"
+	"starling/internal/audit"
 	"starling/internal/run"
 	"starling/metrics"
 	"starling/store/code"
@@ -49,6 +50,7 @@ type Node struct {
 	logs     *logs.Store
 	host     *host.Host
 	parts    actors.Parts
+	audit    *audit.Log // nil for none
 	server   *frontend.Server
 	admin    *frontend.Admin
 	working  atomic.Pointer[host.Host]        // the same
@@ -72,7 +74,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	cfg.Dir = dir
 	n := &Node{cfg: cfg, group: run.New(context.Background())}
-	for _, open := range []func(context.Context) error{n.openAdmin, n.openIdentity, n.openEndpoint, n.openControl, n.openStores,
+	for _, open := range []func(context.Context) error{n.openAdmin, n.openIdentity, n.openAudit, n.openEndpoint, n.openControl, n.openStores,
 		n.openHost, n.openView, n.openPartitions, n.openFrontend, n.listen} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, n.Close())

@@ -15,6 +15,7 @@ import (
 	"starling/actors/partition"
 	"starling/cluster"
 	"starling/cluster/partmap"
+	"starling/internal/audit"
 	"starling/sched"
 	"starling/store/blob"
 	"starling/store/code"
@@ -23,6 +24,19 @@ import (
 	"starling/vmpool/process"
 	"starling/vmpool/runtimes"
 )
+
+// openAudit opens the file for checkers, when there is to be one.
+func (n *Node) openAudit(context.Context) error {
+	if n.cfg.Audit == "" {
+		return nil
+	}
+	var err error
+	if n.audit, err = audit.Open(n.cfg.Audit, n.ID()); err != nil {
+		return err
+	}
+	n.closers = append(n.closers, closer{"audit", n.audit.Close})
+	return nil
+}
 
 // openStores opens code and logs, and the post that every actor part needs.
 func (n *Node) openStores(ctx context.Context) error {
@@ -95,7 +109,7 @@ func (n *Node) openHost(ctx context.Context) error {
 	}
 	n.opened("pool", pool.Metrics(), pool.Close)
 	n.host = host.New(host.Config{Node: n.ID(), Zone: n.cfg.Zone, Region: "local", Pool: pool, Catalog: n.view, Code: n.code, Post: n.hub, Logs: sink{n.logs},
-		Schedulers: n.schedulers, Stopping: n.view.Stopping, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Log: n.log("host")})
+		Schedulers: n.schedulers, Stopping: n.view.Stopping, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Log: n.log("host"), Audit: n.audit})
 	n.host.Serve(n.endpoint)
 	if err := n.host.Open(ctx); err != nil {
 		return err
@@ -179,7 +193,7 @@ func (n *Node) openPartitions(ctx context.Context) error {
 	cfg := sched.DefaultConfig()
 	cfg.Policy = policy
 	keeper := partition.New(partition.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Catalog: n.view, Floors: n.view, Control: n.view,
-		Endpoint: n.endpoint, Sched: cfg, Registry: &n.registry, Log: n.log("partition")})
+		Endpoint: n.endpoint, Sched: cfg, Registry: &n.registry, Log: n.log("partition"), Audit: n.audit})
 	n.parts.Partitions = keeper
 	n.keeper.Store(keeper)
 	if err := keeper.Open(ctx); err != nil {

@@ -1,0 +1,356 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"starling"
+	"starling/frontend/client"
+	"starling/internal/judge"
+)
+
+var (
+	netSeed    = flag.Uint64("seed", 1, "of the faults that TestE2ENetFaults injects")
+	netMinutes = flag.Float64("minutes", 1, "how long TestE2ENetFaults injects faults, with -e2e")
+)
+
+// A netFault is one way in which nodes and networks fail.
+type netFault struct {
+	name   string
+	short  bool // also in the run of "make test"
+	inject func(*injector)
+}
+
+// netFaults are those of the table in bench/results/faults.md. They come one after another; loss, delay, reordering and
+// changes of the map go on beside them.
+var netFaults = []netFault{
+	{"kill the leader", true, func(j *injector) { j.crash(j.leader()) }},
+	{"kill any node", false, func(j *injector) { j.crash(j.any()) }},
+	{"kill all nodes", false, (*injector).crashAll},
+	{"stop the leader", true, func(j *injector) { j.freeze(j.leader()) }},
+	{"stop any node", false, func(j *injector) { j.freeze(j.any()) }},
+	{"cut one node off", true, func(j *injector) { n := j.any(); j.cut(j.length(4), j.from(n), j.to(n)) }},
+	{"one node is not heard", true, func(j *injector) { j.cut(j.length(4), j.from(j.any())) }},
+	{"one node does not hear", false, func(j *injector) { j.cut(j.length(4), j.to(j.any())) }},
+	{"cut one pair", true, func(j *injector) { a, b := j.pair(); j.cut(j.length(4), []way{{a, b}, {b, a}}) }},
+	{"half-open pair", false, func(j *injector) { a, b := j.pair(); j.cut(6*time.Second, []way{{a, b}}) }},
+	{"random loss", false, (*injector).lose},
+	{"1 Mbit/s", false, (*injector).choke},
+	{"restart all in turn", false, (*injector).roll},
+	{"lost data folder", false, (*injector).forget},
+}
+
+// A way is one direction of a pair of nodes.
+type way struct{ from, to *netNode }
+
+// An injector injects faults one after another, on one goroutine.
+type injector struct {
+	t       *testing.T
+	c       *netCluster
+	rng     *rand.Rand
+	counts  map[string]int
+	short   bool
+	forgets int
+	last    string // why answers said no
+}
+
+// TestE2ENetFaults runs three nodes in network namespaces under faults drawn from a seed, while clients call functions,
+// write to the catalog and move, split and merge partitions. What the nodes wrote down must be a history that the rules
+// allow: owners never overlap, grants and control operations are linearizable, no stale lease is accepted.
+func TestE2ENetFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: real nodes take half a minute")
+	}
+	c := startNetCluster(t, *netSeed)
+	functions := c.deploy(t, 6)
+	j := &injector{t: t, c: c, rng: rand.New(rand.NewPCG(*netSeed, 1)), counts: map[string]int{}, short: !*e2e}
+	some := j.choose()
+	for deadline := time.Now().Add(time.Minute); !j.answers(functions[0]); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no function answers before the first fault: %s", j.last)
+		}
+	}
+	load := startNetLoad(c, functions, *netSeed)
+	j.run(some)
+	began := time.Now()
+	for _, n := range c.nodes[1:] {
+		c.ready(t, n, 30*time.Second)
+	}
+	for !j.answers(functions...) {
+		if time.Since(began) > 30*time.Second {
+			t.Fatalf("not every function answers through every node 30 s after the last fault: %s", j.last)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	healed := time.Since(began)
+	load.stop()
+	for _, n := range c.nodes[1:] {
+		n.end(t, syscall.SIGTERM)
+	}
+	for _, f := range some {
+		t.Logf("fault %-24s %d", f.name, j.counts[f.name])
+	}
+	t.Logf("every function answers through every node %v after the last fault; packets relayed %d, of them lost, doubled or spoiled by seed %d",
+		healed.Round(time.Millisecond), c.relay.passed.Load(), c.relay.spoiled.Load())
+	verdict(t, load, c.lives(t))
+}
+
+// verdict fails the test for everything that the rules do not allow.
+func verdict(t *testing.T, load *netLoad, lives []judge.Life) {
+	t.Helper()
+	t.Logf("changes %v; answers of functions %v", load.changes, load.answers)
+	tenures := judge.Tenures(lives)
+	overlaps, outside := judge.Overlaps(tenures), judge.Outside(lives, tenures)
+	for _, o := range first(overlaps) {
+		t.Errorf("two owners: %v", o)
+	}
+	for _, r := range first(outside) {
+		t.Errorf("a grant outside every tenure of its owner: %+v", r)
+	}
+	accepted := judge.Accepted(lives, int64(starling.LeaseTTL))
+	for _, b := range first(accepted.Breaches) {
+		t.Errorf("stale or double: %v", b)
+	}
+	for _, w := range first(append(judge.Maps(load.sights), load.wrong...)) {
+		t.Errorf("map: %s", w)
+	}
+	grants := judge.Grants(lives, load.sights, 20*time.Second)
+	control := judge.Control(load.calls, 20*time.Second)
+	t.Logf("lives %d, tenures %d, overlaps %d, grants outside %d; leases accepted %d, of them %d in use over a recovery, breaches %d; entries of maps seen %d",
+		len(lives), len(tenures), len(overlaps), len(outside), accepted.Entered, accepted.Outlived, len(accepted.Breaches), len(load.sights))
+	t.Logf("grants and map changes: %d operations on %d keys, illegal %d, undecided %d; control: %d operations on %d names, illegal %d, undecided %d",
+		grants.Operations, grants.Keys, len(grants.Illegal), len(grants.Unknown), control.Operations, control.Keys, len(control.Illegal), len(control.Unknown))
+	if !grants.OK() {
+		t.Errorf("grants are not linearizable: %+v", grants)
+	}
+	for _, name := range first(control.Illegal) {
+		t.Errorf("control operations are not linearizable:\n%s", judge.Tell(load.calls, name))
+	}
+	if len(control.Unknown) > 0 {
+		t.Errorf("control operations could not be judged in time: %v", control.Unknown)
+	}
+	if accepted.Entered == 0 || grants.Operations == 0 || len(tenures) == 0 || len(load.sights) == 0 || load.changes["move done"] == 0 {
+		t.Error("there was nothing to judge: the load did not run")
+	}
+}
+
+// first returns at most five: one breach often makes many.
+func first[T any](all []T) []T { return all[:min(len(all), 5)] }
+
+// choose draws the faults of this run: some of them, so that seeds differ in kind. At least four.
+func (j *injector) choose() []netFault {
+	some := slices.Clone(netFaults)
+	if j.short {
+		some = slices.DeleteFunc(some, func(f netFault) bool { return !f.short })
+	}
+	j.rng.Shuffle(len(some), func(a, b int) { some[a], some[b] = some[b], some[a] })
+	if j.short {
+		return some
+	}
+	return some[:4+j.rng.IntN(len(some)-3)]
+}
+
+// run injects faults in turn until the time is over, each at least once.
+func (j *injector) run(some []netFault) {
+	end := time.Now().Add(time.Duration(*netMinutes * float64(time.Minute)))
+	if j.short {
+		end = time.Time{}
+	}
+	for i := 0; i < len(some) || time.Now().Before(end); i++ {
+		f := some[i%len(some)]
+		w := &weather{}
+		if j.rng.IntN(2) == 0 {
+			w = &weather{delay: time.Duration(j.rng.IntN(20)) * time.Millisecond, jitter: time.Duration(1+j.rng.IntN(20)) * time.Millisecond,
+				loss: 0.01 * float64(j.rng.IntN(3)), twice: 0.02, corrupt: 0.002}
+		}
+		j.c.relay.weather.Store(w)
+		at := time.Now()
+		f.inject(j)
+		j.counts[f.name]++
+		j.t.Logf("%v %s %+v", time.Since(at).Round(time.Millisecond), f.name, *w)
+		j.wait(j.length(1.5))
+	}
+	j.c.relay.weather.Store(&weather{})
+}
+
+func (j *injector) wait(d time.Duration) { time.Sleep(d) } // the length of a fault, or of the calm after it
+
+// length draws a duration from 0.5 s to most seconds; short runs have short faults.
+func (j *injector) length(most float64) time.Duration {
+	if j.short {
+		most = min(most, 1.5)
+	}
+	return time.Duration((0.5 + j.rng.Float64()*(most-0.5)) * float64(time.Second))
+}
+
+func (j *injector) any() *netNode { return j.c.nodes[1+j.rng.IntN(3)] }
+
+func (j *injector) leader() *netNode {
+	if l := j.c.leader(); l != nil {
+		return l
+	}
+	return j.any()
+}
+
+func (j *injector) pair() (a, b *netNode) {
+	k := j.rng.IntN(3)
+	return j.c.nodes[1+k], j.c.nodes[1+(k+1+j.rng.IntN(2))%3]
+}
+
+func (j *injector) from(n *netNode) (ways []way) {
+	for _, o := range j.c.nodes[1:] {
+		if o != n {
+			ways = append(ways, way{n, o})
+		}
+	}
+	return ways
+}
+
+func (j *injector) to(n *netNode) (ways []way) {
+	for _, w := range j.from(n) {
+		ways = append(ways, way{w.to, w.from})
+	}
+	return ways
+}
+
+// crash kills a node and starts it again after a while.
+func (j *injector) crash(n *netNode) {
+	n.end(j.t, syscall.SIGKILL)
+	j.wait(j.length(3))
+	j.c.start(j.t, n)
+	j.c.ready(j.t, n, 30*time.Second)
+}
+
+func (j *injector) crashAll() {
+	for _, n := range j.c.nodes[1:] {
+		n.end(j.t, syscall.SIGKILL)
+	}
+	for _, n := range j.c.nodes[1:] {
+		j.c.start(j.t, n)
+	}
+	for _, n := range j.c.nodes[1:] {
+		j.c.ready(j.t, n, 30*time.Second)
+	}
+}
+
+// freeze stops a node for 1 to 5 s and lets it go on.
+func (j *injector) freeze(n *netNode) {
+	n.cmd.Process.Signal(syscall.SIGSTOP)
+	j.wait(time.Second/2 + j.length(4.5))
+	n.cmd.Process.Signal(syscall.SIGCONT)
+}
+
+// cut drops all packets of some ways for a while, by rules of the receivers' packet filters.
+func (j *injector) cut(d time.Duration, ways ...[]way) {
+	rules := map[*netNode][]string{}
+	for _, list := range ways {
+		for _, w := range list {
+			// What from says to to comes from the back port of the pair, and where to called, from the front port of from.
+			rules[w.to] = append(rules[w.to], fmt.Sprintf("udp sport { %d, %d } drop", backPort(w.from.number, w.to.number), frontPort(w.from.number)))
+		}
+	}
+	j.filter(d, rules)
+}
+
+func (j *injector) filter(d time.Duration, rules map[*netNode][]string) {
+	for n, r := range rules {
+		if err := j.c.net.spaces[n.number].rules(r...); err != nil {
+			j.t.Fatal(err)
+		}
+	}
+	j.wait(d)
+	for n := range rules {
+		if err := j.c.net.spaces[n.number].rules(); err != nil {
+			j.t.Fatal(err)
+		}
+	}
+}
+
+// lose drops 1, 5 or 20 % of what one node or every node receives.
+func (j *injector) lose() {
+	rule := fmt.Sprintf("meta l4proto udp numgen random mod 100 < %d drop", []int{1, 5, 20}[j.rng.IntN(3)])
+	rules, all := map[*netNode][]string{}, j.rng.IntN(2) == 0
+	one := j.any()
+	for _, n := range j.c.nodes[1:] {
+		if all || n == one {
+			rules[n] = []string{rule}
+		}
+	}
+	j.filter(j.length(5), rules)
+}
+
+// choke leaves one node 1 Mbit/s for what it sends.
+func (j *injector) choke() {
+	s := j.c.net.spaces[j.any().number]
+	s.run(j.t, "tc qdisc add dev eth0 root tbf rate 1mbit burst 3kb latency 200ms")
+	j.wait(j.length(4))
+	s.run(j.t, "tc qdisc del dev eth0 root")
+}
+
+// roll restarts every node as an operator does.
+func (j *injector) roll() {
+	for _, n := range j.c.nodes[1:] {
+		n.end(j.t, syscall.SIGTERM)
+		j.c.start(j.t, n)
+		j.c.ready(j.t, n, 30*time.Second)
+	}
+}
+
+// forget takes a node's disk away: its membership is ended, and it joins anew. At most twice in a run: it takes long.
+func (j *injector) forget() {
+	if j.forgets++; j.forgets > 2 {
+		return
+	}
+	n, other := j.pair()
+	n.end(j.t, syscall.SIGKILL)
+	if err := os.RemoveAll(n.dir); err != nil {
+		j.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); !j.remove(other, n.name); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			j.t.Fatalf("%s, whose disk is lost, could not be removed", n.name)
+		}
+	}
+	j.c.start(j.t, n, j.c.invitation(j.t, other)...)
+	j.c.ready(j.t, n, 30*time.Second)
+	j.c.voters(j.t, 3, 30*time.Second)
+}
+
+// remove ends the membership of every node of the name, as by knows it.
+func (j *injector) remove(by *netNode, name string) bool {
+	ctx, cancel := context.WithTimeout(j.t.Context(), 5*time.Second)
+	defer cancel()
+	nodes, err := by.admin.Nodes(ctx)
+	for _, n := range nodes {
+		if n.Name == name {
+			if e := by.admin.RemoveNode(ctx, n.ID, true); e != nil && starling.KindOf(e) != starling.NotFound {
+				err = e
+			}
+		}
+	}
+	return err == nil
+}
+
+// answers reports whether every function answers through every node.
+func (j *injector) answers(functions ...starling.FunctionName) bool {
+	for _, n := range j.c.nodes[1:] {
+		for _, f := range functions {
+			ctx, cancel := context.WithTimeout(j.t.Context(), 10*time.Second)
+			r, err := n.http.Invoke(ctx, client.Call{Function: f, Payload: []byte(`{"n":1}`)})
+			cancel()
+			if err != nil || r.Err() != nil || !strings.Contains(string(r.Payload), "n") {
+				j.last = fmt.Sprintf("%s through %s: %v %+v", f, n.name, err, r)
+				return false
+			}
+		}
+	}
+	return true
+}

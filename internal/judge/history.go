@@ -1,0 +1,236 @@
+package judge
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"starling"
+	"starling/internal/audit"
+)
+
+// A Sight is one entry of the partition map as one node saw it at an instant.
+type Sight struct {
+	Seen      int64 // when it was surely there
+	By        string
+	Partition starling.PartitionID
+	Epoch     starling.Epoch
+	Owner     starling.NodeID
+	Range     starling.Range
+}
+
+// Maps checks what nodes saw of the map and returns what is wrong. One epoch of a partition has one owner and one range,
+// whoever looks; and what one node sees of a key never goes back to an earlier epoch. Sights of one node are in the order
+// in which it saw them.
+func Maps(sights []Sight) []string {
+	var wrong []string
+	first := map[place]Sight{}
+	newest := map[string][]Sight{} // by node, disjoint ranges
+	for _, s := range sights {
+		k := place{s.Partition, s.Epoch}
+		if f, ok := first[k]; !ok {
+			first[k] = s
+		} else if f.Owner != s.Owner || f.Range != s.Range {
+			wrong = append(wrong, fmt.Sprintf("%s at epoch %d is %s of %s for %s and %s of %s for %s", s.Partition, uint64(s.Epoch), f.Range, f.Owner, f.By, s.Range, s.Owner, s.By))
+		}
+		keep := newest[s.By][:0]
+		for _, o := range newest[s.By] {
+			if meets(o.Range, s.Range) {
+				if o.Epoch > s.Epoch {
+					wrong = append(wrong, fmt.Sprintf("%s saw %s at epoch %d after %s at epoch %d for the same keys", s.By, s.Partition, uint64(s.Epoch), o.Partition, uint64(o.Epoch)))
+				}
+				continue
+			}
+			keep = append(keep, o)
+		}
+		newest[s.By] = append(keep, s)
+	}
+	return wrong
+}
+
+// A step of the map or under it, as the model of one key sees it.
+type step struct {
+	grant bool
+	index int // of the epoch, among those that the key went through
+	owner starling.NodeID
+}
+
+// A keyState is the map's entry of one key.
+type keyState struct {
+	index int // -1 before the first
+	owner starling.NodeID
+}
+
+// mapModel is the map as a register for each key that goes through epochs in order and gives each one owner. A grant is
+// allowed only while the register shows the epoch and the owner it was granted under.
+var mapModel = porcupine.Model{
+	Init: func() any { return keyState{index: -1} },
+	Step: func(state, input, _ any) (bool, any) {
+		s, in := state.(keyState), input.(step)
+		if in.grant {
+			return s.index == in.index && s.owner == in.owner, s
+		}
+		return in.index == s.index+1, keyState{in.index, in.owner}
+	},
+	DescribeOperation: func(input, _ any) string { return fmt.Sprintf("%+v", input) },
+}
+
+// A Verdict is what porcupine says of the histories of one kind.
+type Verdict struct {
+	Operations int
+	Keys       int
+	Illegal    []string // keys whose history no order explains: there must be none
+	Unknown    []string // keys that took longer than allowed
+}
+
+// OK reports whether every history was judged linearizable.
+func (v Verdict) OK() bool { return len(v.Illegal)+len(v.Unknown) == 0 }
+
+// Grants judges grants against the map: for each key with grants, the changes of the map and the grants must fit into one
+// order. A change may have happened at any time before somebody saw it. A grant happened at the instant of its decision.
+// A key gets at most limit of time.
+func Grants(lives []Life, sights []Sight, limit time.Duration) Verdict {
+	grants := map[starling.Key64][]audit.Record{}
+	for _, l := range lives {
+		for _, r := range l.Records {
+			switch r.Kind {
+			case audit.Grant:
+				grants[r.Key] = append(grants[r.Key], r)
+				sights = append(sights, Sight{Seen: r.At, Partition: r.Partition, Epoch: r.Epoch, Owner: r.Node, Range: starling.Range{Lo: r.Key, Hi: r.Key + 1}})
+			case audit.May:
+				sights = append(sights, Sight{Seen: r.At, Partition: r.Partition, Epoch: r.Epoch, Owner: r.Node, Range: r.Range})
+			}
+		}
+	}
+	var v Verdict
+	for _, key := range sortedKeys(grants) {
+		v.judge(mapModel, fmt.Sprintf("%016x", uint64(key)), mapHistory(key, grants[key], sights), limit)
+	}
+	return v
+}
+
+// mapHistory is what happened to one key.
+func mapHistory(key starling.Key64, grants []audit.Record, sights []Sight) []porcupine.Operation {
+	first := map[place]Sight{}
+	for _, s := range sights {
+		k := place{s.Partition, s.Epoch}
+		if f, ok := first[k]; s.Range.Contains(key) && (!ok || s.Seen < f.Seen) {
+			first[k] = s
+		}
+	}
+	changes := make([]Sight, 0, len(first))
+	for _, s := range first {
+		changes = append(changes, s)
+	}
+	slices.SortFunc(changes, func(a, b Sight) int {
+		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Partition, b.Partition))
+	})
+	ops, index := []porcupine.Operation{}, map[place]int{}
+	for i, s := range changes {
+		index[place{s.Partition, s.Epoch}] = i
+		ops = append(ops, porcupine.Operation{Input: step{index: i, owner: s.Owner}, Call: 0, Return: s.Seen})
+	}
+	for _, g := range grants {
+		ops = append(ops, porcupine.Operation{Input: step{grant: true, index: index[place{g.Partition, g.Epoch}], owner: g.Node}, Call: g.At, Return: g.At})
+	}
+	return ops
+}
+
+func (v *Verdict) judge(m porcupine.Model, name string, ops []porcupine.Operation, limit time.Duration) {
+	v.Keys++
+	v.Operations += len(ops)
+	switch porcupine.CheckOperationsTimeout(m, ops, limit) {
+	case porcupine.Illegal:
+		v.Illegal = append(v.Illegal, name)
+	case porcupine.Unknown:
+		v.Unknown = append(v.Unknown, name)
+	}
+}
+
+func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K {
+	keys := make([]K, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// An Act names what a client asked of the control interface.
+type Act string
+
+// The acts: make a name with a value that no other act has, read its value, delete it.
+const (
+	Create Act = "create"
+	Read   Act = "read"
+	Delete Act = "delete"
+)
+
+// A Call is one control operation of a client.
+type Call struct {
+	Client     int
+	Name       string
+	Act        Act
+	Value      int // created, or read; 0 for "there is none"
+	Called     int64
+	Returned   int64 // the end of the history when the outcome is not known
+	Conflicted bool  // of Create: the name was taken
+	Unknown    bool  // no answer: it may have happened, once, at any time since
+}
+
+// controlModel is one name as a register: 0, or the value it was made with. A deletion of what is not there is no error:
+// an earlier try whose answer was lost may have done it.
+var controlModel = porcupine.Model{
+	Init: func() any { return 0 },
+	Step: func(state, input, _ any) (bool, any) {
+		value, c := state.(int), input.(Call)
+		switch c.Act {
+		case Create:
+			switch {
+			case c.Unknown:
+				if value == 0 {
+					return true, c.Value
+				}
+				return true, value
+			case c.Conflicted:
+				return value != 0, value
+			}
+			return value == 0, c.Value
+		case Read:
+			return c.Unknown || value == c.Value, value
+		}
+		return true, 0
+	},
+	DescribeOperation: func(input, _ any) string { return fmt.Sprintf("%+v", input) },
+}
+
+// Control judges control operations, each name for itself. A name gets at most limit of time.
+func Control(calls []Call, limit time.Duration) Verdict {
+	byName := map[string][]porcupine.Operation{}
+	for _, c := range calls {
+		if c.Unknown && c.Act == Read {
+			continue // it says nothing and does nothing
+		}
+		byName[c.Name] = append(byName[c.Name], porcupine.Operation{ClientId: c.Client, Input: c, Call: c.Called, Return: c.Returned})
+	}
+	var v Verdict
+	for _, name := range sortedKeys(byName) {
+		v.judge(controlModel, name, byName[name], limit)
+	}
+	return v
+}
+
+// Tell lists the operations of one name, for a failed test.
+func Tell(calls []Call, name string) string {
+	var b strings.Builder
+	for _, c := range calls {
+		if c.Name == name {
+			fmt.Fprintf(&b, "%+v\n", c)
+		}
+	}
+	return b.String()
+}
