@@ -143,7 +143,7 @@ func (c barracks) Receive(_ starling.NodeID, batch []wire.Message) {
 // machines of their own decide as many times more.
 func BenchmarkHotFunction(b *testing.B) {
 	for _, nodes := range []int{1, 2, 3} {
-		for _, c := range []struct{ instances, calls int }{{43, 480}, {172, 1536}} {
+		for _, c := range []struct{ instances, calls int }{{43, 480}, {344, 4000}} {
 			b.Run(fmt.Sprintf("nodes=%d/limit=%d/calls=%d", nodes, c.instances*hotSlots, c.calls), func(b *testing.B) {
 				hot(b, nodes, c.instances, c.calls)
 			})

@@ -232,11 +232,16 @@ func startProcess(b *testing.B, dir string, cores int) process {
 	out, err := cmd.StdoutPipe()
 	must(b, err)
 	must(b, cmd.Start())
+	free := func() {}
+	if *nodeCPU > 0 {
+		free = limitCPU(b, cmd.Process.Pid, *nodeCPU)
+	}
 	b.Cleanup(func() {
 		in.Close()
 		if err := cmd.Wait(); err != nil {
 			b.Error("scheduler's process:", err)
 		}
+		free()
 	})
 	return process{in: json.NewEncoder(in), lines: bufio.NewScanner(out)}
 }
