@@ -1,124 +1,17 @@
 package partition_test
 
 import (
-	"bufio"
-	"context"
 	"fmt"
-	"log/slog"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"starling"
 	"starling/actors"
-	"starling/actors/partition"
 	"starling/actors/wire"
-	"starling/cluster/identity"
-	"starling/cluster/partmap"
-	"starling/sched"
-	"starling/transport/quic"
 )
 
-// The nodes of the bench: the scheduler's has a process of its own, so that its CPU can be told from the load's.
-const (
-	scheduler starling.NodeID = 1
-	load      starling.NodeID = 2
-)
-
-const (
-	schedulerEnv = "STARLING_BENCH_SCHEDULER" // folder of the scheduler's identity and the load's address; the process is the scheduler
-	functions    = 10_000
-)
-
-func TestMain(m *testing.M) {
-	if where := os.Getenv(schedulerEnv); where != "" {
-		if err := runScheduler(where); err != nil {
-			fmt.Fprintln(os.Stderr, "scheduler:", err)
-			os.Exit(1)
-		}
-		return
-	}
-	os.Exit(m.Run())
-}
-
-// still is a topology and a catalog that do not change: one partition, one instance for each of many functions.
-type still struct{}
-
-func (still) Map() *partmap.Map {
-	return &partmap.Map{Partitions: []partmap.Partition{{ID: 1, Epoch: 1, Owner: scheduler}}}
-}
-func (still) Changed() <-chan struct{} { return nil }
-func (still) Alive() []starling.Node {
-	return []starling.Node{{ID: scheduler, Roles: starling.RoleScheduler}, {ID: load, Roles: starling.RoleFrontend | starling.RoleHost}}
-}
-func (still) LeaseUntil() time.Time { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }
-
-func (still) Version(_ context.Context, id starling.VersionID) (*starling.Version, error) {
-	return &starling.Version{ID: id, Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(fmt.Sprint("f", id))},
-		Config: starling.Config{Runtime: starling.Python311}.WithDefaults()}, nil
-}
-func (still) Account(context.Context, starling.AccountID) (starling.Account, error) {
-	return starling.Account{ID: "acme", ConcurrencyMax: 1 << 20}, nil
-}
-func (still) Resolve(context.Context, starling.FunctionRef, starling.VersionNumber) (*starling.Version, error) {
-	return nil, starling.Errorf(starling.NotFound, "find version", "not asked for here")
-}
-func (still) Key(context.Context, [32]byte) (starling.Key, error) { return starling.Key{}, nil }
-
-// open returns a node's hub over QUIC; other is where the other node is.
-func open(dir string, parts actors.Parts, other func() string) (*actors.Hub, *quic.Endpoint, error) {
-	id, err := identity.Load(dir)
-	if err != nil {
-		return nil, nil, err
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	e := quic.New(quic.Config{Addr: "127.0.0.1:0", Identity: id, Log: log})
-	h := actors.NewHub(actors.HubConfig{Self: id.ID(), Endpoint: e, Addr: func(starling.NodeID) string { return other() }, Log: log})
-	if parts.Frontend != nil {
-		h.Bind(parts)
-		return h, e, e.Listen()
-	}
-	return h, e, nil
-}
-
-// runScheduler is the scheduler's process: it says where it is, answers each line with the CPU it used so far in µs, and
-// ends with its input.
-func runScheduler(where string) error {
-	addr, err := os.ReadFile(filepath.Join(where, "load"))
-	if err != nil {
-		return err
-	}
-	h, e, err := open(where, actors.Parts{}, func() string { return string(addr) })
-	if err != nil {
-		return err
-	}
-	k := partition.New(partition.Config{Node: scheduler, Post: h, Topology: still{}, Catalog: still{}, Sched: sched.DefaultConfig(),
-		Log: slog.New(slog.DiscardHandler)})
-	h.Bind(actors.Parts{Partitions: k})
-	if err := e.Listen(); err != nil {
-		return err
-	}
-	if err := k.Open(context.Background()); err != nil {
-		return err
-	}
-	fmt.Println(e.Addr())
-	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
-		var u syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-			return err
-		}
-		fmt.Println((u.Utime.Nano() + u.Stime.Nano()) / 1000)
-	}
-	err = k.Close()
-	h.Close()
-	e.Close()
-	return err
-}
+const functions = 10_000
 
 // A generator is the load's node: it keeps so many calls between acquire and release, and returns and asks again for what a
 // read brought at once, as frontends do. As a host it owns an instance of each function.
@@ -193,26 +86,11 @@ func BenchmarkOverQUIC(b *testing.B) {
 }
 
 func overQUIC(b *testing.B, cores, calls int) {
-	dir := b.TempDir()
-	issue(b, dir)
 	g := &generator{fenced: make(chan struct{}, 1)}
-	var addr atomic.Pointer[string]
-	hub, e, err := open(filepath.Join(dir, "load"), actors.Parts{Frontend: grants{g}, Host: fences{g}}, func() string {
-		if a := addr.Load(); a != nil {
-			return *a
-		}
-		return ""
-	})
-	must(b, err)
-	g.hub = hub
-	defer e.Close()
-	defer hub.Close()
-	where := filepath.Join(dir, "scheduler")
-	must(b, os.WriteFile(filepath.Join(where, "load"), []byte(e.Addr()), 0o600))
-	ask, end := startScheduler(b, where, cores)
-	defer end()
-	at := ask("")
-	addr.Store(&at)
+	p := start(b, 1, cores, &layout{}, func(h *actors.Hub) actors.Parts {
+		g.hub = h
+		return actors.Parts{Frontend: grants{g}, Host: fences{g}}
+	})[0]
 	select {
 	case <-g.fenced:
 	case <-time.After(20 * time.Second):
@@ -229,11 +107,11 @@ func overQUIC(b *testing.B, cores, calls int) {
 		}
 	}
 	await(int64(2 * functions)) // every version is known
-	before, from := micros(b, ask("cpu")), g.pairs.Load()
+	before, from := p.cpu(b), g.pairs.Load()
 	b.ResetTimer()
 	await(from + int64(b.N))
 	b.StopTimer()
-	pairs, cpu := float64(g.pairs.Load()-from), micros(b, ask("cpu"))-before
+	pairs, cpu := float64(g.pairs.Load()-from), p.cpu(b)-before
 	b.ReportMetric(cpu/pairs, "sched-µs/op")
 	b.ReportMetric(pairs/b.Elapsed().Seconds(), "pairs/s")
 	b.ReportMetric(pairs/cpu*1e6, "pairs/sched-cpu-s")
@@ -241,58 +119,4 @@ func overQUIC(b *testing.B, cores, calls int) {
 		b.Errorf("%d refused", n)
 	}
 	g.stop.Store(true)
-}
-
-func must(tb testing.TB, err error) {
-	tb.Helper()
-	if err != nil {
-		tb.Fatal(err)
-	}
-}
-
-func micros(b *testing.B, line string) (us float64) {
-	_, err := fmt.Sscan(line, &us)
-	must(b, err)
-	return us
-}
-
-// issue leaves an identity for each node below dir.
-func issue(b *testing.B, dir string) {
-	ca, err := identity.NewCA("bench", time.Now())
-	must(b, err)
-	for name, g := range map[string]identity.Grant{"scheduler": {Node: scheduler, Roles: starling.RoleScheduler}, "load": {Node: load, Roles: starling.RoleFrontend | starling.RoleHost}} {
-		n, err := ca.Issue(g, time.Now())
-		must(b, err)
-		must(b, os.MkdirAll(filepath.Join(dir, name), 0o700))
-		must(b, n.Save(filepath.Join(dir, name)))
-	}
-}
-
-// startScheduler starts the other process. ask sends a line, unless it is empty, and returns the next one.
-func startScheduler(b *testing.B, where string, cores int) (ask func(string) string, end func()) {
-	cmd := exec.Command(os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), schedulerEnv+"="+where, fmt.Sprint("GOMAXPROCS=", cores))
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	in, err := cmd.StdinPipe()
-	must(b, err)
-	out, err := cmd.StdoutPipe()
-	must(b, err)
-	must(b, cmd.Start())
-	lines := bufio.NewScanner(out)
-	ask = func(line string) string {
-		if line != "" {
-			fmt.Fprintln(in, line)
-		}
-		if !lines.Scan() {
-			b.Fatal("the scheduler's process ended")
-		}
-		return strings.TrimSpace(lines.Text())
-	}
-	return ask, func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Error("scheduler's process:", err)
-		}
-	}
 }

@@ -17,8 +17,8 @@ type point struct {
 
 // bestCut returns where a partition's load is parted best. A cut between functions is preferred, as a function in one
 // piece keeps its limit in one piece: it is taken when the larger part has at most three quarters of the load, or at most
-// enough, a node's fair share. Otherwise the busiest function is cut in half. Load that no function of hot accounts for
-// is taken to be even over the keys. ok is false when there is nothing to cut.
+// enough, a node's fair share, if the smaller one has a twentieth at least. Otherwise the busiest function is cut in half.
+// Load that no function of hot accounts for is taken to be even over the keys. ok is false when there is nothing to cut.
 func bestCut(r starling.Range, hot []partmap.Hot, enough float64) (best point, ok bool) {
 	var keys []starling.Key64
 	for k := uint64(1); k < 16; k++ {
@@ -37,7 +37,7 @@ func bestCut(r starling.Range, hot []partmap.Hot, enough float64) (best point, o
 			best, ok = p, true
 		}
 	}
-	if ok && best.larger <= max(0.75, enough) || len(hot) == 0 {
+	if ok && best.larger <= max(0.75, min(enough, 0.95)) || len(hot) == 0 {
 		return best, ok
 	}
 	h := hot[0]

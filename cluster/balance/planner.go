@@ -13,7 +13,7 @@ type Config struct {
 	Trigger    float64       // a node with more than this × the mean, or less than 2 - this, is worth moving partitions for; > 1
 	Rest       float64       // moving goes on until no node has more than this × the mean; 1 < Rest < Trigger
 	Looks      int           // looks for which a reason must last before it is acted on
-	Pause      time.Duration // in which a partition that was changed is not changed again
+	Pause      time.Duration // in which a partition that was changed is not changed again; Settle for the halves of a split
 	Settle     time.Duration // for which the load of a changed partition is taken to be what it was
 	InFlight   int           // changes at once
 	Base       float64       // what a partition weighs without load, so that idle ones are spread too; > 0
@@ -56,6 +56,7 @@ type entry struct {
 	weight  float64
 	hot     int       // looks in a row in which it was too hot
 	touched time.Time // when it was changed last, by a change that keeps the state; zero for never
+	cut     bool      // that change was a split, which is of use only once a part of it has moved
 	warm    time.Time // when it was last seen not cold
 	refused time.Time // when its owner last refused an order for it; zero for never
 }
@@ -84,7 +85,7 @@ func (p *Planner) Look(now time.Time, pic Picture) []Proposal {
 // Refused notes that a partition's owner did not carry out an order: it is left alone for a while.
 func (p *Planner) Refused(now time.Time, id starling.PartitionID) {
 	if e, ok := p.entries[id]; ok {
-		e.touched, e.refused = now, now
+		e.touched, e.refused, e.cut = now, now, false
 		p.entries[id] = e
 	}
 }
@@ -136,7 +137,7 @@ func (p *Planner) observe(now time.Time, pic Picture) {
 		}
 		switch {
 		case !known && divided:
-			e = entry{weight: half, touched: now, warm: now}
+			e = entry{weight: half, touched: now, cut: true, warm: now}
 		case !known:
 			e = entry{weight: reported, warm: now}
 			if !p.first {
@@ -144,8 +145,9 @@ func (p *Planner) observe(now time.Time, pic Picture) {
 			}
 		case part.Epoch != e.epoch && part.Since == part.Epoch: // recovered: it may go on at once
 		case part.Epoch != e.epoch:
-			e.touched, e.hot = now, 0
+			e.touched, e.hot, e.cut = now, 0, false
 			if size(part.Range) < size(e.keys) {
+				e.cut = true
 				e.weight /= 2
 			}
 		}

@@ -25,9 +25,9 @@ type model struct {
 	drift     float64 // of each rate, at most, a look
 	planner   *Planner
 	now       time.Time
-	kept      map[starling.PartitionID]time.Time
-	moved     int     // partitions
-	keys      float64 // share of the key space that changed its owner
+	kept      map[starling.PartitionID]time.Time // until when each partition must be left alone
+	moved     int                                // partitions
+	keys      float64                            // share of the key space that changed its owner
 	changes   int
 }
 
@@ -114,13 +114,16 @@ func (w *model) look(t *testing.T) []Proposal {
 		if err := next.Apply(p.Change); err != nil {
 			t.Fatalf("%+v: %v", p, err)
 		}
-		if last, ok := w.kept[part.ID]; ok && w.now.Sub(last) < w.planner.cfg.Pause {
-			t.Fatalf("%v was changed twice in %v", part.ID, w.now.Sub(last))
+		if rests := w.kept[part.ID].Sub(w.now); rests > 0 {
+			t.Fatalf("%v was changed again and should have rested for another %v", part.ID, rests)
 		}
 		if w.kept == nil {
 			w.kept = map[starling.PartitionID]time.Time{}
 		}
-		w.kept[part.ID] = w.now
+		w.kept[part.ID] = w.now.Add(w.planner.cfg.Pause)
+		if p.Change.Kind == partmap.Split {
+			w.kept[part.ID] = w.now.Add(w.planner.cfg.Settle)
+		}
 	}
 	w.m = next
 	w.changes += len(plan)

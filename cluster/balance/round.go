@@ -150,10 +150,15 @@ func (r *round) rests() bool {
 	return r.imbalance() <= r.cfg.Rest && low.weight >= (2-r.cfg.Rest)*r.mean
 }
 
-// free reports whether a partition may be changed now.
+// free reports whether a partition may be changed now. The halves of a split need not rest for longer than it takes to
+// weigh them: while neither may move, partitions without load would be sent away in their stead, and back later.
 func (r *round) free(i int) bool {
 	e := r.entries[r.pic.Map.Partitions[i].ID]
-	return !r.taken[i] && (e.touched.IsZero() || r.now.Sub(e.touched) >= r.cfg.Pause)
+	pause := r.cfg.Pause
+	if e.cut {
+		pause = r.cfg.Settle
+	}
+	return !r.taken[i] && (e.touched.IsZero() || r.now.Sub(e.touched) >= pause)
 }
 
 // propose plans one change of the partition at i; false when no more may be planned.

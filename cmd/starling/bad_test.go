@@ -25,7 +25,7 @@ func TestBadInput(t *testing.T) {
 		t.Skip("-short: a real node and its time limits take half a minute")
 	}
 	c := startCluster(t, 1)
-	w := &badWorld{t: t, testCluster: c, node: c.nodes[0], bootstraps: buildBootstraps(t)}
+	w := &badWorld{t: t, testCluster: c, node: c.nodes[0], bootstraps: buildBootstraps(t, "rawbootstrap", "sdkstream")}
 	w.deploy(t, "echo", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    return event\n"}, nil)
 	t.Run("requests", w.requests)
 	t.Run("packages", w.packages)
@@ -53,10 +53,10 @@ type badWorld struct {
 }
 
 // buildBootstraps compiles the programs in testdata as functions of runtime provided.
-func buildBootstraps(t *testing.T) map[string][]byte {
+func buildBootstraps(t *testing.T, names ...string) map[string][]byte {
 	t.Helper()
 	out := map[string][]byte{}
-	for _, name := range []string{"rawbootstrap", "sdkstream"} {
+	for _, name := range names {
 		path := filepath.Join(t.TempDir(), name)
 		cmd := exec.Command("go", "build", "-trimpath", "-tags", "lambda.norpc", "-ldflags", "-s -w", "-o", path, "./testdata/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
