@@ -14,13 +14,15 @@ const (
 
 // Propose hands the command to the leader, and to the next one when that fails, until ctx ends (or 15 s when
 // it has no end). The state answers a command that it has carried out already as it did the first time; a
-// deletion that finds nothing after an earlier try whose outcome was lost counts as carried out.
+// deletion that finds nothing after an earlier try whose outcome was lost counts as carried out. The deletion of an
+// account or a function is not tried again once it may have been carried out: somebody else may have made another of
+// that name meanwhile. Then the error is Unavailable with ReasonOutcomeUnknown.
 func (v *View) Propose(ctx context.Context, cmd Command) (Reply, error) {
 	raw, err := EncodeCommand(cmd)
 	if err != nil {
 		return Reply{}, err
 	}
-	a, uncertain, err := v.retry(ctx, MessagePropose, Proposal{Command: raw})
+	a, uncertain, err := v.retry(ctx, MessagePropose, Proposal{Command: raw}, !deletesByName(cmd))
 	if uncertain && starling.KindOf(err) == starling.NotFound && deletes(cmd) {
 		a, err = answered{}, nil
 	}
@@ -31,24 +33,29 @@ func (v *View) Propose(ctx context.Context, cmd Command) (Reply, error) {
 	return a.reply, nil
 }
 
+// ReasonOutcomeUnknown is the reason of a proposal that may or may not have been carried out.
+const ReasonOutcomeUnknown = "OutcomeUnknown"
+
+// deletes reports whether cmd removes something whose id is never given again.
 func deletes(cmd Command) bool {
-	switch cmd.CommandKind() {
-	case kindDeleteAccount, kindDeleteKey, kindDeleteFunction, kindRemoveNode:
-		return true
-	}
-	return false
+	return cmd.CommandKind() == kindDeleteKey || cmd.CommandKind() == kindRemoveNode
+}
+
+// deletesByName reports whether cmd removes something whose name may be used again.
+func deletesByName(cmd Command) bool {
+	return cmd.CommandKind() == kindDeleteAccount || cmd.CommandKind() == kindDeleteFunction
 }
 
 // Read answers a query linearizably, from the leader, until ctx ends (or 15 s when it has no end).
 func (v *View) Read(ctx context.Context, q Query) (Reply, error) {
-	a, _, err := v.retry(ctx, MessageRead, q)
+	a, _, err := v.retry(ctx, MessageRead, q, true)
 	return a.reply, err
 }
 
 // Status returns the leader's soft state: who is alive, when each node was heard, and its load.
 func (v *View) Status(ctx context.Context) (Status, error) {
 	var s Status
-	a, _, err := v.retry(ctx, MessageStatus, struct{}{})
+	a, _, err := v.retry(ctx, MessageStatus, struct{}{}, true)
 	if err != nil {
 		return s, err
 	}
@@ -60,7 +67,7 @@ func (v *View) Status(ctx context.Context) (Status, error) {
 // request (DER). Ask well before the old one ends.
 func (v *View) Certify(ctx context.Context, request []byte) ([]byte, error) {
 	var c Certified
-	a, _, err := v.retry(ctx, MessageCertify, Certify{Request: request})
+	a, _, err := v.retry(ctx, MessageCertify, Certify{Request: request}, true)
 	if err != nil {
 		return nil, err
 	}
@@ -72,9 +79,9 @@ func (v *View) Certify(ctx context.Context, request []byte) ([]byte, error) {
 // asking again does not free space.
 const ReasonDiskFull = "DiskFull"
 
-// retry asks the leader until it answers or ctx ends. uncertain tells that an earlier try may have been acted
+// retry asks the leader until it answers or ctx ends; without again, only until a try may have been acted upon. uncertain tells that an earlier try may have been acted
 // upon although no answer came.
-func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a answered, uncertain bool, err error) {
+func (v *View) retry(ctx context.Context, kind MessageKind, question any, again bool) (a answered, uncertain bool, err error) {
 	const op = "ask leading manager"
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -91,6 +98,9 @@ func (v *View) retry(ctx context.Context, kind MessageKind, question any) (a ans
 				return a, uncertain, err
 			}
 			uncertain = uncertain || starling.ReasonOf(err) != reasonNotLeader
+			if uncertain && !again {
+				return answered{}, true, starling.Errorf(starling.Unavailable, op, "the answer was lost: it may have been done. Look, and try again if it was not: %w", err).With(ReasonOutcomeUnknown)
+			}
 			last = err
 			if now, _ := v.leading(); now == l {
 				found = nil // the leader is known and cannot answer: pause, do not wait for its end

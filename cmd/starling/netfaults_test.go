@@ -19,6 +19,7 @@ import (
 
 var (
 	netSeed    = flag.Uint64("seed", 1, "of the faults that TestE2ENetFaults injects")
+	netShort   = flag.Bool("netshort", false, "a short run of TestE2ENetFaults")
 	netMinutes = flag.Float64("minutes", 1, "how long TestE2ENetFaults injects faults, with -e2e")
 )
 
@@ -66,8 +67,8 @@ type injector struct {
 // write to the catalog and move, split and merge partitions. What the nodes wrote down must be a history that the rules
 // allow: owners never overlap, grants and control operations are linearizable, no stale lease is accepted.
 func TestE2ENetFaults(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: real nodes take half a minute")
+	if !*e2e && !*netShort {
+		t.Skip("minutes of faults: give -args -e2e, or -args -netshort for half a minute")
 	}
 	c := startNetCluster(t, *netSeed)
 	functions := c.deploy(t, 6)
