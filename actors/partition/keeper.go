@@ -278,7 +278,7 @@ func (k *Keeper) noteDeaths() []starling.NodeID {
 		}
 		k.dead[n] = now
 		for _, a := range *k.actors.Load() {
-			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) {
+			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) && !k.isBroken(a) { // one made anew hears who lives
 				alive[n] = true // a full mailbox: tell it the next time
 				k.lookAgain()
 			}

@@ -62,7 +62,7 @@ func whileMoving(t *testing.T, f func(c *moving)) {
 		for _, e := range c.ends {
 			e.Listen()
 		}
-		c.publish(oneOwner(1, 1), c.reachable())
+		c.publish(oneOwner(1, 1), append(c.reachable(), starling.Node{ID: 9, Roles: starling.RoleFrontend}))
 		time.Sleep(50 * time.Millisecond)
 		h.report(1, 2)
 		if _, err := c.acquire(); err != nil {
@@ -102,6 +102,7 @@ func TestAnActorThatFailsWhileItIsHandedOver(t *testing.T) {
 	whileMoving(t, func(c *moving) {
 		c.propose = func(m *partmap.Map) {
 			c.fail()
+			c.publish(oneOwner(1, 1), c.reachable()) // a node has died, and the actor cannot be told
 			if l, err := c.acquire(); err == nil {
 				t.Errorf("granted after the state was taken: %+v", l)
 			}
