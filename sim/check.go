@@ -193,7 +193,11 @@ func (k *checker) restored(e partmap.Partition, h *held) {
 		return
 	}
 	for _, o := range h.truth.of {
-		if o.p.acts != o.acts {
+		acts := o.p.acts
+		for p := o.p.heir; p != nil; p = p.heir {
+			acts += p.acts
+		}
+		if acts != o.acts {
 			k.w.fail("%v goes on at epoch %d with a state after which its former owner granted or started something", e.ID, e.Epoch)
 		}
 	}

@@ -150,7 +150,7 @@ func (w *World) failActor() {
 	w.trace("%v %v FAILS", n.id, p.entry.ID)
 	p.ended = true
 	delete(n.parts.parts, p.entry.ID)
-	n.parts.lost[p.entry.ID], n.parts.seqs[p.entry.ID] = p.entry.Epoch, p.sched.Seq()
+	n.parts.lost[p.entry.ID] = p
 	n.after(w.upTo(50*time.Millisecond), n.parts.follow)
 }
 

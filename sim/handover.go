@@ -26,7 +26,7 @@ type change struct {
 	order    partmap.Change
 	source   *handover.Source
 	parts    []*part             // of the partitions it changes: one, or the two of a merge
-	stopped  []*part             // those that it froze
+	stopped  []*part             // those that it froze, or tried to
 	after    []partmap.Partition // what it makes of them
 	stream   *pipe               // to the next owner
 	versions []sched.VersionKnown
@@ -177,13 +177,17 @@ func (c *change) freeze() {
 	n.after(w.upTo(time.Millisecond), func() { // what is in the mailbox first
 		c.frozen = w.now
 		for _, p := range c.parts {
+			if !c.k.standStill(p.entry) {
+				answer(handover.Refused)
+				return
+			}
+			c.stopped = append(c.stopped, p)
 			if p.ended || p.frozen || p.sched.Phase() != sched.Active {
 				answer(handover.Refused)
 				return
 			}
 			p.apply(sched.Freeze{})
 			p.frozen = true
-			c.stopped = append(c.stopped, p)
 			state := p.sched.Snapshot(w.clock())
 			c.states = append(c.states, &state)
 		}
@@ -296,13 +300,30 @@ func (k *keeper) shows(id starling.PartitionID, epoch starling.Epoch) bool {
 	return ok && p.Epoch == epoch
 }
 
-// thaw has the schedulers go on.
+// thaw has the schedulers go on that this change froze.
 func (c *change) thaw() {
-	for _, p := range c.parts {
-		if p.frozen && !p.ended && (c.k.shows(p.entry.ID, p.entry.Epoch) || c.k.n.w.cfg.Plant == PlantThaw) {
+	k := c.k
+	for _, p := range c.stopped {
+		if !k.shows(p.entry.ID, p.entry.Epoch) && k.n.w.cfg.Plant != PlantThaw {
+			continue
+		}
+		delete(k.still, p.entry.ID)
+		switch {
+		case p.ended:
+			k.n.after(k.n.w.upTo(50*time.Millisecond), k.follow) // it failed meanwhile
+		case p.frozen:
 			p.thaw()
 		}
 	}
+}
+
+// standStill notes that nothing may be granted in the epoch of e, as in actors/partition.
+func (k *keeper) standStill(e partmap.Partition) bool {
+	if epoch, ok := k.still[e.ID]; ok && epoch == e.Epoch && k.n.w.cfg.Plant != PlantTwice {
+		return false
+	}
+	k.still[e.ID] = e.Epoch
+	return true
 }
 
 // keep keeps what comes to a frozen scheduler for later. Ticks come again.

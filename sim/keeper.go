@@ -17,8 +17,8 @@ type keeper struct {
 	parts map[starling.PartitionID]*part
 	order []*part // by id
 	alive []starling.NodeID
-	lost  map[starling.PartitionID]starling.Epoch // of schedulers that failed
-	seqs  map[starling.PartitionID]uint64         // that those had drawn
+	lost  map[starling.PartitionID]*part          // whose schedulers failed
+	still map[starling.PartitionID]starling.Epoch // in which nothing may be granted, whatever becomes of the part
 	wall  time.Duration                           // how far the wall clock was off when the keeper was born
 
 	offers uint64 // of states, so far
@@ -43,10 +43,11 @@ type part struct {
 
 	recovered starling.Epoch // of the last recovery, noted apart from the code under test
 	acts      int            // grants and starts so far
+	heir      *part          // that replaced it in the same epoch when it failed
 }
 
 func newKeeper(n *node) *keeper {
-	return &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]starling.Epoch{}, seqs: map[starling.PartitionID]uint64{}, wall: n.wall,
+	return &keeper{n: n, parts: map[starling.PartitionID]*part{}, lost: map[starling.PartitionID]*part{}, still: map[starling.PartitionID]starling.Epoch{}, wall: n.wall,
 		held: map[starling.Range]*held{}, strays: map[starling.PartitionID]*stray{}, dead: map[starling.NodeID]time.Duration{}, busy: map[starling.PartitionID]bool{}}
 }
 
@@ -79,6 +80,9 @@ func (k *keeper) follow() {
 			continue
 		}
 		p := k.parts[e.ID]
+		if k.failedStill(e) {
+			continue
+		}
 		if p == nil || p.ended || p.entry.Epoch != e.Epoch {
 			p = k.begin(e, hosts)
 			began = append(began, p)
@@ -99,6 +103,25 @@ func (k *keeper) follow() {
 			p.end()
 		}
 	}
+	for id, epoch := range k.still {
+		if e, ok := v.topology.Map.ByID(id); !ok || e.Epoch > epoch {
+			delete(k.still, id)
+		}
+	}
+}
+
+// failed returns the part that failed in the epoch of e, or nil.
+func (k *keeper) failed(e partmap.Partition) *part {
+	if p := k.lost[e.ID]; p != nil && p.entry.Epoch == e.Epoch {
+		return p
+	}
+	return nil
+}
+
+// failedStill reports whether the part of e failed in an epoch that stands still: it is not made anew.
+func (k *keeper) failedStill(e partmap.Partition) bool {
+	epoch, still := k.still[e.ID]
+	return still && epoch == e.Epoch && k.parts[e.ID] == nil && k.failed(e) != nil && k.n.w.cfg.Plant != PlantAgain
 }
 
 // used drops the state that p began with, and gives p what came before.
@@ -119,9 +142,11 @@ func (p *part) used() {
 func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 	w := k.n.w
 	p := &part{k: k, entry: e, sched: sched.New(w.cfg.Sched, rand.New(rand.NewPCG(w.rng.Uint64(), w.rng.Uint64())))}
-	seq, again := uint64(w.clock().Add(k.wall).UnixMicro()), k.lost[e.ID] == e.Epoch
+	seq, failed := uint64(w.clock().Add(k.wall).UnixMicro()), k.failed(e)
+	again := failed != nil
 	if again {
-		seq = max(seq, k.seqs[e.ID]+1)
+		seq = max(seq, failed.sched.Seq()+1)
+		failed.heir, k.lost[e.ID] = p, p
 	}
 	h := k.find(e)
 	if h == nil || again {

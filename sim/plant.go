@@ -26,6 +26,7 @@ const (
 	PlantPermits          // both halves of a partition keep all permits
 	PlantStaleState       // a target keeps the first state it was given, whatever became of it
 	PlantHonour           // hosts honour leases from before the last recovery
+	PlantAgain            // a scheduler that failed is made anew although its state is being handed over
 	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 

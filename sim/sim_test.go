@@ -79,6 +79,7 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"two changes at once", PlantTwice, Check{Owners: true}, "at epoch", manyOrders},
 		{"all permits twice", PlantPermits, Check{Account: true}, "slots in all partitions", manyOrders},
 		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
+		{"made anew while handed over", PlantAgain, Check{Owners: true}, "with a state after which", failingActors},
 		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
 		{"permits", PlantHoard, Check{Permits: true}, "permits are not back", nil},
 		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
@@ -132,4 +133,10 @@ func manyOrders(c *Config) {
 func stoppedFronts(c *Config) {
 	c.Managers, c.Fronts = 3, 2
 	c.Faults = Faults{Pause: 4, Stopped: 800 * time.Millisecond, Crash: 0.5}
+}
+
+// failingActors makes worlds in which schedulers fail while their states are handed over, which takes long.
+func failingActors(c *Config) {
+	manyOrders(c)
+	c.Faults.ActorFails = 5
 }

@@ -4,8 +4,48 @@ import (
 	"time"
 
 	"starling"
+	"starling/cluster/partmap"
 	"starling/sched"
 )
+
+// standStill notes that nothing may be granted in the epoch of p until goOn. It is the epoch that stands still, not the actor:
+// one that fails while its state is handed over is not made anew, for it would grant what the next owner does not know of.
+// It reports false when a change before has noted it and did not call goOn: only that one's outcome tells what may be done.
+func (k *Keeper) standStill(p partmap.Partition) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if e, ok := k.still[p.ID]; ok && e == p.Epoch {
+		return false
+	}
+	k.still[p.ID] = p.Epoch
+	return true
+}
+
+// goOn ends what standStill began: the epoch is not over, for certain.
+func (k *Keeper) goOn(id starling.PartitionID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.still, id)
+}
+
+// standsStill reports whether nothing may be granted in the epoch of p.
+func (k *Keeper) standsStill(p partmap.Partition) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e, ok := k.still[p.ID]
+	return ok && e == p.Epoch
+}
+
+// forgetStill drops the epochs that are over in m: no actor begins in them any more.
+func (k *Keeper) forgetStill(m *partmap.Map) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id, e := range k.still {
+		if p, ok := m.ByID(id); !ok || p.Epoch > e {
+			delete(k.still, id)
+		}
+	}
+}
 
 // freeze stops the scheduler and tells its state.
 func (a *actor) freeze(now time.Time, m freeze) {

@@ -84,11 +84,12 @@ type Keeper struct {
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
 	strays atomic.Pointer[map[starling.PartitionID]*stray] // replaced whole, never edited; nil for none
-	mu     sync.Mutex                                      // guards broken, held, offers, busy and changes of strays; a leaf
+	mu     sync.Mutex                                      // guards broken, held, offers, busy, still and changes of strays; a leaf
 	broken map[*actor]bool                                 // failed, to be replaced
 	held   map[starling.Range]*held                        // states that wait for their place in the map
 	offers uint64                                          // of states, so far
 	busy   map[starling.PartitionID]bool                   // being changed as ordered
+	still  map[starling.PartitionID]starling.Epoch         // in which nothing may be granted, whatever becomes of the actor
 
 	alive map[starling.NodeID]bool      // of the map's goroutine
 	dead  map[starling.NodeID]time.Time // those that died lately; of the map's goroutine
@@ -122,7 +123,7 @@ func New(cfg Config) *Keeper {
 		cfg.Now = time.Now
 	}
 	k := &Keeper{cfg: cfg, born: cfg.Now(), questions: make(chan question, 4096), wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
-		set: metrics.NewSet(), broken: map[*actor]bool{}, held: map[starling.Range]*held{}, busy: map[starling.PartitionID]bool{}, alive: map[starling.NodeID]bool{}, dead: map[starling.NodeID]time.Time{}}
+		set: metrics.NewSet(), broken: map[*actor]bool{}, held: map[starling.Range]*held{}, busy: map[starling.PartitionID]bool{}, still: map[starling.PartitionID]starling.Epoch{}, alive: map[starling.NodeID]bool{}, dead: map[starling.NodeID]time.Time{}}
 	k.actors.Store(&map[starling.PartitionID]*actor{})
 	k.dropped = k.set.NewCounter("starling_partition_lookups_dropped_total")
 	k.refused = k.set.NewCounter("starling_partition_events_refused_total")
@@ -213,7 +214,7 @@ func (k *Keeper) follow() {
 			continue
 		}
 		a := old[p.ID]
-		if a != nil && a.entry.Epoch == p.Epoch && !k.isBroken(a) {
+		if a != nil && a.entry.Epoch == p.Epoch && (!k.isBroken(a) || k.standsStill(p)) {
 			now[p.ID] = a
 			continue
 		}
@@ -241,6 +242,7 @@ func (k *Keeper) follow() {
 		}
 	}
 	k.actors.Store(&now)
+	k.forgetStill(m)
 	for _, a := range now {
 		if a.from != nil {
 			k.used(a)
@@ -276,7 +278,7 @@ func (k *Keeper) noteDeaths() []starling.NodeID {
 		}
 		k.dead[n] = now
 		for _, a := range *k.actors.Load() {
-			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) {
+			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) && !k.isBroken(a) { // one made anew hears who lives
 				alive[n] = true // a full mailbox: tell it the next time
 				k.lookAgain()
 			}

@@ -59,6 +59,7 @@ type change struct {
 	after    []partmap.Partition // what it makes of them
 	stream   transport.Stream    // to the next owner
 	versions []sched.VersionKnown
+	stopped  []*actor // those that this change froze, or tried to
 	states   []*sched.Snapshot
 	frozen   time.Time
 	open     bool // this node stops before anybody knows what became of the proposal
@@ -258,6 +259,10 @@ func (c *change) freeze(ctx context.Context) error {
 	end := time.NewTimer(freezeTime)
 	defer end.Stop()
 	for _, a := range c.actors {
+		if !c.keeper.standStill(a.entry) {
+			return starling.Errorf(starling.Conflict, op, "%s was frozen before, and nothing is known of what became of it", a.entry.ID)
+		}
+		c.stopped = append(c.stopped, a)
 		to := make(chan frozen, 1)
 		if !a.ref.Tell(freeze{to}, 1) {
 			return starling.Errorf(starling.Overloaded, op, "the mailbox of %s is full", a.entry.ID)
@@ -404,16 +409,17 @@ func (c *change) forget() {
 	}
 }
 
-// thaw has the actors go on. One whose epoch has passed ends when this node hears of the map; if it has, maybe nobody knows
+// thaw has the actors go on that this change froze. One whose epoch has passed ends when this node hears of the map; if it has, maybe nobody knows
 // by which change, and the actor stays as it is until it ends.
 func (c *change) thaw() {
 	if c.open {
 		return // they end as they are
 	}
-	for _, a := range c.actors {
+	for _, a := range c.stopped {
 		if !c.keeper.owns(a.entry.ID, a.entry.Epoch) {
 			continue
 		}
+		c.keeper.goOn(a.entry.ID)
 		for !a.ref.Tell(thaw{}, 1) { // a full mailbox is worked off, or the actor has ended
 			select {
 			case <-a.ref.Done():

@@ -1,8 +1,8 @@
 // Package handover decides how a planned change of a partition is carried out by its owner: in which order it asks,
 // freezes, hands over and proposes, and what it does when any of that fails. It is pure; actors/partition is its shell.
 //
-// Two rules make it safe. From Freeze on nothing is granted until Thaw, and Thaw never follows a proposal whose outcome
-// is not certain. An uncertain one is settled by a second change of the same epoch: the map takes one of the two.
+// Two rules make it safe. From Freeze on nothing is granted in the epoch until Thaw, whatever becomes of the actor, and
+// Thaw never follows a proposal whose outcome is not certain. An uncertain one is settled by a second change of the same epoch: the map takes one of the two.
 package handover
 
 import "starling/cluster/partmap"
