@@ -57,9 +57,6 @@ const (
 // New returns the course of a Move, Split or Merge.
 func New(c partmap.Change) *Source { return &Source{change: c} }
 
-// Proposed reports whether the change may be in the map.
-func (s *Source) Proposed() bool { return s.phase >= proposing }
-
 // Step takes what became of the last effect and returns what to do now, in order. An event that does not belong to the
 // phase changes nothing.
 func (s *Source) Step(ev Event) []Effect {
