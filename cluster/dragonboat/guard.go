@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"starling/internal/durable"
+
 	db "github.com/lni/dragonboat/v4"
 
 	"starling"
@@ -104,31 +106,10 @@ func (r *replicaFile) save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", guardFile, err)
 	}
-	f, err := os.CreateTemp(dir, guardFile+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", guardFile, err)
-	}
-	defer os.Remove(f.Name()) // does nothing after the rename
-	_, err = f.Write(append(data, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, guardFile))
-	}
-	if err == nil {
-		err = syncDir(dir)
-	}
-	if err != nil {
+	if err := durable.WriteFile(filepath.Join(dir, guardFile), append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", guardFile, err)
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // lostLog refuses a replica that has forgotten what it promised to others.

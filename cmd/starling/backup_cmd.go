@@ -16,6 +16,7 @@ import (
 	"starling/cluster/backup"
 	"starling/cluster/identity"
 	"starling/cmd/starling/node"
+	"starling/internal/durable"
 )
 
 const backupHelp = `Backup asks the leading manager for the whole replicated state and writes it to FILE (mode 0600): partition map, accounts,
@@ -81,7 +82,7 @@ func (a *app) takeBackup(ctx context.Context, path string, withKey bool, data st
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), os.Rename(part, path), syncFolder(filepath.Dir(path))); err != nil {
+	if err := errors.Join(f.Sync(), os.Rename(part, path), durable.SyncDir(filepath.Dir(path))); err != nil {
 		return starling.Errorf(starling.Internal, op, "%w", err)
 	}
 	return a.tellBackup(path, rep)
@@ -133,14 +134,6 @@ func (a *app) tellBackup(path string, rep backup.Report) error {
 	}
 	return a.say(rep, "%s is whole: cluster %s at index %d, taken %s.\nHolds         %d accounts, %d keys, %d functions, %d versions, %d nodes, %d partitions\nCA key        %s\nNot in it     code packages: keep the bucket\nState hash    %s\nCatalog hash  %s",
 		path, printable(s.Cluster), s.Index, time.Unix(rep.Header.Created, 0).UTC().Format(time.RFC3339), s.Accounts, s.Keys, s.Functions, s.Versions, s.Nodes, s.Partitions, key, rep.End.StateHash, rep.End.CatalogHash)
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // A progress tells on a terminal how much of a stream has come.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"starling/internal/durable"
+
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/providers/env/v2"
@@ -275,10 +277,7 @@ func (a *app) saveProfile(name string, values map[string]string) (string, error)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", fmt.Errorf("save profile: %w", err)
 	}
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return "", fmt.Errorf("save profile: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := durable.WriteFile(path, b, 0o600); err != nil {
 		return "", fmt.Errorf("save profile: %w", err)
 	}
 	return path, nil

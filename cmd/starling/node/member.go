@@ -14,6 +14,7 @@ import (
 	"starling/cluster"
 	"starling/cluster/identity"
 	"starling/frontend/auth"
+	"starling/internal/durable"
 	"starling/transport/quic"
 )
 
@@ -211,16 +212,7 @@ func (c Config) saveMember(m membership) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(c.Dir, "member.json")
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return starling.Errorf(starling.Internal, "keep membership", "%w", err)
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
+	if err := durable.WriteFile(filepath.Join(c.Dir, "member.json"), append(text, '\n'), 0o600); err != nil {
 		return starling.Errorf(starling.Internal, "keep membership", "%w", err)
 	}
 	return nil
