@@ -62,6 +62,7 @@ type life struct {
 	since  starling.Epoch
 	keys   starling.Range
 	frozen bool
+	cut    time.Time // when its range was cut last
 }
 
 type right struct {
@@ -360,13 +361,14 @@ func (w *ring) thaw(p *life) error {
 func (w *ring) cut(k int, snap Snapshot) error {
 	p := w.parts[k]
 	at := spanOf(w.config[starling.VersionID(1+w.rng.IntN(4))].Key()) + starling.Key64(w.rng.Uint32())
-	if at <= p.keys.Lo || !p.keys.Contains(at) {
+	if at <= p.keys.Lo || !p.keys.Contains(at) || !p.s.Divisible() {
 		return nil
 	}
 	w.cuts++
 	w.last++
 	q := &life{id: w.last, epoch: p.epoch + 1, since: p.since, keys: starling.Range{Lo: at, Hi: p.keys.Hi}}
 	p.epoch, p.keys.Hi = p.epoch+1, at
+	p.cut, q.cut = w.now, w.now
 	low, high := snap.Divide(at)
 	w.parts = slices.Insert(w.parts, k+1, q)
 	q.frozen = true // until it has begun
@@ -381,12 +383,19 @@ func (w *ring) merge(k int, snap Snapshot) error {
 	w.merges++
 	joined := Join(snap, q.s.Snapshot(w.now))
 	p.epoch, p.since, p.keys.Hi = max(p.epoch, q.epoch)+1, max(p.since, q.since), q.keys.Hi
+	if p.cut.Before(q.cut) {
+		p.cut = q.cut
+	}
 	w.parts = slices.Delete(w.parts, k+1, k+2)
 	return w.goOn(w.begin(p, &joined))
 }
 
-// recover is a new owner that asks the hosts; the frontends ask again.
+// recover is a new owner that asks the hosts; the frontends ask again. It does not know what the life before left unused for the other
+// half of a cut function (the open finding in sched/DESIGN.md), so it does not follow a cut too soon.
 func (w *ring) recover(p *life) error {
+	if w.now.Sub(p.cut) < w.cfg.LeaseTTL+w.cfg.LeaseGrace+strays {
+		return nil
+	}
 	p.epoch++
 	p.since = p.epoch
 	err := w.begin(p, nil)

@@ -269,7 +269,7 @@ func (s *Scheduler) lent(m *wire.Lend) {
 		s.sendBorrow(m.Account, out, Effect{})
 		return
 	}
-	if !a.purse.Lend(m) {
+	if !a.purse.Lend(m, s.epoch) {
 		return
 	}
 	s.wake(a)
@@ -278,6 +278,20 @@ func (s *Scheduler) lent(m *wire.Lend) {
 	}
 	s.permits.fed = append(s.permits.fed, a)
 	s.borrow(a, a.need())
+}
+
+// Divisible reports whether the ledgers know what this life of the partition holds, so that its state may be divided.
+// It takes a round trip after the life began, or until the ledgers lend.
+func (s *Scheduler) Divisible() bool {
+	if s.permits.strangers > 0 {
+		return false
+	}
+	for _, a := range s.permits.purses {
+		if !a.purse.Settled(a.leased) {
+			return false
+		}
+	}
+	return true
 }
 
 // setAccountLimit sets the account's limit and what follows from it.

@@ -113,7 +113,8 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 		return Message{from, b}
 	case "lend":
 		return Message{from, &wire.Lend{Account: "acme", Partition: 1, Term: wire.Term{Epoch: epoch}, Seq: uint64(number(d, "seq", 9)), Number: uint64(number(d, "number", 1)),
-			Permits: uint32(number(d, "permits", 0)), Limit: uint32(number(d, "limit", 1000))}}
+			Permits: uint32(number(d, "permits", 0)), Limit: uint32(number(d, "limit", 1000)),
+			Epoch: starling.Epoch(number(d, "life", 3))}}
 	case "audit":
 		return Message{from, &wire.Audit{Account: "acme", Partition: 2, Term: wire.Term{Epoch: epoch}}}
 	case "version-gone":

@@ -17,6 +17,8 @@ const (
 	knowTime    = 300 * time.Millisecond
 	strayTime   = 2 * time.Second
 	settlePause = 20 * time.Millisecond
+	divideTime  = 2 * time.Second
+	askPause    = 20 * time.Millisecond
 )
 
 // A change is one order that is being carried out by the owner: what actors/partition does around handover.Source, with
@@ -108,7 +110,7 @@ func (c *change) carry(e handover.Effect) {
 		k.known(c.inUse(), func(vs []sched.VersionKnown) {
 			if c.waits == answer {
 				c.versions = vs
-				c.freeze()
+				c.awaitDivisible(w.now + divideTime)
 			}
 		})
 	case handover.Hold:
@@ -170,6 +172,29 @@ func (c *change) offer() {
 	c.stream.taker = t
 }
 
+// awaitDivisible freezes a partition that is to be split as soon as it may be cut.
+func (c *change) awaitDivisible(end time.Duration) {
+	w, turn := c.k.n.w, c.waits
+	p := c.parts[0]
+	switch {
+	case c.divisible():
+		c.freeze()
+	case p.ended || w.now >= end:
+		c.step(handover.Refused)
+	default:
+		c.k.n.after(askPause, func() {
+			if c.waits == turn {
+				c.awaitDivisible(end)
+			}
+		})
+	}
+}
+
+// divisible reports whether the partition may be cut, if the order is to cut it.
+func (c *change) divisible() bool {
+	return c.order.Kind != partmap.Split || c.parts[0].sched.Divisible() || c.k.n.w.cfg.Plant == PlantHasty
+}
+
 // freeze stops the schedulers and takes their states.
 func (c *change) freeze() {
 	w, n := c.k.n.w, c.k.n
@@ -182,7 +207,7 @@ func (c *change) freeze() {
 				return
 			}
 			c.stopped = append(c.stopped, p)
-			if p.ended || p.frozen || p.sched.Phase() != sched.Active {
+			if p.ended || p.frozen || p.sched.Phase() != sched.Active || !c.divisible() {
 				answer(handover.Refused)
 				return
 			}

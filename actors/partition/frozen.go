@@ -53,6 +53,10 @@ func (a *actor) freeze(now time.Time, m freeze) {
 		m.to <- frozen{err: starling.Errorf(starling.Unavailable, "freeze partition", "%s is %s: its hosts are still being asked", a.entry.ID, phase)}
 		return
 	}
+	if m.cut && !a.sched.Divisible() {
+		m.to <- frozen{err: starling.Errorf(starling.Unavailable, "freeze partition", "the ledgers do not know yet what %s holds", a.entry.ID)}
+		return
+	}
 	a.step(now, sched.Freeze{})
 	a.frozen = true
 	a.note(now)
@@ -80,6 +84,8 @@ func (a *actor) whileFrozen(now time.Time, msg any) bool {
 		a.ticking.Store(false)
 	case inUse:
 		m.to <- nil
+	case cut:
+		m.to <- false
 	case show:
 		m.to <- nil
 	case *batch:

@@ -20,6 +20,8 @@ const (
 	freezeTime   = 500 * time.Millisecond // for a mailbox to be worked off
 	proposeTime  = 3 * time.Second        // for an answer of the manager
 	settlePause  = 20 * time.Millisecond
+	divideTime   = 2 * time.Second       // for ledgers to hear what a partition holds that is to be split
+	askPause     = 20 * time.Millisecond // between two questions whether they have
 )
 
 // A Control is the way to the manager; cluster.View is one.
@@ -255,6 +257,11 @@ func (c *change) freeze(ctx context.Context) error {
 	if c.order.Kind != partmap.Move {
 		c.versions = c.keeper.known(ctx, c.inUse())
 	}
+	if c.order.Kind == partmap.Split {
+		if err := c.awaitDivisible(ctx); err != nil {
+			return err
+		}
+	}
 	c.frozen = c.keeper.cfg.Now()
 	end := time.NewTimer(freezeTime)
 	defer end.Stop()
@@ -264,7 +271,7 @@ func (c *change) freeze(ctx context.Context) error {
 		}
 		c.stopped = append(c.stopped, a)
 		to := make(chan frozen, 1)
-		if !a.ref.Tell(freeze{to}, 1) {
+		if !a.ref.Tell(freeze{to, c.order.Kind == partmap.Split}, 1) {
 			return starling.Errorf(starling.Overloaded, op, "the mailbox of %s is full", a.entry.ID)
 		}
 		select {
@@ -282,6 +289,32 @@ func (c *change) freeze(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// awaitDivisible waits until the partition may be cut. It goes on granting meanwhile; one that was not joined or taken over a moment ago
+// may be cut at once.
+func (c *change) awaitDivisible(ctx context.Context) error {
+	a := c.actors[0]
+	for end := c.keeper.cfg.Now().Add(divideTime); c.keeper.cfg.Now().Before(end); {
+		to := make(chan bool, 1)
+		if a.ref.Tell(cut{to}, 1) {
+			select {
+			case ok := <-to:
+				if ok {
+					return nil
+				}
+			case <-a.ref.Done():
+				return starling.Errorf(starling.Moved, "split partition", "%s ended meanwhile", a.entry.ID)
+			case <-time.After(freezeTime):
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return starling.Errorf(starling.Unavailable, "split partition", "this node is stopping")
+		case <-time.After(askPause):
+		}
+	}
+	return starling.Errorf(starling.Unavailable, "split partition", "the ledgers did not say in %v that they know what %s holds", divideTime, a.entry.ID)
 }
 
 // hold brings the state to where it will be needed, and has what comes from now on follow it.

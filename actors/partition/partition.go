@@ -56,8 +56,12 @@ type (
 		to   chan<- []sched.VersionStatus // of capacity 1
 	}
 	inUse  struct{ to chan<- []starling.VersionID } // of capacity 1
-	freeze struct{ to chan<- frozen }               // of capacity 1
-	thaw   struct{}
+	cut    struct{ to chan<- bool }                 // of capacity 1; may the state be divided?
+	freeze struct {
+		to  chan<- frozen // of capacity 1
+		cut bool          // the state is to be divided
+	}
+	thaw struct{}
 )
 
 // frozen answers freeze: the state from which nothing changes until thaw, or why there is none.
@@ -117,6 +121,8 @@ func (a *actor) handle(msg any) {
 		a.take(now, m)
 	case inUse:
 		m.to <- a.sched.InUse()
+	case cut:
+		m.to <- a.sched.Divisible()
 	case freeze:
 		a.freeze(now, m)
 	case tick:

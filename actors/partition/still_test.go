@@ -92,7 +92,7 @@ func (c *moving) fail() {
 	a := (*c.keeper.actors.Load())[1]
 	answers := make(chan frozen)
 	close(answers)
-	a.ref.Tell(freeze{answers}, 1) // it panics when it answers
+	a.ref.Tell(freeze{to: answers}, 1) // it panics when it answers
 	<-a.ref.Done()
 }
 

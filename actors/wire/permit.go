@@ -26,6 +26,8 @@ type Borrow struct {
 	Held      uint32         // slots leased, or allowed to be
 	Need      uint32         // slots that its calls could use now, with those they have
 	Want      uint32         // Need, and a block in store
+
+	Unheard bool // this life was lent nothing yet: it wants to know that the ledger has heard of it; false from an older release
 }
 
 // Lend sets how many permits a partition may hold. Partition of the account's key → borrower.
@@ -67,6 +69,11 @@ func (w *writer) permit(m Message) {
 		w.u32(m.Held)
 		w.u32(m.Need)
 		w.u32(m.Want)
+		unheard := uint64(0)
+		if m.Unheard {
+			unheard = 1
+		}
+		w.u64(unheard)
 	case *Lend:
 		w.text(string(m.Account), WordMax)
 		w.u64(uint64(m.Partition), uint64(m.Term.Epoch), m.Term.Life, m.Seq, m.Number)
@@ -84,7 +91,8 @@ func readPermit(kind Kind, r *reader) Message {
 	switch kind {
 	case KindBorrow:
 		return &Borrow{Account: r.account(), Partition: r.partition(), Epoch: r.epoch(), Keys: starling.Range{Lo: starling.Key64(r.u64()), Hi: starling.Key64(r.u64())},
-			Term: r.term(), Seq: r.u64(), Seen: r.u64(), Held: r.u32(), Need: r.u32(), Want: r.u32()}
+			Term: r.term(), Seq: r.u64(), Seen: r.u64(), Held: r.u32(), Need: r.u32(), Want: r.u32(),
+			Unheard: r.added(0) != 0}
 	case KindLend:
 		return &Lend{Account: r.account(), Partition: r.partition(), Term: r.term(), Seq: r.u64(), Number: r.u64(), Permits: r.u32(), Limit: r.u32(),
 			Epoch: starling.Epoch(r.added(0))}

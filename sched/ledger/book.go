@@ -53,6 +53,7 @@ type loan struct {
 	number    uint64           // of the last Lend
 	seen      uint64           // by the borrower
 	behind    bool             // his last Borrow had not seen the last Lend
+	unheard   bool             // he waits for the first Lend of this life
 	heard     time.Duration
 	asked     time.Duration
 	lent      time.Duration // last Lend sent
@@ -122,7 +123,7 @@ func (b *Book) Borrow(now time.Duration, from starling.NodeID, m *wire.Borrow) b
 	} else {
 		l.held = max(l.held, int(m.Held))
 	}
-	l.seen, l.behind = m.Seen, m.Seen < l.number
+	l.seen, l.behind, l.unheard = m.Seen, m.Seen < l.number, m.Unheard
 	b.hear(m)
 	return true
 }
@@ -176,7 +177,8 @@ func (b *Book) hear(m *wire.Borrow) {
 }
 
 // Plan divides the limit among the borrowers, max-min fair by what they want, and appends the changes to out. Permits
-// that are lent to one and due to another are called back: they are lent on when they have come.
+// that are lent to one and due to another are called back: they are lent on when they have come. A borrower who wants to
+// know that he was heard is lent what he has.
 func (b *Book) Plan(now time.Duration, out []Letter) []Letter {
 	if !b.Ready() || len(b.loans) == 0 {
 		return out
@@ -199,6 +201,11 @@ func (b *Book) Plan(now time.Duration, out []Letter) []Letter {
 			out = append(out, b.lend(now, l, l.held))
 		case (scarce || free < 0) && l.allowed > target:
 			out = append(out, b.lend(now, l, target))
+		case l.unheard && l.seen == l.number && free >= 0: // else what he said may be out of date, and he may have less by now
+			if !scarce {
+				target = l.held
+			}
+			out = append(out, b.lend(now, l, min(l.held, target)))
 		}
 	}
 	return out

@@ -16,6 +16,8 @@ type Purse struct {
 	Limit   int // the account's, as the ledger said last; 0 before that
 	Peak    int // most slots leased since the last look; the owner raises it
 
+	heard bool // the ledger knows of this life of the partition, and counts nothing as that of one before
+
 	born   uint64    // no Lend that was sent before this Borrow is obeyed
 	term   wire.Term // of the ledger obeyed
 	seen   uint64    // number of the last Lend obeyed
@@ -63,8 +65,13 @@ func (p *Purse) Looks(now time.Duration, leased, need int) bool {
 		less = n < p.asked
 		p.Permits = min(p.Permits, n)
 	}
-	return less || p.told < p.seen || p.Held(leased) < p.held
+	return less || p.told < p.seen || p.Held(leased) < p.held || !p.Settled(leased) && now-p.sent >= Again
 }
+
+// Settled reports whether the ledger surely counts what the purse holds as held by this life of the partition, in all of its keys. Before
+// that the partition must not be cut: where two were joined, the ledger still counts what each of them had as lying in its own keys, and
+// would take the word of one half for all that is left there, though the permits went to the other half.
+func (p *Purse) Settled(leased int) bool { return p.heard || p.Held(leased) == 0 }
 
 // Unused reports whether the purse holds nothing, wants nothing and the ledger knows: it may be forgotten.
 func (p *Purse) Unused(need int) bool {
@@ -75,7 +82,7 @@ func (p *Purse) Unused(need int) bool {
 func (p *Purse) Borrow(now time.Duration, seq uint64, leased, need int, m *wire.Borrow) {
 	want := p.Want(max(need, p.before, p.Peak))
 	p.asked, p.held, p.told, p.sent = want, p.Held(leased), p.seen, now
-	*m = wire.Borrow{Term: p.term, Seq: seq, Seen: p.seen, Held: uint32(p.held), Need: uint32(max(need, 0)), Want: uint32(want)}
+	*m = wire.Borrow{Term: p.term, Seq: seq, Seen: p.seen, Held: uint32(p.held), Need: uint32(max(need, 0)), Want: uint32(want), Unheard: !p.Settled(leased)}
 }
 
 // Close fills m with the last word of a purse that is forgotten: it holds nothing. A Lend on its way is answered by Decline.
@@ -94,12 +101,13 @@ func (p *Purse) Audit(t wire.Term) bool {
 	return true
 }
 
-// Lend obeys m, unless it is late. It reports whether the purse changed.
-func (p *Purse) Lend(m *wire.Lend) bool {
-	if m.Term != p.term || m.Seq < p.born || m.Number <= p.seen {
+// Lend obeys m, unless it is late or, where it says so, for another life of the partition than epoch. It reports whether the purse changed.
+func (p *Purse) Lend(m *wire.Lend, epoch starling.Epoch) bool {
+	if m.Epoch != 0 && m.Epoch != epoch || m.Term != p.term || m.Seq < p.born || m.Number <= p.seen {
 		return false
 	}
 	p.seen, p.Permits, p.Limit = m.Number, int(m.Permits), int(m.Limit)
+	p.heard = p.heard || m.Epoch == epoch
 	return true
 }
 

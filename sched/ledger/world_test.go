@@ -233,7 +233,7 @@ func (w *world) deliver(m mail) {
 		if w.bug == "gullible" {
 			p.purse.seen = 0
 		}
-		if p.purse.Lend(b) {
+		if p.purse.Lend(b, p.epoch) {
 			w.tell(p, nil)
 		}
 	case *wire.Audit:
@@ -297,6 +297,9 @@ func (w *world) die(n starling.NodeID) {
 }
 
 func (w *world) split(p *part) {
+	if !w.divisible(p) {
+		return
+	}
 	hi := uint64(p.keys.Hi) - 1 // of 0: the last key
 	mid := starling.Key64(uint64(p.keys.Lo) + (hi-uint64(p.keys.Lo))/2)
 	if mid == p.keys.Lo {
