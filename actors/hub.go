@@ -152,9 +152,9 @@ func receiverOf(k wire.Kind) part {
 	switch k {
 	case wire.KindAcquire, wire.KindCancel, wire.KindRelease, wire.KindRenew,
 		wire.KindStarted, wire.KindStartFailed, wire.KindExited, wire.KindFenced, wire.KindHostReport,
-		wire.KindBorrow, wire.KindLend, wire.KindAudit, wire.KindRelay:
+		wire.KindBorrow, wire.KindLend, wire.KindAudit, wire.KindRelay, wire.KindAtWork:
 		return toPartition
-	case wire.KindGrant, wire.KindReject, wire.KindRecall, wire.KindRenewed:
+	case wire.KindGrant, wire.KindReject, wire.KindRecall, wire.KindRenewed, wire.KindCensus:
 		return toFrontend
 	case wire.KindStart, wire.KindStop, wire.KindFence:
 		return toHost
@@ -165,7 +165,7 @@ func receiverOf(k wire.Kind) part {
 // senderOf returns the role that may send a kind of message.
 func senderOf(k wire.Kind) starling.Roles {
 	switch k {
-	case wire.KindAcquire, wire.KindCancel, wire.KindRelease, wire.KindRenew:
+	case wire.KindAcquire, wire.KindCancel, wire.KindRelease, wire.KindRenew, wire.KindAtWork:
 		return starling.RoleFrontend
 	case wire.KindStarted, wire.KindStartFailed, wire.KindExited, wire.KindFenced, wire.KindHostReport:
 		return starling.RoleHost

@@ -140,6 +140,9 @@ func (v *View) Node(id starling.NodeID) (n starling.Node, alive bool) {
 // Alive returns the members that the leader hears, by id. It is shared: do not change it.
 func (v *View) Alive() []starling.Node { return v.state.Load().nodes }
 
+// Members returns all nodes of the cluster, by id. It is shared: do not change it.
+func (v *View) Members() []starling.Node { return v.Topology().Nodes }
+
 // Revoked reports whether the node was a member and was removed: its certificate is worthless.
 func (v *View) Revoked(id starling.NodeID) bool {
 	t := v.Topology()

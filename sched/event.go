@@ -28,6 +28,9 @@ type Activate struct {
 	Hosts     []starling.NodeID
 	Seq       uint64
 	Again     bool
+
+	Fronts  []starling.NodeID // the living frontends
+	Missing []starling.NodeID // hosts that died lately, and may go on for frontends that reach them: Fronts are asked about them
 }
 
 // Restore begins the life of the partition at Epoch with the state of the lives before it: of one that moved here, of a half of

@@ -24,6 +24,7 @@ func (s *Scheduler) activate(ev Activate) {
 	for _, h := range s.order {
 		s.fence(h)
 	}
+	s.beginCensus(&ev)
 	s.mayBecomeActive()
 }
 
@@ -43,7 +44,7 @@ func (s *Scheduler) openGate(h *host) {
 }
 
 func (s *Scheduler) mayBecomeActive() {
-	if s.phase == Activating && s.gates == 0 && s.now >= s.quiet {
+	if s.phase == Activating && s.gates == 0 && s.census.open == 0 && s.now >= s.quiet {
 		s.phase = Active
 		s.pumpHungry()
 	}
@@ -224,6 +225,7 @@ func (s *Scheduler) rezone(h *host, z starling.Zone) {
 // dead goes on with the calls of frontends that reach it, so slots of it stay leased, and count, until they are given
 // back or their time is over; they are not renewed.
 func (s *Scheduler) nodeDown(node starling.NodeID) {
+	s.frontDown(node)
 	if h := s.hosts[node]; h != nil {
 		s.dropHost(h)
 	}
@@ -241,8 +243,7 @@ func (s *Scheduler) nodeDown(node starling.NodeID) {
 
 func (s *Scheduler) dropHost(h *host) {
 	if h.gate && s.phase == Activating {
-		// It did not say which leases are in use there, and may only seem dead: until all have ended, limits are unknown.
-		s.quiet = max(s.quiet, s.now+s.cfg.LeaseTTL+s.cfg.LeaseGrace)
+		s.miss(h.node) // it did not say which leases are in use there, and may only seem dead
 	}
 	s.openGate(h)
 	h.fenced, h.avoid = false, never
@@ -267,6 +268,10 @@ func (s *Scheduler) fenceAgain() {
 				s.fence(h)
 			}
 		}
+	}
+	if s.census.open > 0 {
+		s.censusAgain()
+		s.mayBecomeActive()
 	}
 	for range min(16, len(s.order)) {
 		s.cursor = (s.cursor + 1) % len(s.order)

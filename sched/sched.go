@@ -151,9 +151,10 @@ type Scheduler struct {
 	settles   []*version      // that began with an uneven part of their leases
 	begun     instant         // of a restored one
 	quiet     instant         // activation waits for this, too
-	cursor    int             // of the audit, into order
-	starved   int             // MiB that no host had room for since the last news of room; 0 when none
-	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
+	census    census
+	cursor    int     // of the audit, into order
+	starved   int     // MiB that no host had room for since the last news of room; 0 when none
+	starvedAt instant // since when; it is forgotten after a while, because a host may be of use again without news
 	cands     []place.Candidate
 	lacking   bool    // a start found room nowhere since the last defragmentation
 	defragAt  instant // not before
@@ -248,6 +249,8 @@ func (s *Scheduler) receive(from starling.NodeID, m wire.Message) {
 		s.exited(from, m)
 	case *wire.Fenced:
 		s.fenced(from, m)
+	case *wire.AtWork:
+		s.atWork(from, m)
 	case *wire.Borrow:
 		s.borrowed(from, m)
 	case *wire.Lend:

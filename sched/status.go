@@ -309,6 +309,11 @@ func (s *Scheduler) checkInstances() error {
 			gates++
 		}
 	}
+	for _, f := range s.census.fronts {
+		if f.gate {
+			gates--
+		}
+	}
 	leased := 0
 	for l := s.expiry.front; l != nil; l = l.in[byExpiry].next {
 		leased++
@@ -321,8 +326,8 @@ func (s *Scheduler) checkInstances() error {
 		return fmt.Errorf("%d instances on hosts, %d in the books", onHosts, len(s.instances))
 	case leased != s.leased || leased+len(s.spare) != len(s.leases):
 		return fmt.Errorf("%d leases by end, %d counted, %d spare of %d", leased, s.leased, len(s.spare), len(s.leases))
-	case gates != s.gates:
-		return fmt.Errorf("%d hosts gate the activation, counted %d", s.gates, gates)
+	case gates != s.gates-s.census.open:
+		return fmt.Errorf("%d hosts and %d frontends gate the activation, counted otherwise", s.gates, s.census.open)
 	}
 	return nil
 }

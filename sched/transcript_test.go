@@ -82,7 +82,7 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	inst := starling.InstanceID{Partition: 1, Epoch: starling.Epoch(number(d, "of", int(w.s.epoch))), Seq: uint64(number(d, "i", 1))}
 	switch d.Cmd {
 	case "activate":
-		return Activate{Partition: 1, Epoch: epoch, Range: w.keys(d), Hosts: nodes(d, "hosts"), Again: d.HasArg("again")}
+		return Activate{Partition: 1, Epoch: epoch, Range: w.keys(d), Hosts: nodes(d, "hosts"), Again: d.HasArg("again"), Fronts: nodes(d, "fronts"), Missing: nodes(d, "missing")}
 	case "deactivate":
 		return Deactivate{}
 	case "lease-until":
@@ -148,6 +148,13 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 		return Message{host, &wire.Exited{Partition: 1, Host: host, Instance: inst, Reason: text(d, "reason", starling.ErrExit)}}
 	case "fenced":
 		return Message{host, &wire.Fenced{Partition: 1, Epoch: epoch, Host: host, Instances: w.reports(d)}}
+	case "at-work":
+		m := &wire.AtWork{Partition: 1, Epoch: w.s.epoch, Hosts: nodes(d, "hosts"), More: d.HasArg("more")}
+		for _, id := range leases(d) {
+			inst.Epoch = starling.Epoch(number(d, "of", int(w.s.epoch)-1))
+			m.Leases = append(m.Leases, starling.Lease{ID: id, Partition: 1, Epoch: inst.Epoch, Version: starling.VersionID(number(d, "v", 1)), Instance: inst, Host: host, Key: 5})
+		}
+		return Message{from, m}
 	}
 	return nil
 }
@@ -344,6 +351,8 @@ func render(effects []Effect) string {
 			fmt.Fprintf(&b, "stop %s at %s now=%t\n", m.Instance, e.To, m.Now)
 		case *wire.Fence:
 			fmt.Fprintf(&b, "fence %s at epoch %d\n", e.To, m.Epoch)
+		case *wire.Census:
+			fmt.Fprintf(&b, "ask %s what is at work on %v\n", e.To, m.Hosts)
 		}
 	}
 	return b.String()

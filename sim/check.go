@@ -132,7 +132,7 @@ func (k *checker) granted(p *part, to starling.NodeID, l *starling.Lease) {
 		}
 	}
 	if (w.cfg.Check.Account || w.cfg.Check.Limits && !w.cfg.Static) && f != nil {
-		k.rights.account(w, f, &right{lease: *l, to: w.node(to), life: w.node(to).life, booked: w.now + w.cfg.Sched.LeaseTTL + w.cfg.Sched.LeaseGrace})
+		k.rights.account(w, f, &right{lease: *l, to: w.node(to), life: w.node(to).life, granted: w.now, booked: w.now + w.cfg.Sched.LeaseTTL + w.cfg.Sched.LeaseGrace})
 	}
 }
 

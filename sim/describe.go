@@ -47,6 +47,10 @@ func describe(to wire.Address, m wire.Message) string {
 		return fmt.Sprintf("%v audit of %s, term %d.%d", to.Partition, m.Account, m.Term.Epoch, m.Term.Life)
 	case *wire.Relay:
 		return fmt.Sprintf("%v relay from %v: %s", to.Partition, m.From, describe(to, m.Body))
+	case *wire.Census:
+		return fmt.Sprintf("%v/%d census of %v, about %v", m.Partition, m.Epoch, m.Range, m.Hosts)
+	case *wire.AtWork:
+		return fmt.Sprintf("%v/%d at work: %d leases", m.Partition, m.Epoch, len(m.Leases))
 	case *wire.HostReport:
 		return fmt.Sprintf("report: %d MiB free, %d instances, %d starting", m.FreeMiB, m.Instances, m.Starting)
 	}

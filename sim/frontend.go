@@ -24,7 +24,11 @@ type frontend struct {
 func newFrontend(n *node) *frontend {
 	f := &frontend{n: n}
 	w := n.w
-	f.cache = leases.New(leases.Config{Send: n.send, Map: func() *partmap.Map { return n.view.topology.Map }, Alive: f.alive, FirstCall: uint64(w.rng.Uint32()) << 24})
+	c := leases.Config{Send: n.send, Map: func() *partmap.Map { return n.view.topology.Map }, Alive: f.alive, FirstCall: uint64(w.rng.Uint32()) << 24}
+	if !w.cfg.Static {
+		c.NodeLease = func() time.Duration { return n.leaseUntil() - starling.NodeLeaseGuard }
+	}
+	f.cache = leases.New(c)
 	return f
 }
 

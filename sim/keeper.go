@@ -26,6 +26,7 @@ type keeper struct {
 	strays map[starling.PartitionID]*stray
 	busy   map[starling.PartitionID]bool     // being changed as ordered
 	dead   map[starling.NodeID]time.Duration // those that died lately
+	first  time.Duration                     // when it heard who lives
 }
 
 // A part is one partition in one epoch.
@@ -74,6 +75,9 @@ func (k *keeper) follow() {
 		}
 	}
 	k.alive = v.alive
+	if k.first == 0 && len(k.alive) > 0 {
+		k.first = w.now
+	}
 	var order, began []*part
 	for _, e := range v.topology.Map.Partitions {
 		if e.Owner != k.n.id {
@@ -153,7 +157,7 @@ func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 		w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
 		p.recovered = e.Epoch
 		w.checks.begun(p)
-		p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: seq, Again: again})
+		p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: seq, Again: again, Fronts: k.fronts(), Missing: k.missing()})
 		return p
 	}
 	w.trace("%v goes on with %v epoch %d since %d", k.n.id, e.ID, e.Epoch, e.Since)
@@ -168,6 +172,37 @@ func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 	}
 	return p
 }
+
+// fronts returns the frontends that live.
+func (k *keeper) fronts() (ids []starling.NodeID) {
+	for _, n := range k.n.w.fronts {
+		if k.n.w.cfg.Static || slices.Contains(k.alive, n.id) {
+			ids = append(ids, n.id)
+		}
+	}
+	return ids
+}
+
+// missing returns the hosts that died lately, as far as this node knows.
+func (k *keeper) missing() (ids []starling.NodeID) {
+	w := k.n.w
+	if w.cfg.Static || w.cfg.Plant == PlantNoCensus {
+		return nil
+	}
+	for _, n := range w.hosts {
+		at, known := k.dead[n.id]
+		if !known {
+			at = k.first
+		}
+		if !slices.Contains(k.alive, n.id) && w.now-at <= missingTime {
+			ids = append(ids, n.id)
+		}
+	}
+	return ids
+}
+
+// missingTime is as in actors/partition.
+const missingTime = starling.NodeLease + starling.LeaseTTL + time.Second
 
 // end has the scheduler tell its waiting calls Moved.
 func (p *part) end() {

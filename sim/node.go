@@ -26,6 +26,8 @@ type node struct {
 	cutTo   []bool          // by receiver: messages to it are lost
 	lastTo  []time.Duration // by receiver: when the last message of the link arrives
 
+	lapsed time.Duration // when it last got a node lease after one had ended
+
 	view  view
 	mgr   *mgr
 	parts *keeper
@@ -73,7 +75,7 @@ func (n *node) boot() {
 // receive hands a message to the part that takes its kind.
 func (n *node) receive(from *node, addr wire.Address, m wire.Message) {
 	switch m.Kind() {
-	case wire.KindGrant, wire.KindReject, wire.KindRecall, wire.KindRenewed:
+	case wire.KindGrant, wire.KindReject, wire.KindRecall, wire.KindRenewed, wire.KindCensus:
 		if n.front != nil {
 			n.front.receive(from.id, m)
 		}
@@ -256,9 +258,15 @@ func (n *node) renewed(g *reign, sent, length time.Duration, index uint64) {
 	n.w.trace("%v lease from %v for %v, index %d of %d", n.id, sent, length, index, v.topology.Index)
 	length = min(length, starling.NodeLease)
 	if length > 0 && index <= v.topology.Index {
+		if n.barred() {
+			n.lapsed = n.w.now
+		}
 		v.until = max(v.until, sent+length)
 	}
 }
+
+// barred reports whether the node lease is over: nothing may be granted, and no call begun.
+func (n *node) barred() bool { return n.leaseUntil()-starling.NodeLeaseGuard <= n.w.now }
 
 // leaseUntil is when the node lease ends.
 func (n *node) leaseUntil() time.Duration {

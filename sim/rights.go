@@ -18,6 +18,8 @@ type right struct {
 	to     *node
 	life   int           // of the frontend
 	booked time.Duration // so long its scheduler counts it, if it hears nothing
+
+	granted time.Duration
 }
 
 // account notes a grant and looks whether the account has more than its limit.
@@ -50,7 +52,15 @@ func (rs *rights) account(w *World, f *function, r *right) {
 // rightKept is how long a grant that did not arrive is looked for.
 const rightKept = 5 * time.Second
 
-// alive reports whether a call could begin under r now, or when its Grant arrives; ended, that it never can again.
+// outlived reports whether the node has heard of a recovery of l's partition: a frontend does not take a grant from before it.
+func (n *node) outlived(l *starling.Lease) bool {
+	p, ok := n.view.topology.Map.Lookup(l.Key)
+	return ok && p.Since > l.Epoch
+}
+
+// alive reports whether a call is at work under r or could begin now, or when its Grant arrives; ended, that it never can again. What is at
+// work when its frontend's node lease ends is not counted from then on: the frontend and, maybe, the host can be reached by nobody who
+// counts, and no wait outlasts a call. Nothing new may begin there.
 func (r *right) alive(w *World) (alive, ended bool) {
 	l := &r.lease
 	if !r.to.up || r.to.life != r.life {
@@ -64,9 +74,13 @@ func (r *right) alive(w *World) (alive, ended bool) {
 	if i == nil || i.stopping {
 		return false, true
 	}
-	known, held := r.to.front.cache.Holds(w.now, l)
-	if !known {
-		return w.now < r.booked && i.tenure.Honours(l, w.clock()), w.now >= r.booked+rightKept
+	known, usable, busy := r.to.front.cache.Holds(w.now, l)
+	switch honours := i.tenure.Honours(l, w.clock()); {
+	case !known:
+		return !r.to.outlived(l) && w.now < r.booked && honours, w.now >= r.booked+rightKept
+	case r.to.barred() || r.to.lapsed > r.granted:
+		return usable && honours, false
+	default:
+		return (usable || busy) && honours, false
 	}
-	return held && i.tenure.Honours(l, w.clock()), false
 }

@@ -119,6 +119,7 @@ func (t *topology) lease(until time.Time) { t.mu.Lock(); t.until = until; t.mu.U
 func (t *topology) Map() *partmap.Map        { t.mu.Lock(); defer t.mu.Unlock(); return t.m }
 func (t *topology) Changed() <-chan struct{} { t.mu.Lock(); defer t.mu.Unlock(); return t.changed }
 func (t *topology) Alive() []starling.Node   { t.mu.Lock(); defer t.mu.Unlock(); return t.alive }
+func (t *topology) Members() []starling.Node { return t.Alive() }
 func (t *topology) LeaseUntil() time.Time    { t.mu.Lock(); defer t.mu.Unlock(); return t.until }
 
 // A catalog knows versions 1 to 99 of account acme, with one instance of one slot for odd ones.

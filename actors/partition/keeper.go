@@ -27,6 +27,7 @@ type Topology interface {
 	Map() *partmap.Map        // nil before the first one; never changed after it was returned
 	Changed() <-chan struct{} // closed when Map or Alive may have become another
 	Alive() []starling.Node   // members that the manager does not count as dead
+	Members() []starling.Node // all
 	LeaseUntil() time.Time    // until when this node is certainly counted as alive; cheap
 }
 
@@ -93,6 +94,7 @@ type Keeper struct {
 
 	alive map[starling.NodeID]bool      // of the map's goroutine
 	dead  map[starling.NodeID]time.Time // those that died lately; of the map's goroutine
+	first time.Time                     // when this node heard who lives; of the map's goroutine
 	born  time.Time                     // Seqs count on from here
 }
 
@@ -201,7 +203,7 @@ func (k *Keeper) watch(ctx context.Context) {
 
 // follow begins and ends actors so that they are what the map says, and tells them who died.
 func (k *Keeper) follow() {
-	hosts := k.noteDeaths()
+	who := k.noteDeaths()
 	m := k.cfg.Topology.Map()
 	if m == nil {
 		return
@@ -225,7 +227,7 @@ func (k *Keeper) follow() {
 		if a != nil && a.entry.Epoch != p.Epoch {
 			failed = nil
 		}
-		b, err := k.begin(p, hosts, failed)
+		b, err := k.begin(p, who, failed)
 		if err != nil {
 			k.cfg.Log.Error("partition could not begin here", "partition", p.ID.String(), "epoch", uint64(p.Epoch), "err", err)
 			continue
@@ -255,17 +257,31 @@ func (k *Keeper) follow() {
 	k.wakeBy(k.cfg.Now().UnixNano())
 }
 
-// noteDeaths compares who lives with who lived, tells the partitions of deaths and returns the living hosts.
-func (k *Keeper) noteDeaths() []starling.NodeID {
-	var hosts []starling.NodeID
+// missingTime is for how long leases of a host that died may be in use: an owner that is cut off, too, grants for most of a node lease
+// after its host was counted dead, and what it granted lasts a lease's time.
+const missingTime = starling.NodeLease + starling.LeaseTTL + time.Second
+
+// A census is who is asked what runs when a partition begins.
+type census struct {
+	hosts   []starling.NodeID // that live
+	fronts  []starling.NodeID // that live
+	missing []starling.NodeID // hosts that died lately: leases of them may be in use
+}
+
+// noteDeaths compares who lives with who lived, tells the partitions of deaths and returns who is to be asked by those that begin.
+func (k *Keeper) noteDeaths() (who census) {
 	alive := map[starling.NodeID]bool{}
 	for _, n := range k.cfg.Topology.Alive() {
 		alive[n.ID] = true
 		if n.Roles.Has(starling.RoleHost) {
-			hosts = append(hosts, n.ID)
+			who.hosts = append(who.hosts, n.ID)
+		}
+		if n.Roles.Has(starling.RoleFrontend) {
+			who.fronts = append(who.fronts, n.ID)
 		}
 	}
-	slices.Sort(hosts)
+	slices.Sort(who.hosts)
+	slices.Sort(who.fronts)
 	now := k.cfg.Now()
 	for n, at := range k.dead {
 		if alive[n] || now.Sub(at) > 2*heldTime {
@@ -285,7 +301,20 @@ func (k *Keeper) noteDeaths() []starling.NodeID {
 		}
 	}
 	k.alive = alive
-	return hosts
+	if k.first.IsZero() && len(alive) > 0 {
+		k.first = now
+	}
+	for _, n := range k.cfg.Topology.Members() {
+		at, known := k.dead[n.ID]
+		if !known {
+			at = k.first // who was dead before this node heard of anybody may have died just then
+		}
+		if n.Roles.Has(starling.RoleHost) && !alive[n.ID] && now.Sub(at) <= missingTime {
+			who.missing = append(who.missing, n.ID)
+		}
+	}
+	slices.Sort(who.missing)
+	return who
 }
 
 // end has an actor tell its waiting calls Moved and go.

@@ -75,7 +75,7 @@ func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p
 
 // begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. failed is
 // the one of the same epoch that it replaces, or nil.
-func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, failed *actor) (*actor, error) {
+func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, error) {
 	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
@@ -100,7 +100,7 @@ func (k *Keeper) begin(p partmap.Partition, hosts []starling.NodeID, failed *act
 		}
 		a.from = h
 	} else {
-		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: hosts, Seq: seq, Again: failed != nil}, 1)
+		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: who.hosts, Seq: seq, Again: failed != nil, Fronts: who.fronts, Missing: who.missing}, 1)
 	}
 	k.tellFloors(a)
 	return a, nil

@@ -43,6 +43,8 @@ func Append(dst []byte, m Message) []byte {
 		w.u64(uint64(m.Partition), uint64(m.Epoch))
 		w.duration(m.TTL)
 		w.leaseIDs(m.Leases)
+	case *Census, *AtWork:
+		w.census(m)
 	default:
 		w.host(m)
 	}

@@ -14,6 +14,7 @@ const (
 	LeaseMax    = 4096   // leases in one Release, Renew, Recall or Renewed
 	DemandMax   = 4096   // demand lines in one Release or Renew
 	InstanceMax = 20_000 // instances in one Fenced
+	HostMax     = 4096   // hosts in one Census
 	PoolMax     = 64     // pools in one HostReport
 	CodeMax     = 64     // versions whose code is unpacked, in one HostReport
 	WordMax     = 256    // bytes of a reason, runtime or zone

@@ -35,6 +35,8 @@ var samples = []Message{
 		{Instance: aLease.Instance, Idle: time.Minute}}},
 	&HostReport{Host: 1, Zone: "z", FreeMiB: 2, TotalMiB: 3, Instances: 4, Starting: 5, CPU: 6, Draining: true,
 		Pools: []PoolReport{{starling.Python311, 7}}, Versions: []starling.VersionID{8, 9}},
+	&Census{Partition: 1, Epoch: 2, Range: starling.Range{Lo: 3, Hi: 4}, Hosts: []starling.NodeID{5, 6}},
+	&AtWork{Partition: 1, Epoch: 2, Hosts: []starling.NodeID{5}, Leases: []starling.Lease{aLease}, More: true},
 	&Borrow{Account: "acme", Partition: 1, Epoch: 2, Keys: starling.Range{Lo: 3, Hi: 4}, Term: Term{5, 6}, Seq: 7, Seen: 8, Held: 9, Need: 10, Want: 11, Unheard: true},
 	&Lend{Account: "acme", Partition: 1, Term: Term{2, 3}, Seq: 4, Number: 5, Permits: 6, Limit: 7, Epoch: 8},
 	&Audit{Account: "acme", Partition: 1, Term: Term{2, 3}},

@@ -86,7 +86,7 @@ func (w *writer) permit(m Message) {
 	}
 }
 
-// readPermit reads the messages between borrowers and ledgers; nil for an unknown kind.
+// readPermit reads the messages between borrowers and ledgers, and what follows them; nil for an unknown kind.
 func readPermit(kind Kind, r *reader) Message {
 	switch kind {
 	case KindBorrow:
@@ -99,7 +99,7 @@ func readPermit(kind Kind, r *reader) Message {
 	case KindAudit:
 		return &Audit{Account: r.account(), Partition: r.partition(), Term: r.term()}
 	}
-	return nil
+	return readCensus(kind, r)
 }
 
 func (r *reader) account() starling.AccountID { return starling.AccountID(r.text(WordMax)) }

@@ -18,10 +18,12 @@ const (
 	KindCancel      Kind = 2
 	KindRelease     Kind = 3
 	KindRenew       Kind = 4
+	KindAtWork      Kind = 5
 	KindGrant       Kind = 10
 	KindReject      Kind = 11
 	KindRecall      Kind = 12
 	KindRenewed     Kind = 13
+	KindCensus      Kind = 14
 	KindStart       Kind = 20
 	KindStop        Kind = 21
 	KindFence       Kind = 22
@@ -87,6 +89,24 @@ type Demand struct {
 	InFlight uint32        // calls at an instance now
 	Done     uint32        // calls that ended
 	Busy     time.Duration // summed run time of those that ended
+}
+
+// Census asks which calls are at work on the hosts under leases of lives before Epoch with keys in Range, and has the frontend begin
+// no other call under such leases, whatever the host. Partition that takes over → frontend.
+type Census struct {
+	Partition starling.PartitionID
+	Epoch     starling.Epoch
+	Range     starling.Range
+	Hosts     []starling.NodeID // that cannot be asked themselves, at most HostMax
+}
+
+// AtWork answers a Census, once the frontend has heard of the partition's new life. Frontend → partition.
+type AtWork struct {
+	Partition starling.PartitionID
+	Epoch     starling.Epoch
+	Hosts     []starling.NodeID // of the Census
+	Leases    []starling.Lease  // at most LeaseMax
+	More      bool              // than Leases
 }
 
 // Grant answers an Acquire. Partition → frontend.

@@ -48,6 +48,7 @@ type Config struct {
 	Post     actors.Post
 	Topology Topology
 	Alive    func(starling.NodeID) bool // whether a host is not known to be dead or gone; asked when Topology changes. nil: nobody knows
+	Lease    func() time.Time           // when the node lease ends: calls begin until starling.NodeLeaseGuard before that. nil: always
 	Local    Invoker                    // nil when this node is no host
 	Remote   Invoker
 	Log      *slog.Logger
@@ -82,8 +83,12 @@ func New(cfg Config) *Dispatcher {
 	}
 	d := &Dispatcher{cfg: cfg, base: time.Now()}
 	// A restarted frontend must not be taken for its former life: calls begin at a random place.
-	d.cache = leases.New(leases.Config{Shards: shardCount, Lock: func() leases.Locker { return &sync.Mutex{} }, Map: func() *partmap.Map { return d.cfg.Topology.Map() },
-		Alive: cfg.Alive, Send: d.send, FirstCall: uint64(rand.Uint32()) << 24})
+	c := leases.Config{Shards: shardCount, Lock: func() leases.Locker { return &sync.Mutex{} }, Map: func() *partmap.Map { return d.cfg.Topology.Map() },
+		Alive: cfg.Alive, Send: d.send, FirstCall: uint64(rand.Uint32()) << 24}
+	if cfg.Lease != nil {
+		c.NodeLease = func() time.Duration { return cfg.Lease().Sub(d.base) - starling.NodeLeaseGuard }
+	}
+	d.cache = leases.New(c)
 	d.keeper.init(d)
 	d.metrics = newNumbers(d)
 	return d

@@ -41,6 +41,7 @@ func (k *keeper) run(ctx context.Context) {
 	t := time.NewTimer(leases.Tick)
 	defer t.Stop()
 	changed := k.d.cfg.Topology.Changed()
+	k.d.cache.MapChanged(k.d.now())
 	for {
 		pace := t.C
 		if !k.d.cache.Busy() {

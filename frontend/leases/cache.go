@@ -32,6 +32,7 @@ type Config struct {
 	Lock      func() Locker                         // makes the locks; nil when there is one caller at a time
 	Map       func() *partmap.Map                   // the newest partition map; nil before the first
 	Alive     func(starling.NodeID) bool            // whether a host is not known to be dead or gone; nil: nobody knows
+	NodeLease func() time.Duration                  // when the node lease ends; no call begins under a lease after that. nil: never
 	Send      func(to wire.Address, m wire.Message) // called with no lock held; the message is the receiver's
 	FirstCall uint64                                // ids of asks begin here: a restarted frontend must not be taken for its former life
 }
@@ -49,9 +50,18 @@ type Cache struct {
 	ownersOf *partmap.Map // what owned was made of
 	owned    map[starling.PartitionID]partmap.Partition
 
-	mu       Locker // a leaf; guards renewals
+	mu       Locker // a leaf; guards renewals and early
 	renewals map[life]*renewal
+	early    []early // at most earlyMax
 }
+
+// An early question is one of an owner that this node has not heard of.
+type early struct {
+	from starling.NodeID
+	m    *wire.Census
+}
+
+const earlyMax = 256
 
 // New returns a cache that holds nothing.
 func New(cfg Config) *Cache {
@@ -142,16 +152,17 @@ func (c *Cache) Live() (n int) {
 	return n
 }
 
-// Holds reports whether l was received lately, and whether it is held still: not given back, and its time not over.
-func (c *Cache) Holds(now time.Duration, l *starling.Lease) (known, held bool) {
+// Holds reports whether l was received lately, whether a call may begin under it, and whether one is at work.
+func (c *Cache) Holds(now time.Duration, l *starling.Lease) (known, usable, busy bool) {
 	found := c.index.find(l.Partition, l.Epoch, []starling.LeaseID{l.ID})
 	if len(found) == 0 {
-		return false, false
+		return false, false, false
 	}
 	s := found[0].pool.shard
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return true, !found[0].gone && now < found[0].expires
+	h := found[0]
+	return true, h.usable(now) && s.mayUse(now), !h.gone && now < h.expires && !h.idle()
 }
 
 // Busy reports whether anything is held that time changes; otherwise Look need not be called.

@@ -300,18 +300,26 @@ func (c *Cache) answered(now time.Duration, m *wire.Renewed) {
 // MapChanged asks anew what was asked of a former owner, and ends the leases from before a recovery and of hosts that are
 // gone: their next use would fail, or be lost with a host that is just closing. A hand-over ends none.
 func (c *Cache) MapChanged(now time.Duration) {
+	m := c.cfg.Map()
 	owners := c.owners()
+	c.mu.Lock()
+	waited := c.early
+	c.early = nil
+	c.mu.Unlock()
+	for _, e := range waited {
+		c.census(now, e.from, e.m)
+	}
 	c.each(func(l *Lease) {
 		p, ok := c.home(l, owners)
 		if !ok || p.Since > l.Epoch || c.cfg.Alive != nil && !c.cfg.Alive(l.Host) {
 			c.end(l, now)
 		}
 	})
-	m := c.cfg.Map()
 	for i := range c.shards {
 		s := &c.shards[i]
 		var again []*ask
 		s.mu.Lock()
+		s.swept = m
 		for _, a := range s.asks {
 			p, ok := lookup(m, a.key)
 			if ok && a.holder != nil && (a.to.ID != p.ID || a.to.Epoch != p.Epoch || a.to.Owner != p.Owner) {

@@ -1,10 +1,12 @@
 package leases
 
 import (
+	"slices"
 	"time"
 
 	"starling"
 	"starling/actors/wire"
+	"starling/cluster/partmap"
 )
 
 // Receive takes one answer of a partition. It reports whether something is to be sent at once: call Collect then.
@@ -18,6 +20,8 @@ func (c *Cache) Receive(now time.Duration, from starling.NodeID, m wire.Message)
 		return c.recalled(now, m)
 	case *wire.Renewed:
 		c.renewed(now, m)
+	case *wire.Census:
+		return c.census(now, from, m)
 	}
 	return false
 }
@@ -56,12 +60,66 @@ func (c *Cache) granted(now time.Duration, m *wire.Grant) (urgent bool) {
 	p.used = now
 	p.leases++
 	s.live++
-	if w != nil && now >= l.expires {
+	if c.outlived(&l.Lease) {
+		l.recalled = true
+	}
+	if w != nil && (now >= l.expires || l.recalled || !s.mayUse(now)) {
 		s.renewAsk(w, now)
 	} else if w != nil {
 		p.toFront(w)
 	}
 	return p.settle(l, now, true)
+}
+
+// outlived reports whether l is of a life before the last recovery that this node knows of: it was long on its way, and its partition's
+// next owner does not count it.
+func (c *Cache) outlived(l *starling.Lease) bool {
+	m := c.cfg.Map()
+	if m == nil || l.Key == 0 {
+		return false
+	}
+	p, ok := m.Lookup(l.Key)
+	return ok && p.Since > l.Epoch
+}
+
+// census ends what is left of lives before a recovery, and tells the next owner which calls are at work under it on hosts that he cannot ask.
+// It says so when this node has heard of him; he asks again meanwhile. It reports whether something is to be sent at once.
+func (c *Cache) census(now time.Duration, from starling.NodeID, m *wire.Census) (urgent bool) {
+	for _, p := range c.overlapping(m.Range) {
+		if p.Since < m.Epoch {
+			c.mu.Lock()
+			if len(c.early) < earlyMax {
+				c.early = append(c.early, early{from, m})
+			}
+			c.mu.Unlock()
+			return false
+		}
+	}
+	out := &wire.AtWork{Partition: m.Partition, Epoch: m.Epoch, Hosts: m.Hosts}
+	c.each(func(l *Lease) {
+		switch {
+		case l.gone || l.Epoch >= m.Epoch:
+		case l.Key == 0: // of an owner of an older release, which does not say whose it is
+			out.More = out.More || slices.Contains(m.Hosts, l.Host)
+		case m.Range.Contains(l.Key):
+			if c.end(l, now); l.gone || !slices.Contains(m.Hosts, l.Host) {
+				return
+			}
+			if out.More = out.More || len(out.Leases) == wire.LeaseMax; !out.More {
+				out.Leases = append(out.Leases, l.Lease)
+			}
+		}
+	})
+	c.cfg.Send(wire.Address{Node: from, Partition: m.Partition}, out)
+	return true
+}
+
+// overlapping returns the partitions with keys in r, as the map of this node says.
+func (c *Cache) overlapping(r starling.Range) []partmap.Partition {
+	if m := c.cfg.Map(); m != nil {
+		return m.Overlapping(r)
+	}
+	return []partmap.Partition{{}}
 }
 
 // finish ends an ask that has its answer and returns the call that it was for, nil if that left.

@@ -1,6 +1,7 @@
 package leases
 
 import (
+	"math"
 	"time"
 
 	"starling"
@@ -22,6 +23,10 @@ type shard struct {
 	calls   uint64    // the last id drawn
 	stride  uint64    // between two ids: the number of shards
 	closed  bool      // no call may wait any more
+
+	cfg   *Config
+	until time.Duration // the node lease was seen to run until then
+	swept *partmap.Map  // no lease from before a recovery in it is used any more
 
 	looked time.Duration // last Look
 	before time.Duration // the one before it
@@ -75,7 +80,10 @@ type ask struct {
 }
 
 func (s *shard) init(n int, cfg *Config) {
-	s.n, s.mu = n, cfg.Lock()
+	s.n, s.cfg, s.mu = n, cfg, cfg.Lock()
+	if cfg.NodeLease == nil {
+		s.until = math.MaxInt64
+	}
 	s.calls, s.stride = cfg.FirstCall*uint64(cfg.Shards)+uint64(n), uint64(cfg.Shards)
 	s.pools = map[starling.VersionID]*pool{}
 	s.asks = map[uint64]*ask{}
@@ -110,8 +118,24 @@ func (s *shard) take(now time.Duration, v starling.VersionID) *Lease {
 	return l
 }
 
+// mayUse reports whether calls may begin under leases: others count this node dead when its own lease is over, and give away what it may
+// still hold. After that nothing begins before the map is known that came with the next node lease.
+func (s *shard) mayUse(now time.Duration) bool {
+	if now < s.until {
+		return true
+	}
+	if u := s.cfg.NodeLease(); u > now && s.swept == s.cfg.Map() { // in this order: a view takes the map before the lease
+		s.until = u
+		return true
+	}
+	return false
+}
+
 // slot takes a free slot; leases found too old on the way are returned.
 func (p *pool) slot(now time.Duration) *Lease {
+	if p.ready.first == nil || !p.shard.mayUse(now) {
+		return nil
+	}
 	for l := p.ready.first; l != nil; l = p.ready.first {
 		if !l.usable(now) {
 			p.ready.remove(l)
@@ -182,7 +206,7 @@ func (p *pool) settle(l *Lease, now time.Duration, fresh bool) (urgent bool) {
 		p.ready.remove(l)
 		return false
 	}
-	for l.free > 0 && p.first != nil {
+	for l.free > 0 && p.first != nil && p.shard.mayUse(now) {
 		w := p.first
 		p.begin(l)
 		w.Lease = l

@@ -64,7 +64,7 @@ func (n *Node) openFrontend(ctx context.Context) error {
 	}
 	remote := host.NewClient(n.endpoint, n.addr)
 	n.opened("host client", nil, func() error { remote.Close(); return nil })
-	cfg := dispatch.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Alive: n.alive, Remote: remote, Log: n.log("dispatch")}
+	cfg := dispatch.Config{Node: n.ID(), Post: n.hub, Topology: n.view, Alive: n.alive, Lease: n.view.LeaseUntil, Remote: remote, Log: n.log("dispatch")}
 	if n.host != nil {
 		cfg.Local = n.host
 	}
