@@ -256,8 +256,12 @@ func (n *node) renewed(g *reign, sent, length time.Duration, index uint64) {
 	}
 	v.heard = n.w.now
 	n.w.trace("%v lease from %v for %v, index %d of %d", n.id, sent, length, index, v.topology.Index)
+	if index > v.topology.Index { // the push before it was of a session that this node had given up: it did not come on this one's stream
+		v.leader, v.reign = nil, nil
+		return
+	}
 	length = min(length, starling.NodeLease)
-	if length > 0 && index <= v.topology.Index {
+	if length > 0 {
 		if n.barred() {
 			n.lapsed = n.w.now
 		}

@@ -79,7 +79,7 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"two changes at once", PlantTwice, Check{Owners: true}, "at epoch", manyOrders},
 		{"all permits twice", PlantPermits, Check{Account: true}, "slots in all partitions", manyOrders},
 		{"cut too soon", PlantHasty, Check{Account: true}, "slots in all partitions", hasty},
-		{"dead hosts not asked about", PlantNoCensus, Check{Limits: true, Account: true}, "slots in all partitions", lostHosts},
+		{"dead hosts not asked about", PlantNoCensus, Check{Limits: true, Account: true}, "its limit is", lostHosts},
 		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
 		{"made anew while handed over", PlantAgain, Check{Owners: true}, "with a state after which", failingActors},
 		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
@@ -139,8 +139,9 @@ func hasty(c *Config) {
 
 // lostHosts makes worlds in which hosts are cut off while owners die, and calls take long.
 func lostHosts(c *Config) {
-	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Accounts = 3, 1, 4, 2048, 10
-	c.Faults = Faults{Cut: 3, Healed: 1500 * time.Millisecond, Crash: 1, Down: time.Second}
+	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Accounts = 3, 2, 4, 2048, 3
+	c.Faults = Faults{Cut: 4, Healed: time.Second, Crash: 2, Down: 300 * time.Millisecond}
+	c.Load.(*chatter).exec = 700 * time.Millisecond
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
