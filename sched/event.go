@@ -20,7 +20,8 @@ type Message struct {
 // Activate begins the life of the partition at Epoch: every host named is fenced, and nothing is granted before
 // each of them has answered or is down. Only a fresh scheduler takes it. Instances are numbered from Seq+1; a
 // scheduler that replaces one that failed in the same epoch needs a Seq that the first did not reach. Again says that it
-// does so: hosts cannot tell the leases of the two apart, so it waits until all of the first have ended.
+// does so: hosts cannot tell the leases of the two apart, so it waits until all of the first have ended. Where hosts cannot be asked,
+// it asks the frontends, and waits for them likewise, at most until all leases from before have ended.
 type Activate struct {
 	Partition starling.PartitionID
 	Epoch     starling.Epoch

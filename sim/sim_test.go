@@ -140,8 +140,8 @@ func hasty(c *Config) {
 // lostHosts makes worlds in which hosts are cut off while owners die, and calls take long.
 func lostHosts(c *Config) {
 	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Accounts = 3, 2, 4, 2048, 3
-	c.Faults = Faults{Cut: 4, Healed: time.Second, Crash: 2, Down: 300 * time.Millisecond}
-	c.Load.(*chatter).exec = 700 * time.Millisecond
+	c.Faults = Faults{Cut: 4, Healed: 2 * time.Second, Crash: 2, Down: 300 * time.Millisecond}
+	c.Load.(*chatter).exec = 1500 * time.Millisecond
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
