@@ -25,7 +25,7 @@ func newFrontend(n *node) *frontend {
 	f := &frontend{n: n}
 	w := n.w
 	c := leases.Config{Send: n.send, Map: func() *partmap.Map { return n.view.topology.Map }, Alive: f.alive, FirstCall: uint64(w.rng.Uint32()) << 24}
-	if p := w.cfg.Plant; !w.cfg.Static && p != PlantNoFence && p != PlantHonour { // of two nets the bug is to fall through
+	if !w.cfg.Static {
 		c.NodeLease = func() time.Duration { return n.leaseUntil() - starling.NodeLeaseGuard }
 	}
 	f.cache = leases.New(c)

@@ -186,7 +186,7 @@ func (k *keeper) fronts() (ids []starling.NodeID) {
 // missing returns the hosts that died lately, as far as this node knows.
 func (k *keeper) missing() (ids []starling.NodeID) {
 	w := k.n.w
-	if w.cfg.Static || w.cfg.Plant == PlantNoCensus {
+	if w.cfg.Static {
 		return nil
 	}
 	for _, n := range w.hosts {

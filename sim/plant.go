@@ -28,7 +28,6 @@ const (
 	PlantHonour           // hosts honour leases from before the last recovery
 	PlantAgain            // a scheduler that failed is made anew although its state is being handed over
 	PlantHasty            // a partition is cut before the ledgers know what it holds
-	PlantNoCensus         // a new owner does not ask frontends what they have at work on hosts that died
 	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 

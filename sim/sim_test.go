@@ -79,7 +79,6 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"two changes at once", PlantTwice, Check{Owners: true}, "at epoch", manyOrders},
 		{"all permits twice", PlantPermits, Check{Account: true}, "slots in all partitions", manyOrders},
 		{"cut too soon", PlantHasty, Check{Account: true}, "slots in all partitions", hasty},
-		{"dead hosts not asked about", PlantNoCensus, Check{Limits: true, Account: true}, "its limit is", lostHosts},
 		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
 		{"made anew while handed over", PlantAgain, Check{Owners: true}, "with a state after which", failingActors},
 		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
@@ -135,13 +134,6 @@ func manyOrders(c *Config) {
 func hasty(c *Config) {
 	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Partitions, c.Accounts = 1, 1, 4, 2048, 2, 6
 	c.Net.Slow, c.Net.Loss, c.Faults = 0, 0.3, Faults{Orders: 60}
-}
-
-// lostHosts makes worlds in which hosts are cut off while owners die, and calls take long.
-func lostHosts(c *Config) {
-	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Accounts = 3, 2, 4, 2048, 3
-	c.Faults = Faults{Cut: 4, Healed: 2 * time.Second, Crash: 2, Down: 300 * time.Millisecond}
-	c.Load.(*chatter).exec = 1500 * time.Millisecond
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
