@@ -96,6 +96,9 @@ func overheadMiB(r starling.Runtime) int {
 	return 2
 }
 
+// memory returns the limit in bytes of a sandbox whose function may use memoryMiB.
+func memory(r starling.Runtime, memoryMiB int) int64 { return int64(memoryMiB+overheadMiB(r)) << 20 }
+
 // Driver makes process sandboxes. Create it with New; the first BuildTemplate starts its warden. Close ends every
 // sandbox and waits for its two goroutines: one keeps the warden's parent thread alive and starts a new warden when one
 // dies, the other reads what the warden says.
@@ -217,7 +220,7 @@ func (d *Driver) setup() *link.Setup {
 	}
 	return &link.Setup{
 		Dir: d.rootDir(), CgroupRoot: d.cfg.CgroupRoot, Parent: d.parent(), RuntimeDir: d.cfg.RuntimeDir, KeepLocal: keep,
-		ResolvConf: d.cfg.ResolvConf, UIDBase: base, SandboxMax: d.cfg.SandboxMax, MemoryBytes: int64(d.cfg.WarmMiB) << 20,
+		ResolvConf: d.cfg.ResolvConf, UIDBase: base, SandboxMax: d.cfg.SandboxMax,
 		Processes: d.cfg.ProcessesMax, TakeOver: d.cfg.TakeOver,
 		Jail: link.Jail{TmpBytes: d.cfg.TmpBytes, TmpInodes: d.cfg.TmpInodes, Files: uint64(d.cfg.Files), Listen: RuntimeAPI},
 	}

@@ -2,7 +2,6 @@ package process
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -66,7 +65,7 @@ func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, e
 	b.group = d.tree.Group(strconv.FormatUint(b.id, 10))
 	d.boxes[b.id] = b
 	d.mu.Unlock()
-	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv, Weight: weight}
+	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv, Weight: weight, MemoryBytes: memory(t.runtime, d.cfg.WarmMiB)}
 	if t.argv != nil {
 		m.Env = warmEnv
 	}
@@ -157,11 +156,11 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	began := time.Now()
 	b.attached, b.memoryMiB = true, code.MemoryMiB
 	m := &link.Message{Op: link.Attach, ID: b.id, Code: code.Dir, Processes: b.driver.cfg.ProcessesMax,
-		MemoryBytes: int64(code.MemoryMiB+overheadMiB(b.runtime)) << 20,
+		MemoryBytes: memory(b.runtime, code.MemoryMiB),
 		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
 	if b.runtime == starling.Provided {
 		m.Env = environment(code.Env)
-		if n := jsonSize(m.Env); n > environmentMax {
+		if n := size(m.Env); n > environmentMax {
 			return starling.Errorf(starling.TooLarge, op, "the environment needs %d bytes: make it smaller", n)
 		}
 	}
@@ -213,9 +212,12 @@ func environment(env map[string]string) []string {
 	return out
 }
 
-func jsonSize(v any) int {
-	b, _ := json.Marshal(v) // strings always encode
-	return len(b)
+// size returns how much of a message a list takes.
+func size(list []string) (n int) {
+	for _, s := range list {
+		n += len(s) + link.StringOverhead
+	}
+	return n
 }
 
 func (b *sandbox) Channel() net.Conn                  { return b.channel }

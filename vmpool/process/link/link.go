@@ -27,7 +27,7 @@ type Op uint8
 // Node to warden; each is answered by a message of the same Op and ID. Attach goes over a lane, the others over the link.
 const (
 	Open   Op = 1 // Setup
-	Clone  Op = 2 // Argv, Weight; descriptors: stdout, stderr and, for a shipped runtime, channel. The answer may carry the listener
+	Clone  Op = 2 // Argv, MemoryBytes, Weight; descriptors: stdout, stderr and, for a shipped runtime, channel. The answer may carry the listener
 	Attach Op = 3 // Code, Limits; for provided Env. The answer comes when the bootstrap runs, or says in Entrypoint why it cannot
 	Kill   Op = 4
 )
@@ -63,18 +63,17 @@ type Message struct {
 
 // Setup tells a new warden about its driver.
 type Setup struct {
-	Dir         string // mount point for the root of all sandboxes, an empty folder
-	CgroupRoot  string
-	Parent      string // name of the driver's cgroup
-	RuntimeDir  string // copied to /var/runtime; may be empty
-	KeepLocal   bool   // show /usr/local, because an interpreter lives there
-	ResolvConf  string // contents of /etc/resolv.conf
-	UIDBase     uint32
-	SandboxMax  int
-	MemoryBytes int64 // limit of a warm sandbox
-	Processes   int   // limit of every sandbox
-	TakeOver    time.Duration
-	Jail        Jail
+	Dir        string // mount point for the root of all sandboxes, an empty folder
+	CgroupRoot string
+	Parent     string // name of the driver's cgroup
+	RuntimeDir string // copied to /var/runtime; may be empty
+	KeepLocal  bool   // show /usr/local, because an interpreter lives there
+	ResolvConf string // contents of /etc/resolv.conf
+	UIDBase    uint32
+	SandboxMax int
+	Processes  int // limit of every sandbox
+	TakeOver   time.Duration
+	Jail       Jail
 }
 
 // Jail tells the first process of a sandbox how to close itself in.
@@ -136,8 +135,9 @@ func (c *Conn) Send(m *Message, fds ...int) error {
 }
 
 func encode(m *Message, fds []int) (packet, oob []byte, err error) {
-	packet, err = json.Marshal(m)
-	if err != nil {
+	if m.Op == Attach {
+		packet = appendAttach(nil, m)
+	} else if packet, err = json.Marshal(m); err != nil {
 		return nil, nil, fmt.Errorf("encode message: %w", err)
 	}
 	if len(packet) > MessageMax {
@@ -174,7 +174,12 @@ func decode(packet, oob []byte, flags int) (*Message, []int, error) {
 		return nil, nil, errors.New("receive message: cut off")
 	}
 	m := new(Message)
-	if err := json.Unmarshal(packet, m); err != nil {
+	if packet[0] == attachMark {
+		err = readAttach(packet[1:], m)
+	} else {
+		err = json.Unmarshal(packet, m)
+	}
+	if err != nil {
 		closeAll(fds)
 		return nil, nil, fmt.Errorf("decode message: %w", err)
 	}

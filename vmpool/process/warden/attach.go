@@ -66,7 +66,11 @@ func (w *warden) attach(m *link.Message, home int) (entrypoint string, err error
 	if err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
 	}
-	if err := b.group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
+	limits := cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}
+	if control != nil {
+		limits.Weight = b.weight // as it is: the waiter can be told before it weighs more
+	}
+	if err := b.group.Limit(limits); err != nil {
 		return "", fmt.Errorf("set limits: %w", err)
 	}
 	if control == nil || entrypoint != "" {
@@ -74,18 +78,26 @@ func (w *warden) attach(m *link.Message, home int) (entrypoint string, err error
 	}
 	b.control = nil
 	defer control.Close()
-	return startBootstrap(control, m.Env)
-}
-
-// startBootstrap has the waiter become the bootstrap and returns when it did.
-func startBootstrap(control *link.Line, env []string) (entrypoint string, err error) {
-	image, err := jail.Image(env)
-	if err == nil {
-		err = control.SendBytes(image)
-	}
-	if err != nil {
+	if err := sayBootstrap(control, m.Env); err != nil {
 		return "", fmt.Errorf("start bootstrap: %w", err)
 	}
+	if err := b.group.LimitCPU(m.CPU, 0); err != nil {
+		return "", fmt.Errorf("set weight: %w", err)
+	}
+	return awaitBootstrap(control)
+}
+
+// sayBootstrap tells the waiter to become the bootstrap.
+func sayBootstrap(control *link.Line, env []string) error {
+	image, err := jail.Image(env)
+	if err != nil {
+		return err
+	}
+	return control.SendBytes(image)
+}
+
+// awaitBootstrap returns when the waiter has become the bootstrap, or cannot.
+func awaitBootstrap(control *link.Line) (entrypoint string, err error) {
 	switch said, err := control.ReceiveBytes(); {
 	case errors.Is(err, io.EOF):
 		return "", nil // closed by the execution of the bootstrap

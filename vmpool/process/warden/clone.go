@@ -31,7 +31,7 @@ type fork struct {
 
 // clone makes a sandbox and waits until its first process has become the program (or, for provided, waits for code).
 func (w *warden) clone(b *box, m *link.Message, fds []int) ([]int, error) {
-	control, err := w.start(b, m.Weight, fds)
+	control, err := w.start(b, m, fds)
 	if err != nil {
 		w.forget(b)
 		close(b.done)
@@ -83,11 +83,12 @@ func (w *warden) admit(id uint64) (*box, error) {
 }
 
 // start makes the group and the process, and puts the one into the other. The process does nothing until released.
-func (w *warden) start(b *box, weight float64, fds []int) (*link.Line, error) {
+func (w *warden) start(b *box, m *link.Message, fds []int) (*link.Line, error) {
 	if len(fds) != 2 && len(fds) != 4 {
 		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and perhaps those of calls and answers", len(fds))
 	}
-	err := b.group.Create(cgroup.Limits{MemoryBytes: w.setup.MemoryBytes, CPU: 1, Weight: weight, Processes: w.setup.Processes})
+	b.weight = m.Weight
+	err := b.group.Create(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: 1, Weight: m.Weight, Processes: w.setup.Processes})
 	if err != nil {
 		return nil, err
 	}

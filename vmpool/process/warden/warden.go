@@ -91,6 +91,7 @@ type box struct {
 	doomed bool // to be killed, perhaps before it exists; under the warden's lock
 	pidfd  int  // -1 before and after; under the warden's lock
 	group  cgroup.Group
+	weight float64       // before it has code
 	gone   chan struct{} // closed when the first process, and with it every other, has been collected
 	status unix.WaitStatus
 	done   chan struct{} // closed when every trace is removed
