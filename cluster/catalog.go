@@ -16,9 +16,14 @@ type catalog struct {
 	numbers  *cache[numberKey, *starling.Version]
 	keys     *cache[[32]byte, starling.Key]
 	accounts *cache[starling.AccountID, starling.Account]
-	mu       sync.Mutex // a leaf: guards to
-	to       uint64     // the feed was taken up to this index
+	ahead    func(starling.FunctionRef) // reads what was deployed here before it is called
+	mu       sync.Mutex                 // a leaf: guards what follows
+	to       uint64                     // the feed was taken up to this index
+	deployed map[starling.FunctionRef]struct{}
 }
+
+// deployedMax bounds the functions whose change the feed still has to tell of.
+const deployedMax = 1024
 
 // A numberKey is what Resolve is asked for.
 type numberKey struct {
@@ -30,6 +35,8 @@ func newCatalog(v *View, entries int) *catalog {
 	byFunction := hasher[starling.FunctionRef]()
 	return &catalog{
 		read:     v.Read,
+		ahead:    v.readAhead,
+		deployed: map[starling.FunctionRef]struct{}{},
 		versions: newCache[starling.VersionID, *starling.Version](entries, v.cfg.Now, hasher[starling.VersionID]()),
 		numbers:  newCache[numberKey, *starling.Version](entries, v.cfg.Now, func(k numberKey) uint64 { return byFunction(k.function) }),
 		keys:     newCache[[32]byte, starling.Key](entries, v.cfg.Now, hasher[[32]byte]()),
@@ -110,6 +117,11 @@ func orEmpty[T any](err error, found *T) error {
 	return err
 }
 
+// readAhead reads what a function is now. Its first call here would wait for that.
+func (v *View) readAhead(f starling.FunctionRef) {
+	v.group.Go(func(ctx context.Context) { _, _ = v.Resolve(ctx, f, starling.Latest) }) // in vain at worst: the call asks itself
+}
+
 // reached returns up to which index the feed was taken.
 func (c *catalog) reached() uint64 {
 	c.mu.Lock()
@@ -127,10 +139,34 @@ func (c *catalog) take(p FeedPush) {
 	}
 	for _, change := range p.Changes {
 		c.drop(change)
+		if c.told(change.Function) {
+			c.ahead(change.Function)
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.to = max(c.to, p.To)
+}
+
+// told reports whether f was deployed here and the feed has not told of it before.
+func (c *catalog) told(f starling.FunctionRef) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ours := c.deployed[f]
+	delete(c.deployed, f)
+	return ours
+}
+
+// deploy drops what f was before and reads ahead what it is, now and when the feed has told of it: that drops it again.
+func (c *catalog) deploy(f starling.FunctionRef) {
+	c.mu.Lock()
+	if len(c.deployed) >= deployedMax {
+		clear(c.deployed)
+	}
+	c.deployed[f] = struct{}{}
+	c.mu.Unlock()
+	c.drop(Change{Function: f})
+	c.ahead(f)
 }
 
 func (c *catalog) drop(change Change) {
@@ -168,7 +204,7 @@ func (c *catalog) touch(cmd Command) {
 	case *DeleteKey:
 		c.keys.dropAll() // the command names the key by its id only
 	case *PutFunction:
-		c.drop(Change{Function: cmd.Function})
+		c.deploy(cmd.Function)
 	case *PublishVersion:
 		c.drop(Change{Function: cmd.Function})
 	case *DeleteFunction:

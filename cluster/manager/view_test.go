@@ -82,6 +82,30 @@ func TestRevokedKeyIsForgottenEverywhere(t *testing.T) {
 	})
 }
 
+// The first call of a function need not ask the leader on the node that it was deployed to.
+func TestDeployedFunctionIsReadAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, 1, 3)
+		defer w.close()
+		n := w.nodes[4]
+		w.waitFor(2*time.Second, "start", func() bool { return n.view.Ready() })
+		n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
+		n.mustPropose(put(1))
+		v2 := n.mustPropose(put(2)).Version
+		time.Sleep(50 * time.Millisecond) // virtual: the feed comes round
+		w.isolate(4)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		got, err := n.view.Resolve(ctx, hello, starling.Latest)
+		if err != nil || got.ID != v2.ID {
+			t.Fatalf("got %v, %v", got, err)
+		}
+		if _, err := n.view.Version(ctx, v2.ID); err != nil {
+			t.Fatalf("its host would have to ask: %v", err)
+		}
+	})
+}
+
 // Without any leader what is cached stays readable, a change waits for the next leader, and one that waits in
 // vain says so.
 func TestCacheServesWithoutLeader(t *testing.T) {
