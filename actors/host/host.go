@@ -44,6 +44,7 @@ type Config struct {
 	StartTime   time.Duration            // longest start with code fetch and initialisation; 0 means 60 s
 	InitTimeout time.Duration            // the function's own initialisation; 0 means 10 s
 	LifeMax     time.Duration            // of one instance; 0 means 2 h
+	Rouse       func()                   // told when a start begins and when it ended, to keep the cores awake for it and for the first call; nil for nobody
 	Log         *slog.Logger
 	Audit       *audit.Log // of the leases that are accepted; nil for none
 }
@@ -57,6 +58,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Stopping == nil {
 		c.Stopping = func() bool { return false }
+	}
+	if c.Rouse == nil {
+		c.Rouse = func() {}
 	}
 	if c.Schedulers == nil {
 		c.Schedulers = func() []starling.NodeID { return nil }

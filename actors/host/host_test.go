@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -246,6 +247,33 @@ func TestAStartedInstanceServesItsLeases(t *testing.T) {
 		if got := r.post.take(); len(got) != 1 || got[0].m.(*wire.Exited).Reason != "stopped" {
 			t.Fatalf("sent %+v", got)
 		}
+	})
+}
+
+// The cores are wanted when a start begins and when its first call is about to come; a repeated or refused one wants nothing.
+func TestCoresAreRousedForStartsOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var roused atomic.Int32
+		r := newRig(t, func(c *host.Config) { c.InstanceMax, c.Rouse = 1, func() { roused.Add(1) } })
+		defer r.close(t)
+		wants := func(want int32, when string) {
+			t.Helper()
+			synctest.Wait()
+			if got := roused.Swap(0); got != want {
+				t.Errorf("%s: roused %d times, want %d", when, got, want)
+			}
+		}
+		wants(0, "nothing asked")
+		r.Receive(1, []wire.Message{startMsg(1, echo)})
+		time.Sleep(20 * time.Millisecond)
+		wants(2, "a start that succeeds")
+		if _, _, err := call(r, lease(1, 1, echo), `"hej"`); err != nil {
+			t.Fatal(err)
+		}
+		r.Receive(1, []wire.Message{startMsg(1, echo)})
+		wants(0, "a warm call, and a repeated start")
+		r.Receive(1, []wire.Message{startMsg(2, echo)})
+		wants(0, "a start that is refused")
 	})
 }
 

@@ -42,6 +42,7 @@ func (h *Host) start(from starling.NodeID, m *wire.Start) {
 	h.starting++
 	g := h.group
 	h.mu.Unlock()
+	h.cfg.Rouse()
 	if !g.Go(func(context.Context) { h.bring(ctx, e) }) {
 		h.failed(e, closing("start instance"))
 	}
@@ -147,6 +148,7 @@ func (h *Host) ready(e *entry, i *vmpool.Instance, v *starling.Version) {
 		i.Stop(true) // its end is told by exited
 		return
 	}
+	h.cfg.Rouse() // the first call is on its way
 	took, init := i.Phases()
 	to := e.address()
 	h.cfg.Post.Send(to, &wire.Started{Partition: to.Partition, Host: h.cfg.Node, Instance: e.id, Start: took, Init: init})

@@ -397,7 +397,7 @@ func TestDoctorTellsEveryCheck(t *testing.T) {
 			t.Errorf("%s fails and has no fix", f.Name)
 		}
 	}
-	for _, name := range []string{"kernel", "namespaces", "cgroups", "seccomp", "landlock", "disk", "clock", "ports", "runtime python3.11", "runtime nodejs20", "limits", "memory"} {
+	for _, name := range []string{"kernel", "namespaces", "cgroups", "seccomp", "landlock", "disk", "clock", "ports", "runtime python3.11", "runtime nodejs20", "limits", "memory", "idle cores"} {
 		if !seen[name] {
 			t.Errorf("nothing about %s", name)
 		}

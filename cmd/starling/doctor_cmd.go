@@ -40,7 +40,7 @@ func broken(name, fix, format string, args ...any) finding {
 // checks are what the doctor looks at, in the order it tells. Each is bounded by its context.
 var checks = []func(ctx context.Context, a *app) []finding{
 	checkKernel, checkUser, checkNamespaces, checkCgroups, checkSeccomp, checkLandlock, checkMounts, checkRuntimes, checkImaging,
-	checkMemory, checkLimits, checkDisk, checkClock, checkPorts, checkVirtualization, checkDriver,
+	checkMemory, checkAwake, checkLimits, checkDisk, checkClock, checkPorts, checkVirtualization, checkDriver,
 }
 
 const checkMax = 10 * time.Second
@@ -53,7 +53,7 @@ nothing; it writes one temporary file into the node's folder to time the disk. T
 can run here and 8 when they cannot.`,
 		Example: "  starling doctor\n  starling doctor -o json\n  starling doctor --data /srv/starling",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context()) }}
-	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.python", "node.node"))
+	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.awake", "node.python", "node.node"))
 	return c
 }
 

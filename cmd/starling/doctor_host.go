@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"starling"
+	"starling/internal/awake"
 	driver "starling/vmpool/process" // top has a type of that name
 )
 
@@ -185,6 +186,19 @@ func checkPorts(ctx context.Context, a *app) []finding {
 		out = append(out, healthy("ports", "free: %s", strings.Join(free, ", ")))
 	}
 	return append(out, busy...)
+}
+
+// checkAwake looks whether the kernel lets a node keep idle cores awake.
+func checkAwake(_ context.Context, a *app) []finding {
+	const name = "idle cores"
+	stay := a.set.duration("node.awake")
+	if stay == 0 {
+		return []finding{healthy(name, "sleep during starts (--awake 0)")}
+	}
+	if err := unix.Access(awake.Device, unix.W_OK); err != nil {
+		return []finding{noteworthy(name, "show the machine's "+awake.Device+" to the node, or say --awake 0", "sleep during starts, which take about a fifth longer: %s: %v", awake.Device, err)}
+	}
+	return []finding{healthy(name, "stay awake at full power for %v from a start on; --awake 0 saves that", stay)}
 }
 
 // checkDriver asks the process driver itself: it tries what a sandbox needs instead of looking whether it should work.

@@ -24,6 +24,7 @@ var nodeSettings = []setting{
 	{key: "node.instances", def: 4000, usage: "instances on this host at once"},
 	{key: "node.procs", def: 0, usage: "cores the node itself uses at once (default: GOMAXPROCS, or on a host half of the machine's)"},
 	{key: "node.pool", def: 4, usage: "warm sandboxes kept for each runtime"},
+	{key: "node.awake", def: 100 * time.Millisecond, usage: "how long idle cores stay awake from a start on, at full power, to make it faster; 0 for never"},
 	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},
 	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
 	{key: "node.record", def: "", usage: "folder to record calls to, for 'starling analyze' (default: none are recorded)"},

@@ -26,13 +26,14 @@ type Config struct {
 	Roles     starling.Roles
 	Zone      starling.Zone
 
-	Bucket       string // where code is kept: file:///folder or s3://name; a folder in Dir when empty
-	CodeCacheMiB int    // unpacked code kept on this host
-	MemoryMiB    int    // what instances may claim on this host; 80 % of the machine when 0
-	InstanceMax  int    // instances on this host at once
-	Pool         int    // warm sandboxes kept for each runtime
-	Python, Node string // interpreters
-	Guest        string // the starling-guest binary; beside this binary when empty
+	Bucket       string        // where code is kept: file:///folder or s3://name; a folder in Dir when empty
+	CodeCacheMiB int           // unpacked code kept on this host
+	MemoryMiB    int           // what instances may claim on this host; 80 % of the machine when 0
+	InstanceMax  int           // instances on this host at once
+	Pool         int           // warm sandboxes kept for each runtime
+	Awake        time.Duration // how long idle cores stay awake from a start on; 0 for never
+	Python, Node string        // interpreters
+	Guest        string        // the starling-guest binary; beside this binary when empty
 
 	Record  string // folder to record calls to (role frontend); empty to record none
 	Scaling string // file with settings of the scaling policy (role scheduler); the defaults when empty
@@ -68,6 +69,9 @@ func (c Config) Validate() error {
 	}
 	if c.Pool < 0 || c.Pool > 1000 {
 		return starling.Errorf(starling.Invalid, op, "--pool %d: use 0-1000", c.Pool)
+	}
+	if c.Awake < 0 || c.Awake > time.Second {
+		return starling.Errorf(starling.Invalid, op, "--awake %v: use 0 to 1s", c.Awake)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"starling/cluster"
 	"starling/cluster/partmap"
 	"starling/internal/audit"
+	"starling/internal/awake"
 	"starling/sched"
 	"starling/store/blob"
 	"starling/store/code"
@@ -108,8 +109,9 @@ func (n *Node) openHost(ctx context.Context) error {
 		return err
 	}
 	n.opened("pool", pool.Metrics(), pool.Close)
+	cores := n.keepAwake()
 	n.host = host.New(host.Config{Node: n.ID(), Zone: n.cfg.Zone, Region: "local", Pool: pool, Catalog: n.view, Code: n.code, Post: n.hub, Logs: sink{n.logs},
-		Schedulers: n.schedulers, Stopping: n.view.Stopping, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Log: n.log("host"), Audit: n.audit})
+		Schedulers: n.schedulers, Stopping: n.view.Stopping, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Rouse: cores.Rouse, Log: n.log("host"), Audit: n.audit})
 	n.host.Serve(n.endpoint)
 	if err := n.host.Open(ctx); err != nil {
 		return err
@@ -118,6 +120,20 @@ func (n *Node) openHost(ctx context.Context) error {
 	n.parts.Host = n.host
 	n.working.Store(n.host)
 	return nil
+}
+
+// keepAwake takes charge of the sleep of this machine's cores; nil when nobody wants that or the kernel does not allow it.
+func (n *Node) keepAwake() *awake.Cores {
+	if n.cfg.Awake == 0 {
+		return nil
+	}
+	cores, err := awake.Open(awake.Device, n.cfg.Awake)
+	if err != nil {
+		n.log("host").Debug("idle cores sleep during starts", "error", err)
+		return nil
+	}
+	n.opened("cores", nil, cores.Close)
+	return cores
 }
 
 // drainHost lets calls at work finish within the drain time. The host then refuses calls as not started until the
