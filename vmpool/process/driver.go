@@ -45,7 +45,7 @@ type Config struct {
 	TmpInodes    int     // files in /tmp
 	Files        int     // open descriptors of one process
 	ProcessesMax int     // processes and threads of one sandbox
-	WarmMiB      int     // memory of a sandbox before it has code
+	WarmMiB      int     // memory of a sandbox before it has code, beside what its runtime needs; a function of as much needs no other limit
 	CPUMin       float64 // CPUs of the smallest function; above, 1769 MiB buy one
 	SandboxMax   int     // sandboxes at once
 	UIDBase      uint32  // first host user id for sandboxes; two are taken for each. 0 derives one from Tag
