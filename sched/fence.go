@@ -45,6 +45,7 @@ func (s *Scheduler) openGate(h *host) {
 func (s *Scheduler) mayBecomeActive() {
 	if s.phase == Activating && s.gates == 0 && s.now >= s.quiet {
 		s.phase = Active
+		s.answerAudits() // first: the ledger takes no Borrow of one that it has not heard yet
 		s.pumpHungry()
 	}
 }

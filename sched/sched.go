@@ -222,6 +222,9 @@ func (s *Scheduler) Step(now time.Time, ev Event) []Effect {
 	case Deactivate:
 		s.deactivate()
 	}
+	if len(s.permits.audits) > 0 {
+		s.answerAudits()
+	}
 	if len(s.permits.fed) > 0 {
 		s.serveFed()
 	}
