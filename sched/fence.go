@@ -78,6 +78,11 @@ func (s *Scheduler) fenced(from starling.NodeID, m *wire.Fenced) {
 	for k := range m.Instances {
 		s.reported(h, &m.Instances[k], first)
 	}
+	for _, r := range m.Runs {
+		if v := s.versions.find(r.Version); v != nil && v.governor == nil { // which learns it when there is one
+			v.news.Done, v.news.Busy = v.news.Done+1, v.news.Busy+r.Mean
+		}
+	}
 	for i := h.all.front; i != nil; {
 		next := i.in[byHost].next
 		s.missed(h, i)
@@ -262,10 +267,14 @@ func (s *Scheduler) dropHost(h *host) {
 
 // fenceAgain repeats unanswered fences, and walks round the hosts that have instances of ours to compare books.
 func (s *Scheduler) fenceAgain() {
-	if s.gates > 0 {
+	if s.gates > 0 && s.now >= s.fenceAt {
+		s.fenceAt = never
 		for _, h := range s.order {
 			if h.gate && s.now-h.asked >= s.cfg.FenceAgain {
 				s.fence(h)
+			}
+			if h.gate {
+				s.fenceAt = min(s.fenceAt, h.asked+s.cfg.FenceAgain)
 			}
 		}
 	}
