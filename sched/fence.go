@@ -46,6 +46,7 @@ func (s *Scheduler) openGate(h *host) {
 func (s *Scheduler) mayBecomeActive() {
 	if s.phase == Activating && s.gates == 0 && s.census.open == 0 && s.now >= s.quiet {
 		s.phase = Active
+		s.answerAudits() // first: the ledger takes no Borrow of one that it has not heard yet
 		s.pumpHungry()
 	}
 }
@@ -77,6 +78,11 @@ func (s *Scheduler) fenced(from starling.NodeID, m *wire.Fenced) {
 	}
 	for k := range m.Instances {
 		s.reported(h, &m.Instances[k], first)
+	}
+	for _, r := range m.Runs {
+		if v := s.versions.find(r.Version); v != nil && v.governor == nil { // which learns it when there is one
+			v.news.Done, v.news.Busy = v.news.Done+1, v.news.Busy+r.Mean
+		}
 	}
 	for i := h.all.front; i != nil; {
 		next := i.in[byHost].next
@@ -262,10 +268,14 @@ func (s *Scheduler) dropHost(h *host) {
 
 // fenceAgain repeats unanswered fences, and walks round the hosts that have instances of ours to compare books.
 func (s *Scheduler) fenceAgain() {
-	if s.gates > 0 {
+	if s.gates > 0 && s.now >= s.fenceAt {
+		s.fenceAt = never
 		for _, h := range s.order {
 			if h.gate && s.now-h.asked >= s.cfg.FenceAgain {
 				s.fence(h)
+			}
+			if h.gate {
+				s.fenceAt = min(s.fenceAt, h.asked+s.cfg.FenceAgain)
 			}
 		}
 	}

@@ -16,6 +16,7 @@ import (
 const (
 	permitsLook = 1024
 	restLook    = 16
+	auditsMax   = 256                   // Audits of different accounts that wait for their answer; what is beyond is asked again
 	permitsPace = 50 * time.Millisecond // between two looks; other things make ticks more often
 )
 
@@ -45,6 +46,13 @@ type permits struct {
 	fed       []*account // whose permits changed in this step
 	letters   []ledger.Letter
 	questions []starling.Range
+	audits    []question // that came before their answer was known
+}
+
+// A question is an Audit and who asks.
+type question struct {
+	from  starling.NodeID
+	audit wire.Audit
 }
 
 // home reports whether the account's ledger is ours.
@@ -155,9 +163,10 @@ func (s *Scheduler) sendBorrow(id starling.AccountID, m *wire.Borrow, to Effect)
 	s.out.effects = append(s.out.effects, to)
 }
 
-// borrowed takes a borrower's report into the account's book; from is 0 for ourselves.
+// borrowed takes a borrower's report into the account's book; from is 0 for ourselves. While our hosts are still being asked a
+// new book asks already what others hold. It cannot lend before: we answer with the rest, when we are active.
 func (s *Scheduler) borrowed(from starling.NodeID, m *wire.Borrow) {
-	if !s.granting() || !s.home(m.Account) {
+	if !s.granting() && s.phase != Activating || !s.home(m.Account) {
 		return // the borrower asks again, and somebody else
 	}
 	b := s.bookOf(m.Account)
@@ -236,9 +245,14 @@ func (s *Scheduler) audit(to Effect, b *book) {
 }
 
 // audited answers what we hold of an account. Before every host has told what runs there, and while we do not know
-// whose it is, there is no answer: the ledger asks again.
+// whose it is, the question waits: after a death all partitions of the dead begin at once, and the ledger among them asks again
+// only a while later.
 func (s *Scheduler) audited(from starling.NodeID, m *wire.Audit) {
-	if s.phase != Active || s.permits.strangers > 0 {
+	switch {
+	case s.phase == Activating, s.phase == Active && s.permits.strangers > 0:
+		s.permits.keep(from, m)
+		return
+	case s.phase != Active:
 		return
 	}
 	a := s.accounts[m.Account]
@@ -254,6 +268,29 @@ func (s *Scheduler) audited(from starling.NodeID, m *wire.Audit) {
 		*out = wire.Borrow{Term: m.Term, Seq: s.permits.seq}
 	}
 	s.sendBorrow(m.Account, out, Effect{To: from, Partition: m.Partition})
+}
+
+// keep lets an Audit wait, in the place of an earlier one of the same account. No past term takes a later one's place.
+func (p *permits) keep(from starling.NodeID, m *wire.Audit) {
+	k := slices.IndexFunc(p.audits, func(q question) bool { return q.audit.Account == m.Account })
+	switch {
+	case k >= 0 && !m.Term.Before(p.audits[k].audit.Term):
+		p.audits[k] = question{from, *m}
+	case k < 0 && len(p.audits) < auditsMax:
+		p.audits = append(p.audits, question{from, *m})
+	}
+}
+
+// answerAudits answers those that waited, if all is known by now.
+func (s *Scheduler) answerAudits() {
+	if s.phase != Active || s.permits.strangers > 0 {
+		return
+	}
+	waited := s.permits.audits
+	s.permits.audits = nil
+	for k := range waited {
+		s.audited(waited[k].from, &waited[k].audit)
+	}
 }
 
 // lent obeys the ledger. Its answer is a Borrow that has seen the Lend.

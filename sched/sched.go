@@ -147,6 +147,7 @@ type Scheduler struct {
 	floors    []*version      // whose owner wants some instances at all times
 	memory    memory          // of forgotten versions
 	starting  instanceList    // by next look
+	fenceAt   instant         // not before this is a gate due to be fenced again
 	gates     int             // hosts that activation still waits for, or that a restored scheduler has not heard of
 	settles   []*version      // that began with an uneven part of their leases
 	begun     instant         // of a restored one
@@ -222,6 +223,9 @@ func (s *Scheduler) Step(now time.Time, ev Event) []Effect {
 		s.thaw()
 	case Deactivate:
 		s.deactivate()
+	}
+	if len(s.permits.audits) > 0 {
+		s.answerAudits()
 	}
 	if len(s.permits.fed) > 0 {
 		s.serveFed()
@@ -316,6 +320,12 @@ func (s *Scheduler) NextTick() time.Time {
 		next = min(next, i.look)
 	}
 	next = min(next, s.wheel.nextTurn())
+	if s.phase == Activating && s.quiet > s.now {
+		next = min(next, s.quiet)
+	}
+	if s.gates > 0 {
+		next = min(next, s.fenceAt)
+	}
 	if len(s.empty) > 0 {
 		next = min(next, s.empty[0].emptyAt+s.cfg.Forget)
 	}

@@ -147,7 +147,11 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "exited":
 		return Message{host, &wire.Exited{Partition: 1, Host: host, Instance: inst, Reason: text(d, "reason", starling.ErrExit)}}
 	case "fenced":
-		return Message{host, &wire.Fenced{Partition: 1, Epoch: epoch, Host: host, Instances: w.reports(d)}}
+		m := &wire.Fenced{Partition: 1, Epoch: epoch, Host: host, Instances: w.reports(d)}
+		if mean := duration(d, "run", 0); mean > 0 {
+			m.Runs = []wire.RunReport{{Version: 1, Mean: mean}}
+		}
+		return Message{host, m}
 	case "at-work":
 		m := &wire.AtWork{Partition: 1, Epoch: w.s.epoch, Hosts: nodes(d, "hosts"), More: d.HasArg("more")}
 		for _, id := range leases(d) {

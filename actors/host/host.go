@@ -236,6 +236,7 @@ func (h *Host) fence(from starling.NodeID, m *wire.Fence) {
 			answer.Instances = append(answer.Instances, e.adopt(from, m, now))
 		}
 	}
+	answer.Runs = h.runs(answer.Instances)
 	if l := h.cfg.Audit; l != nil { // after the last instance obeys, before the answer lets anybody grant
 		l.Write(audit.Record{Kind: audit.Fence, At: l.Instant(time.Now()), Partition: m.Partition, Epoch: m.Epoch, Range: m.Range, Since: min(m.Since, m.Epoch)})
 	}

@@ -65,3 +65,28 @@ func TestEveryCallReachesTheBookOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestTheNextOwnerHearsHowLongCallsRun: it need not start instances to find out.
+func TestTheNextOwnerHearsHowLongCallsRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		defer r.close(t)
+		r.Receive(1, []wire.Message{startMsg(1, slow), startMsg(2, echo)})
+		time.Sleep(50 * time.Millisecond)
+		for range 3 {
+			if _, _, err := call(r, lease(1, 1, slow), ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Second) // a beat
+		r.post.take()
+		r.Receive(2, []wire.Message{&wire.Fence{Partition: 5, Epoch: 4, Since: 4}})
+		m, ok := r.post.take()[0].m.(*wire.Fenced)
+		if !ok || len(m.Instances) != 2 {
+			t.Fatalf("answered %+v", m)
+		}
+		if len(m.Runs) != 1 || m.Runs[0].Version != slow || m.Runs[0].Mean < 190*time.Millisecond || m.Runs[0].Mean > 220*time.Millisecond {
+			t.Errorf("of one version with calls of 200 ms and one without any calls it tells %+v", m.Runs)
+		}
+	})
+}

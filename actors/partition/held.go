@@ -114,8 +114,9 @@ func (k *Keeper) early(p starling.PartitionID, from starling.NodeID, msgs []wire
 	return false
 }
 
-// sweep drops what waited too long, and forgets strays.
+// sweep ends what waited too long, and forgets strays.
 func (k *Keeper) sweep(now time.Time) {
+	k.arrived(now)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for r, h := range k.held {

@@ -85,12 +85,16 @@ type Keeper struct {
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
 	strays atomic.Pointer[map[starling.PartitionID]*stray] // replaced whole, never edited; nil for none
-	mu     sync.Mutex                                      // guards broken, held, offers, busy, still and changes of strays; a leaf
+	mu     sync.Mutex                                      // guards what follows up to still, and changes of strays; a leaf
 	broken map[*actor]bool                                 // failed, to be replaced
 	held   map[starling.Range]*held                        // states that wait for their place in the map
 	offers uint64                                          // of states, so far
 	busy   map[starling.PartitionID]bool                   // being changed as ordered
+	rooms  map[starling.NodeID]*wire.HostReport            // the newest of each host
 	still  map[starling.PartitionID]starling.Epoch         // in which nothing may be granted, whatever becomes of the actor
+
+	arrivals []arrival // what waits for its partition to begin, in order; guarded by mu, as waiting is
+	waiting  int       // messages in arrivals
 
 	alive map[starling.NodeID]bool      // of the map's goroutine
 	dead  map[starling.NodeID]time.Time // those that died lately; of the map's goroutine
@@ -125,7 +129,7 @@ func New(cfg Config) *Keeper {
 		cfg.Now = time.Now
 	}
 	k := &Keeper{cfg: cfg, born: cfg.Now(), questions: make(chan question, 4096), wake: make(chan struct{}, 1), again: make(chan struct{}, 1),
-		set: metrics.NewSet(), broken: map[*actor]bool{}, held: map[starling.Range]*held{}, busy: map[starling.PartitionID]bool{}, still: map[starling.PartitionID]starling.Epoch{}, alive: map[starling.NodeID]bool{}, dead: map[starling.NodeID]time.Time{}}
+		set: metrics.NewSet(), broken: map[*actor]bool{}, held: map[starling.Range]*held{}, busy: map[starling.PartitionID]bool{}, still: map[starling.PartitionID]starling.Epoch{}, rooms: map[starling.NodeID]*wire.HostReport{}, alive: map[starling.NodeID]bool{}, dead: map[starling.NodeID]time.Time{}}
 	k.actors.Store(&map[starling.PartitionID]*actor{})
 	k.dropped = k.set.NewCounter("starling_partition_lookups_dropped_total")
 	k.refused = k.set.NewCounter("starling_partition_events_refused_total")
@@ -184,6 +188,7 @@ func (k *Keeper) Close() error {
 		k.end(a)
 	}
 	k.actors.Store(&map[starling.PartitionID]*actor{})
+	k.arrived(k.cfg.Now())
 	return k.system.Close()
 }
 
@@ -210,7 +215,7 @@ func (k *Keeper) follow() {
 	}
 	old := *k.actors.Load()
 	now := make(map[starling.PartitionID]*actor, len(old))
-	var ended []*actor
+	var begun, ended []*actor
 	for _, p := range m.Partitions {
 		if p.Owner != k.cfg.Node {
 			continue
@@ -233,10 +238,8 @@ func (k *Keeper) follow() {
 			continue
 		}
 		now[p.ID] = b
+		begun = append(begun, b)
 		k.forgetBroken(a)
-		if k.cfg.Registry != nil {
-			k.cfg.Registry.Add(b.numbers.all)
-		}
 	}
 	for id, a := range old {
 		if now[id] != a {
@@ -244,6 +247,10 @@ func (k *Keeper) follow() {
 		}
 	}
 	k.actors.Store(&now)
+	k.arrived(k.cfg.Now())
+	for _, a := range begun {
+		k.count(a)
+	}
 	k.forgetStill(m)
 	for _, a := range now {
 		if a.from != nil {
@@ -255,6 +262,15 @@ func (k *Keeper) follow() {
 		k.forgetBroken(a)
 	}
 	k.wakeBy(k.cfg.Now().UnixNano())
+}
+
+// count gives an actor its metrics. They cost more than all else of its beginning, so they come when it can be reached.
+func (k *Keeper) count(a *actor) {
+	n := newNumbers(a.entry.ID)
+	a.numbers.Store(n)
+	if k.cfg.Registry != nil {
+		k.cfg.Registry.Add(n.all)
+	}
 }
 
 // missingTime is for how long leases of a host that died may be in use: an owner that is cut off, too, grants for most of a node lease
@@ -293,6 +309,7 @@ func (k *Keeper) noteDeaths() (who census) {
 			continue
 		}
 		k.dead[n] = now
+		k.forgetRoom(n)
 		for _, a := range *k.actors.Load() {
 			if !a.ref.Tell(sched.NodeDown{Node: n}, 1) && !k.isBroken(a) { // one made anew hears who lives
 				alive[n] = true // a full mailbox: tell it the next time
@@ -323,7 +340,7 @@ func (k *Keeper) end(a *actor) {
 		a.ref.Stop() // its mailbox is full: the calls in it are asked again by their frontends
 	}
 	if k.cfg.Registry != nil {
-		k.cfg.Registry.Remove(a.numbers.all)
+		k.cfg.Registry.Remove(a.numbers.Load().all)
 	}
 }
 
@@ -365,32 +382,27 @@ func (k *Keeper) lookAgain() {
 // ReceiveFor hands a batch to a partition's mailbox. What is for a partition that was changed lately follows it.
 func (k *Keeper) ReceiveFor(p starling.PartitionID, from starling.NodeID, msgs []wire.Message) {
 	if p == 0 {
+		k.noteRoom(from, msgs)
 		for _, a := range *k.actors.Load() {
 			a.ref.Tell(&batch{from, msgs}, len(msgs))
 		}
 		return
 	}
-	if s := k.strayOf(p); s != nil {
+	switch s := k.strayOf(p); {
+	case s == nil:
+		k.deliver(p, from, msgs)
+	case k.knowsMore(p, msgs) && k.await(p, from, msgs): // it is for us again: whom our map names may be dead
+	default:
 		k.divert(p, s, from, msgs)
-		return
 	}
-	k.deliver(p, from, msgs)
 }
 
 // deliver hands a batch to a partition that lives here, or will in a moment. Calls for one that does not are told so at once.
 func (k *Keeper) deliver(p starling.PartitionID, from starling.NodeID, msgs []wire.Message) {
-	a := (*k.actors.Load())[p]
-	if a == nil {
-		if k.early(p, from, msgs) {
-			return
-		}
-		k.unowned.Add(len(msgs))
-		k.refuse(p, from, msgs, starling.Moved, sched.ReasonMoved, "this node does not own the partition: ask its owner")
-		return
-	}
-	if !a.ref.Tell(&batch{from, msgs}, len(msgs)) {
-		k.refused.Add(len(msgs))
-		k.refuse(p, from, msgs, starling.Overloaded, "MailboxFull", "the scheduler is overloaded: retry later")
+	if a := (*k.actors.Load())[p]; a != nil {
+		k.tell(a, from, msgs)
+	} else if !k.early(p, from, msgs) && !k.await(p, from, msgs) {
+		k.strange(p, from, msgs)
 	}
 }
 

@@ -37,9 +37,9 @@ type actor struct {
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
 	status   atomic.Pointer[Status]
 	floors   atomic.Pointer[sched.Provisioned] // told
-	numbers  *numbers
-	acquired uint64    // acquires at the last status
-	statusAt time.Time // of the last status
+	numbers  atomic.Pointer[numbers]           // nil in its first moment
+	acquired uint64                            // acquires at the last status
+	statusAt time.Time                         // of the last status
 	meter    meter
 }
 
@@ -76,7 +76,7 @@ func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p
 // begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. failed is
 // the one of the same epoch that it replaces, or nil.
 func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, error) {
-	a := &actor{keeper: k, entry: p, numbers: newNumbers(p.ID)}
+	a := &actor{keeper: k, entry: p}
 	a.out.post = k.cfg.Post
 	now := k.cfg.Now()
 	a.statusAt = now
@@ -101,6 +101,7 @@ func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, 
 		a.from = h
 	} else {
 		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: who.hosts, Seq: seq, Again: failed != nil, Fronts: who.fronts, Missing: who.missing}, 1)
+		k.tellRooms(a, who.hosts)
 	}
 	k.tellFloors(a)
 	return a, nil
@@ -141,7 +142,9 @@ func (a *actor) handle(msg any) {
 	a.note(now)
 	a.plan()
 	a.meter.busy += a.keeper.cfg.Now().Sub(now)
-	a.numbers.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
+	if n := a.numbers.Load(); n != nil {
+		n.step.Update(a.keeper.cfg.Now().Sub(now).Seconds() / float64(max(events, 1)))
+	}
 }
 
 // take gives the scheduler a batch. What a former owner hands on counts as its sender's.
@@ -218,7 +221,9 @@ func (a *actor) publish(now time.Time) {
 	}
 	a.status.Store(s)
 	a.measure(now, s)
-	a.numbers.set(s)
+	if n := a.numbers.Load(); n != nil {
+		n.set(s)
+	}
 }
 
 // outgoing copies the scheduler's effects, which live until its next step only, into messages of their own.

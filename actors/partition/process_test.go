@@ -88,10 +88,10 @@ type still struct {
 	partmap *partmap.Map
 }
 
-func (s still) Map() *partmap.Map      { return s.partmap }
-func (still) Changed() <-chan struct{} { return nil }
+func (s still) Map() *partmap.Map        { return s.partmap }
+func (still) Changed() <-chan struct{}   { return nil }
 func (s still) Members() []starling.Node { return s.Alive() }
-func (still) LeaseUntil() time.Time    { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }
+func (still) LeaseUntil() time.Time      { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }
 func (s still) Alive() []starling.Node {
 	nodes := []starling.Node{{ID: load, Roles: starling.RoleFrontend | starling.RoleHost}}
 	for i := range s.Schedulers {

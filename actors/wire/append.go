@@ -85,6 +85,11 @@ func (w *writer) host(m Message) {
 		for i := range m.Instances {
 			w.instanceReport(&m.Instances[i])
 		}
+		w.u32(uint32(len(m.Runs)))
+		for _, run := range m.Runs {
+			w.u64(uint64(run.Version))
+			w.duration(run.Mean)
+		}
 	case *HostReport:
 		w.hostReport(m)
 	case *Relay:

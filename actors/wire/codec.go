@@ -146,6 +146,12 @@ func readHost(kind Kind, r *reader) Message {
 		for i := range m.Instances {
 			m.Instances[i] = r.instanceReport()
 		}
+		if len(r.b) > 0 {
+			m.Runs = makeN[RunReport](r.count(InstanceMax, runReportSize))
+		}
+		for i := range m.Runs {
+			m.Runs[i] = RunReport{Version: r.version(), Mean: r.duration()}
+		}
 		return m
 	case KindHostReport:
 		return readHostReport(r)
@@ -210,6 +216,7 @@ func (d *Decoder) demand(r *reader) []Demand {
 const (
 	demandSize        = 8 + 4*4 + 8
 	leaseSize         = 8*4 + 24 + 8 + 2 + 8 + 4*8
+	runReportSize     = 8 + 8
 	instanceReportMin = 24 + 8 + 8 + 1 + 2 + 8 + 4
 )
 

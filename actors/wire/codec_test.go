@@ -32,7 +32,7 @@ var samples = []Message{
 	&Exited{Partition: 1, Host: 2, Instance: aLease.Instance, Reason: starling.ErrExit},
 	&Fenced{Partition: 1, Epoch: 2, Host: 3, Instances: []InstanceReport{
 		{Instance: aLease.Instance, Key: 4, Version: 5, Ready: true, Busy: 6, Leases: []starling.Lease{aLease, aLease}},
-		{Instance: aLease.Instance, Idle: time.Minute}}},
+		{Instance: aLease.Instance, Idle: time.Minute}}, Runs: []RunReport{{5, time.Millisecond}}},
 	&HostReport{Host: 1, Zone: "z", FreeMiB: 2, TotalMiB: 3, Instances: 4, Starting: 5, CPU: 6, Draining: true,
 		Pools: []PoolReport{{starling.Python311, 7}}, Versions: []starling.VersionID{8, 9}},
 	&Census{Partition: 1, Epoch: 2, Range: starling.Range{Lo: 3, Hi: 4}, Hosts: []starling.NodeID{5, 6}},
@@ -59,7 +59,7 @@ func TestEveryMessageComesBackAsItWent(t *testing.T) {
 }
 
 // added has the bytes by which a message is longer than in the release before: without them it is whole, too.
-var added = map[Kind]int{KindGrant: 8, KindFence: 8, KindLend: 8, KindBorrow: 8}
+var added = map[Kind]int{KindGrant: 8, KindFence: 8, KindLend: 8, KindBorrow: 8, KindFenced: 4 + 16}
 
 func TestATruncatedMessageIsRefused(t *testing.T) {
 	for _, m := range samples {
@@ -134,7 +134,7 @@ func FuzzDecode(f *testing.F) {
 			return
 		}
 		again := Append(nil, m)
-		if !bytes.HasPrefix(body, again) {
+		if !bytes.HasPrefix(body, again) && !bytes.HasPrefix(again, body) { // an older release leaves out what was added
 			t.Fatalf("%T: %x encodes to %x", m, body, again)
 		}
 	})

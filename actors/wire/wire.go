@@ -199,6 +199,14 @@ type Fenced struct {
 	Epoch     starling.Epoch
 	Host      starling.NodeID
 	Instances []InstanceReport
+
+	Runs []RunReport // of versions of Instances, those of which the host knows it, each once; none from an older release
+}
+
+// A RunReport is how long the calls of a version run on a host, so that a new owner need not start instances to find out.
+type RunReport struct {
+	Version starling.VersionID
+	Mean    time.Duration // above 0
 }
 
 // An InstanceReport is what a host knows of one instance in a fenced range.

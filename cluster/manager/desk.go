@@ -120,18 +120,22 @@ func (d *Desk) close(id uint64, node starling.NodeID, err error) *ticket {
 	return t
 }
 
-// expire ends the orders that were given OrderTime ago, in the order in which they were given. One that the map shows as
+// expire ends the orders that were given OrderTime ago and those whose epoch another change has ended, in the order in which
+// they were given: the owner died, and its orders would hold up those that even out what is left. One that the map shows as
 // done has succeeded: its answer was lost.
 func (d *Desk) expire(m *partmap.Map, now time.Time) (late []*ticket, outcomes []error) {
 	for _, t := range d.open {
-		if now.Sub(t.began) >= cluster.OrderTime {
+		if now.Sub(t.began) >= cluster.OrderTime || m.Beaten(t.order.Change()) {
 			late = append(late, t)
 		}
 	}
 	slices.SortFunc(late, func(a, b *ticket) int { return int(a.order.ID) - int(b.order.ID) })
 	for _, t := range late {
 		var err error
-		if !m.Made(t.order.Change()) {
+		switch {
+		case m.Beaten(t.order.Change()):
+			err = starling.Errorf(starling.Moved, "change partition", "%s was changed otherwise meanwhile", t.order.Partition)
+		case !m.Made(t.order.Change()):
 			err = starling.Errorf(starling.Timeout, "change partition", "%s did not answer in %v: the change may still come", t.node, cluster.OrderTime)
 		}
 		delete(d.open, t.order.ID)

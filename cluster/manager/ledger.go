@@ -138,6 +138,17 @@ func (l *Ledger) Alive(id starling.NodeID, now time.Time) bool {
 	return now.Before(l.began.Add(starling.NodeLease)) || l.hears(id, now)
 }
 
+// NextDeath returns how long after now the next node will count as dead if it stays silent, at most NodeLease.
+func (l *Ledger) NextDeath(now time.Time) time.Duration {
+	next := starling.NodeLease
+	for _, m := range l.nodes {
+		if d := m.heard.Add(starling.NodeLease).Sub(now); !m.leaving && d > 0 {
+			next = min(next, d)
+		}
+	}
+	return next
+}
+
 // behind returns a replica of the state that was not heard in this reign at the level or above, or a living node of
 // another kind that is below it; 0 when there is none. What a replica does not know splits the state; what a host or a
 // frontend does not know, that leases outlive a hand-over, costs calls.

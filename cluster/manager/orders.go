@@ -78,7 +78,9 @@ func (g *reign) expire(t *cluster.Topology, now time.Time) {
 func (g *reign) settle(t *ticket, err error, now time.Time) {
 	outcome := "done"
 	if err != nil {
-		g.planner.Refused(now, t.order.Partition)
+		if starling.KindOf(err) != starling.Moved { // the epoch has passed, and with it what was wrong
+			g.planner.Refused(now, t.order.Partition)
+		}
 		outcome = starling.KindOf(err).String()
 	}
 	m := g.manager

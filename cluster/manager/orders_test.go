@@ -9,6 +9,7 @@ import (
 
 	"starling"
 	"starling/cluster"
+	"starling/cluster/balance"
 	"starling/cluster/partmap"
 )
 
@@ -307,4 +308,44 @@ func TestOwnerLearnsWhatCameOfItsChange(t *testing.T) {
 			t.Fatalf("without any answer: got %t, %v", known, err)
 		}
 	})
+}
+
+// The leader waits exactly as long as the silent may still hold a lease: neither a look longer nor less.
+func TestTheNextDeathIsKnownExactly(t *testing.T) {
+	now := time.Time{}.Add(time.Hour)
+	l := NewLedger(1, now, now)
+	if d := l.NextDeath(now); d != starling.NodeLease {
+		t.Errorf("with no node at all: %v", d)
+	}
+	l.Hello(2, cluster.Hello{Level: cluster.LevelNow}, false, now)
+	l.Hello(3, cluster.Hello{Level: cluster.LevelNow}, false, now.Add(50*time.Millisecond))
+	at := now.Add(150 * time.Millisecond)
+	d := l.NextDeath(at)
+	if end := at.Add(d); !l.hears(2, end.Add(-1)) || l.hears(2, end) || !l.hears(3, end) {
+		t.Errorf("the next death is expected in %v", d)
+	}
+	if d := l.NextDeath(now.Add(starling.NodeLease)); d != 50*time.Millisecond {
+		t.Errorf("the one that is dead already is waited for: %v", d)
+	}
+}
+
+// Orders whose partition was given to another owner meanwhile are over: those of a dead owner would keep the rest from being evened out.
+func TestOrdersOfADeadOwnerAreOver(t *testing.T) {
+	now := time.Time{}.Add(time.Hour)
+	m := &partmap.Map{Partitions: []partmap.Partition{{ID: 1, Epoch: 3, Owner: 2}}, Last: 1}
+	d := NewDesk(1)
+	move := partmap.Change{Kind: partmap.Move, Partition: 1, Epoch: 3, To: 4}
+	if _, err := d.order(balance.Proposal{Change: move, Owner: 2}, now); err != nil {
+		t.Fatal(err)
+	}
+	if late, _ := d.expire(m, now.Add(time.Second)); len(late) != 0 {
+		t.Fatalf("an order in flight is over: %+v", late)
+	}
+	if err := m.Apply(partmap.Change{Kind: partmap.Assign, Partition: 1, Epoch: 3, To: 5}); err != nil {
+		t.Fatal(err)
+	}
+	late, outcomes := d.expire(m, now.Add(time.Second))
+	if len(late) != 1 || starling.KindOf(outcomes[0]) != starling.Moved || len(d.busy()) != 0 {
+		t.Errorf("after its owner died: %d orders are over, %v; busy %v", len(late), outcomes, d.busy())
+	}
 }

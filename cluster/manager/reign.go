@@ -120,11 +120,12 @@ func (g *reign) confirm(ctx context.Context) {
 	}
 }
 
-// rounds looks at the cluster every pollInterval, and at once when something happened, until ctx ends, another
-// replica leads or the outcome of a proposal is lost.
+// rounds looks at the cluster every pollInterval, at once when something happened, and when a silent node's lease ends, until
+// ctx ends, another replica leads or the outcome of a proposal is lost.
 func (g *reign) rounds(ctx context.Context) {
-	tick := time.NewTicker(pollInterval)
+	tick, lease := time.NewTicker(pollInterval), time.NewTimer(pollInterval)
 	defer tick.Stop()
+	defer lease.Stop()
 	last := g.manager.cfg.Now()
 	for ctx.Err() == nil {
 		if leader, _, ok := g.replica.Leader(); !ok || leader != g.self {
@@ -144,9 +145,13 @@ func (g *reign) rounds(ctx context.Context) {
 		}
 		g.handOn(ctx)
 		last = g.manager.cfg.Now()
+		g.mu.Lock()
+		lease.Reset(g.ledger.NextDeath(last))
+		g.mu.Unlock()
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+		case <-lease.C:
 		case <-g.wake:
 		}
 	}

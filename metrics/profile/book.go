@@ -128,6 +128,18 @@ func (b *Book) Profiles(name starling.FunctionName) []Profile {
 	return out
 }
 
+// MeanRun returns how long a call of the version ran on average; 0 when that is not known.
+func (b *Book) MeanRun(v starling.VersionID) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.byID[v]
+	if e == nil || e.Value.(*Profile).Calls == 0 {
+		return 0
+	}
+	p := e.Value.(*Profile)
+	return time.Duration(p.RunSeconds / float64(p.Calls) * float64(time.Second))
+}
+
 // Size returns the versions in the book and how many had to make room so far.
 func (b *Book) Size() (versions int, dropped uint64) {
 	b.mu.Lock()
