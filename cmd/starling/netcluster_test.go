@@ -40,6 +40,7 @@ type netNode struct {
 	args        []string
 	http, admin *client.HTTP
 	cmd         *exec.Cmd
+	last        *os.ProcessState // how the last process ended
 	log         *os.File
 
 	mu    sync.Mutex // guards lives
@@ -158,7 +159,7 @@ func (n *netNode) end(t testing.TB, s syscall.Signal) {
 	n.mu.Lock()
 	n.lives[len(n.lives)-1].Died = audit.Now()
 	n.mu.Unlock()
-	n.cmd = nil
+	n.last, n.cmd = n.cmd.ProcessState, nil
 	n.log.Close()
 	n.log = nil
 }

@@ -142,6 +142,9 @@ func verdict(t *testing.T, load *netLoad, lives []judge.Life) {
 		grants.Operations, grants.Keys, len(grants.Illegal), len(grants.Unknown), control.Operations, control.Keys, len(control.Illegal), len(control.Unknown))
 	if !grants.OK() {
 		t.Errorf("grants are not linearizable: %+v", grants)
+		for _, key := range first(grants.Illegal) {
+			t.Logf("key %s\n%s", key, judge.TellKey(lives, load.sights, key))
+		}
 	}
 	for _, name := range first(control.Illegal) {
 		t.Errorf("control operations are not linearizable:\n%s", judge.Tell(load.calls, name))
