@@ -37,8 +37,8 @@ func growReal(t *testing.T, nodes, parts int) {
 		kinds = append(kinds, kind)
 	}
 	c := startNodes(t, kinds...)
+	c.quiesced(t)
 	lead := c.leading(t)
-	c.quiesced(t, lead)
 	const rest = 15 * time.Second
 	before, cpu := scrape(t, lead), cpuTime(t, lead)
 	time.Sleep(rest) // a window of measurement
@@ -49,6 +49,9 @@ func growReal(t *testing.T, nodes, parts int) {
 	t.Logf("at rest a second: %.0f heartbeats, %.0f B; answers %.0f B; deltas %.0f B, whole topologies %.0f B; the leading process uses %.1f %% of a core, %.0f MiB",
 		rate("starling_manager_heartbeats_total"), rate("starling_manager_heartbeat_bytes_total"), rate(told("renewal")), rate(told("delta")), rate(told("topology")),
 		100*used.Seconds()/rest.Seconds(), after["process_resident_memory_bytes"]/(1<<20))
+	if now := c.leading(t); now != lead {
+		t.Logf("%s leads now: the figures are of less than the whole time", now.name)
+	}
 	if deaths := after["starling_manager_node_deaths_total"]; deaths != before["starling_manager_node_deaths_total"] {
 		t.Errorf("nodes at rest died: %v", deaths)
 	}
@@ -75,18 +78,16 @@ func (c *testCluster) leading(t *testing.T) *testNode {
 	return nil
 }
 
-// quiesced waits until partitions stand still.
-func (c *testCluster) quiesced(t *testing.T, lead *testNode) {
+// quiesced waits until partitions stand still, at most 20 s: where there are more partitions than the nodes need, cold
+// ones are merged for minutes.
+func (c *testCluster) quiesced(t *testing.T) {
 	t.Helper()
 	last, since := -1.0, time.Now()
-	for end := time.Now().Add(60 * time.Second); time.Since(since) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
-		m := scrape(t, lead)
+	for end := time.Now().Add(20 * time.Second); time.Since(since) < 3*time.Second && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		m := scrape(t, c.leading(t))
 		sent := m[`starling_manager_sent_messages_total{message="delta"}`] + m[`starling_manager_sent_messages_total{message="topology"}`]
 		if sent != last {
 			last, since = sent, time.Now()
-		}
-		if time.Now().After(end) {
-			t.Fatal("the map changes on and on")
 		}
 	}
 }
