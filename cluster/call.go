@@ -13,16 +13,15 @@ const (
 )
 
 // Propose hands the command to the leader, and to the next one when that fails, until ctx ends (or 15 s when
-// it has no end). The state answers a command that it has carried out already as it did the first time; a
-// deletion that finds nothing after an earlier try whose outcome was lost counts as carried out. The deletion of an
-// account or a function is not tried again once it may have been carried out: somebody else may have made another of
-// that name meanwhile. Then the error is Unavailable with ReasonOutcomeUnknown.
+// it has no end). A command whose repetition does no harm is tried again when its answer is lost; a deletion by id that
+// finds nothing after such a try counts as carried out. Any other command is tried once (see once), and its caller is told
+// that it may have been carried out: the error is Unavailable with ReasonOutcomeUnknown.
 func (v *View) Propose(ctx context.Context, cmd Command) (Reply, error) {
 	raw, err := EncodeCommand(cmd)
 	if err != nil {
 		return Reply{}, err
 	}
-	a, uncertain, err := v.retry(ctx, MessagePropose, Proposal{Command: raw}, !deletesByName(cmd))
+	a, uncertain, err := v.retry(ctx, MessagePropose, Proposal{Command: raw}, !once(cmd))
 	if uncertain && starling.KindOf(err) == starling.NotFound && deletes(cmd) {
 		a, err = answered{}, nil
 	}
@@ -41,9 +40,14 @@ func deletes(cmd Command) bool {
 	return cmd.CommandKind() == kindDeleteKey || cmd.CommandKind() == kindRemoveNode
 }
 
-// deletesByName reports whether cmd removes something whose name may be used again.
-func deletesByName(cmd Command) bool {
-	return cmd.CommandKind() == kindDeleteAccount || cmd.CommandKind() == kindDeleteFunction
+// once reports whether cmd must not be tried again once it may have been carried out. It is about something that others
+// may change between the two tries: the second would then undo what they did, or be refused although the first was done.
+func once(cmd Command) bool {
+	switch cmd.CommandKind() {
+	case kindCreateAccount, kindDeleteAccount, kindCreateKey, kindPutFunction, kindDeleteFunction, kindPublishVersion, kindSetDraining:
+		return true
+	}
+	return false
 }
 
 // Read answers a query linearizably, from the leader, until ctx ends (or 15 s when it has no end).
@@ -79,8 +83,8 @@ func (v *View) Certify(ctx context.Context, request []byte) ([]byte, error) {
 // asking again does not free space.
 const ReasonDiskFull = "DiskFull"
 
-// retry asks the leader until it answers or ctx ends; without again, only until a try may have been acted upon. uncertain tells that an earlier try may have been acted
-// upon although no answer came.
+// retry asks the leader until it answers or ctx ends; without again, only until a try may have been acted upon. uncertain
+// tells that an earlier try may have been acted upon although no answer came.
 func (v *View) retry(ctx context.Context, kind MessageKind, question any, again bool) (a answered, uncertain bool, err error) {
 	const op = "ask leading manager"
 	if _, ok := ctx.Deadline(); !ok {

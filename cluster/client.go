@@ -14,7 +14,7 @@ import (
 type Client interface {
 	// Propose returns after the command is applied on a majority's disks. A refusal by the state is an
 	// *starling.Error; when no leader answers before ctx ends the error is Unavailable and the command may
-	// or may not have been applied. Commands are safe to propose twice: each names what it expects.
+	// or may not have been applied.
 	Propose(ctx context.Context, cmd Command) (Reply, error)
 	// Read answers a query linearizably.
 	Read(ctx context.Context, q Query) (Reply, error)

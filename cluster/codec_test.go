@@ -118,7 +118,7 @@ func FuzzReadMessage(f *testing.F) {
 	for kind, v := range map[MessageKind]any{MessageHello: Hello{Fresh: true}, MessageHeartbeat: Heartbeat{Seq: 3, Load: Load{CPU: 7}, Report: &Report{Rows: []partmap.Load{{Partition: 1, Hot: []partmap.Hot{{Function: helloRef}}}}}, Done: []OrderDone{{ID: 1}}},
 		MessageOrder:    Order{ID: 1, Kind: partmap.Split, Partition: 1, At: 7},
 		MessageTopology: TopologyPush{Topology: &Topology{Map: &partmap.Map{}}, Alive: []starling.NodeID{1}}, MessageFeed: FeedPush{To: 9, Changes: []Change{{Function: helloRef}}},
-		MessageJoin: JoinRequest{Token: []byte("t")}, MessageReply: ReplyBody{Reply: EncodeReply(Reply{Index: 1}, nil)}} {
+		MessageDelta: sampleDelta(), MessageJoin: JoinRequest{Token: []byte("t")}, MessageReply: ReplyBody{Reply: EncodeReply(Reply{Index: 1}, nil)}} {
 		var b bytes.Buffer
 		if err := WriteMessage(&b, kind, v); err != nil {
 			f.Fatal(err)
@@ -132,7 +132,7 @@ func FuzzReadMessage(f *testing.F) {
 			if err != nil {
 				return
 			}
-			for _, v := range []any{&Hello{}, &Heartbeat{}, &TopologyPush{}, &FeedPush{}, &Renewal{}, &Proposal{}, &Query{}, &ReplyBody{}, &JoinRequest{}, &JoinReply{}, &Status{}, &Order{}} {
+			for _, v := range []any{&Hello{}, &Heartbeat{}, &TopologyPush{}, &FeedPush{}, &Renewal{}, &Proposal{}, &Query{}, &ReplyBody{}, &JoinRequest{}, &JoinReply{}, &Status{}, &Order{}, &TopologyDelta{}} {
 				_ = DecodeMessage(body, v) // must not panic
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"strconv"
 	"time"
 
 	"starling"
@@ -27,6 +28,7 @@ const (
 	MessageFeed      MessageKind = 13 // FeedPush
 	MessageRenewal   MessageKind = 14 // Renewal: answers a Heartbeat
 	MessageOrder     MessageKind = 15 // Order, from the leader to an owner
+	MessageDelta     MessageKind = 16 // TopologyDelta, to a node that said Hello.Deltas
 	MessagePropose   MessageKind = 20 // Proposal, answered by MessageReply
 	MessageRead      MessageKind = 21 // Query, answered by MessageReply
 	MessageStatus    MessageKind = 22 // nothing, answered by MessageStatusIs
@@ -48,6 +50,16 @@ const (
 	MessageRejoined  MessageKind = 64 // Rejoined
 )
 
+var pushNames = map[MessageKind]string{MessageTopology: "topology", MessageFeed: "feed", MessageRenewal: "renewal", MessageOrder: "order", MessageDelta: "delta"}
+
+// String returns the word of what a leader sends in a session, the number of any other message.
+func (k MessageKind) String() string {
+	if name := pushNames[k]; name != "" {
+		return name
+	}
+	return strconv.Itoa(int(k))
+}
+
 // The longest messages, in bytes. A whole page of versions with full environments has about 6 MiB.
 const (
 	MessageMax     = 16 << 20 // from a manager
@@ -55,11 +67,17 @@ const (
 	MessageJoinMax = 64 << 10 // from an end without a certificate
 )
 
+// MessageHead is the length of what stands before a message's body on the wire, in bytes.
+const MessageHead = 5
+
 // Hello opens a session of the node that the stream's certificate names.
 type Hello struct {
 	Fresh bool   `cbor:"1,keyasint"` // this process never held a node lease: what an earlier one owned is forgotten
 	Feed  uint64 `cbor:"2,keyasint"` // the feed is known up to this index
 	Level Level  `cbor:"3,keyasint"` // 0 for a release that says none, which is level 1
+
+	Deltas   bool   `cbor:"4,keyasint,omitempty"` // the node reads TopologyDelta
+	Topology uint64 `cbor:"5,keyasint,omitempty"` // index of the topology that it has; 0 for none that it wants to keep
 }
 
 // Heartbeat asks for a renewal of the node lease.
@@ -168,18 +186,27 @@ type NodeStatus struct {
 
 // WriteMessage writes one message with one Write.
 func WriteMessage(w io.Writer, kind MessageKind, v any) error {
+	raw, err := EncodeMessage(kind, v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(raw)
+	return err
+}
+
+// EncodeMessage returns the bytes that WriteMessage writes.
+func EncodeMessage(kind MessageKind, v any) ([]byte, error) {
 	var b bytes.Buffer
 	b.Write([]byte{0, 0, 0, 0, byte(kind)})
 	if err := encoding.NewEncoder(&b).Encode(v); err != nil {
-		return starling.Errorf(starling.Internal, "write message", "message %d: %w", kind, err)
+		return nil, starling.Errorf(starling.Internal, "write message", "message %d: %w", kind, err)
 	}
 	raw := b.Bytes()
 	if len(raw)-4 > MessageMax {
-		return starling.Errorf(starling.TooLarge, "write message", "message %d has %d bytes: ask for less at once", kind, len(raw)-4)
+		return nil, starling.Errorf(starling.TooLarge, "write message", "message %d has %d bytes: ask for less at once", kind, len(raw)-4)
 	}
 	binary.LittleEndian.PutUint32(raw, uint32(len(raw)-4))
-	_, err := w.Write(raw)
-	return err
+	return raw, nil
 }
 
 // ReadMessage reads one message of at most limit bytes. It grows as bytes come, so that a length alone costs

@@ -12,6 +12,7 @@ import (
 type Machine struct {
 	mu      sync.RWMutex // a leaf: nothing is sent or called while it is held
 	state   *State
+	past    past
 	changed chan struct{} // closed and replaced at each change that Watch tells of
 }
 
@@ -25,6 +26,7 @@ func (m *Machine) Apply(index uint64, raw []byte) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	reply := m.state.Apply(index, raw)
+	m.past = m.past.add(m.state.Topology())
 	m.announce()
 	return reply
 }
@@ -70,6 +72,7 @@ func (m *Machine) Restore(r io.Reader) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state = fresh
+	m.past = past(nil).add(fresh.Topology()) // those of the log before are of other indexes, or of another state
 	m.announce()
 	return nil
 }
@@ -86,6 +89,13 @@ func (m *Machine) Topology() *Topology {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.state.Topology()
+}
+
+// Past returns the topology of an earlier index, nil when it is no longer remembered. It is shared: do not change it.
+func (m *Machine) Past(index uint64) *Topology {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.past.at(index)
 }
 
 // Changes returns the feed after index, and to which index it now reaches. ok is false when the feed does not

@@ -124,7 +124,7 @@ func (v *View) greet(ctx context.Context, addr string) (g greeting) {
 		return g
 	}
 	stop := context.AfterFunc(ctx, stream.Cancel)
-	err = WriteMessage(stream, MessageHello, Hello{Fresh: v.lease.Load() == 0, Feed: v.cache.reached(), Level: LevelNow})
+	err = WriteMessage(stream, MessageHello, v.hello())
 	if err != nil {
 		stream.Cancel()
 		return g
@@ -149,6 +149,15 @@ func (v *View) greet(ctx context.Context, addr string) (g greeting) {
 	}
 	stream.Cancel()
 	return g
+}
+
+// hello says what this node knows already.
+func (v *View) hello() Hello {
+	h := Hello{Fresh: v.lease.Load() == 0, Feed: v.cache.reached(), Level: LevelNow, Deltas: true}
+	if !v.whole.Load() {
+		h.Topology = v.Topology().Index
+	}
+	return h
 }
 
 // session sends heartbeats and takes what is pushed until the stream fails, the leader falls silent or ctx
@@ -261,7 +270,14 @@ func (s *session) take(kind MessageKind, body []byte) error {
 		if p.Topology != nil && p.Topology.Map != nil {
 			p.Topology.Map.Complete()
 		}
+		s.view.whole.Store(false)
 		s.view.install(p)
+	case MessageDelta:
+		var d TopologyDelta
+		if err := DecodeMessage(body, &d); err != nil {
+			return err
+		}
+		return s.view.patch(d)
 	case MessageFeed:
 		var p FeedPush
 		if err := DecodeMessage(body, &p); err != nil {

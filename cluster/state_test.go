@@ -364,18 +364,7 @@ func BenchmarkTopologyPush(b *testing.B) {
 	for _, partitions := range []int{16, 256, 4096} {
 		for _, nodes := range []int{3, 30, 300} {
 			b.Run(fmt.Sprintf("partitions=%d/nodes=%d", partitions, nodes), func(b *testing.B) {
-				m, err := partmap.Initial(partitions)
-				if err != nil {
-					b.Fatal(err)
-				}
-				top := &Topology{Index: 1 << 30, Cluster: "production", Map: m}
-				for i := range nodes {
-					id := starling.NodeID(i + 1)
-					top.Nodes = append(top.Nodes, starling.Node{ID: id, Name: id.String(), Addr: "10.0.0.1:7400", HTTP: "10.0.0.1:8080", Zone: "a", Roles: starling.AllRoles, Joined: 1.8e9})
-				}
-				for i := range m.Partitions {
-					m.Partitions[i].Owner, m.Partitions[i].Epoch, m.Partitions[i].Since = starling.NodeID(i%nodes+1), 1000, 900
-				}
+				top := largeTopology(b, partitions, nodes)
 				var out bytes.Buffer
 				for b.Loop() {
 					out.Reset()
@@ -396,4 +385,21 @@ func BenchmarkTopologyPush(b *testing.B) {
 			})
 		}
 	}
+}
+
+// largeTopology is one in which every partition has an owner.
+func largeTopology(b *testing.B, partitions, nodes int) *Topology {
+	m, err := partmap.Initial(partitions)
+	if err != nil {
+		b.Fatal(err)
+	}
+	top := &Topology{Index: 1 << 30, Cluster: "production", Map: m}
+	for i := range nodes {
+		id := starling.NodeID(i + 1)
+		top.Nodes = append(top.Nodes, starling.Node{ID: id, Name: id.String(), Addr: "10.0.0.1:7400", HTTP: "10.0.0.1:8080", Zone: "a", Roles: starling.AllRoles, Joined: 1.8e9})
+	}
+	for i := range m.Partitions {
+		m.Partitions[i].Owner, m.Partitions[i].Epoch, m.Partitions[i].Since = starling.NodeID(i%nodes+1), 1000, 900
+	}
+	return top
 }

@@ -56,6 +56,7 @@ type View struct {
 	state    atomic.Pointer[viewState]
 	lease    atomic.Int64 // nanoseconds after base until which the node lease runs; 0 for never
 	stopping atomic.Bool  // the node will leave soon
+	whole    atomic.Bool  // the next session must push a whole topology: a delta did not fit
 	mu       sync.Mutex   // a leaf: guards what follows and the replacement of state and lease
 	closing  bool
 	leader   leader
@@ -197,6 +198,25 @@ func (v *View) install(p TopologyPush) {
 	v.mu.Unlock()
 	close(old.changed)
 	v.beat()
+}
+
+// patch takes a push of what changed. One that does not fit the topology in hand is an error: the next session begins with
+// a whole one.
+func (v *View) patch(d TopologyDelta) error {
+	old := v.state.Load()
+	p := TopologyPush{Alive: d.Alive}
+	if d.Same {
+		p.Alive = old.alive
+	}
+	if d.Index > old.topology.Index {
+		var err error
+		if p.Topology, err = old.topology.Patch(d); err != nil {
+			v.whole.Store(true)
+			return err
+		}
+	}
+	v.install(p)
+	return nil
 }
 
 // beat asks for a heartbeat now, not at the next tick: the leader waits for our word that we act on what it

@@ -186,7 +186,10 @@ type reign struct {
 }
 
 // told is what a session has pushed last.
-type told struct{ turn, index uint64 }
+type told struct {
+	turn, index uint64
+	base        *cluster.Topology // that the node has then; nil when it is not known
+}
 
 func (m *mgr) open() {
 	m.topology = m.n.w.raft.state.Topology()
@@ -278,7 +281,8 @@ func (m *mgr) round() {
 	if w.cfg.Faults.Orders == 0 && now.Sub(g.moved) >= movePause { // where owners take orders, nothing is taken from them
 		moves = moveMax
 	}
-	plan := balance.Plan(g.ledger.Picture(t, now), moves)
+	var plan []partmap.Change
+	w.cfg.Meter.planning(func() { plan = balance.Plan(g.ledger.Picture(t, now), moves) })
 	g.ledger.Fence(t.Map, plan)
 	if len(plan) == 0 {
 		g.ledger.Settle(t.Map, t, plan)
@@ -320,13 +324,16 @@ func (m *mgr) count(now time.Time) {
 }
 
 // hello opens a session with a node, if this manager leads.
-func (m *mgr) hello(n *node, fresh bool) {
+func (m *mgr) hello(n *node, fresh bool, has *cluster.Topology) {
 	g := m.reign
 	if g == nil {
 		return
 	}
 	g.lives[n.id] = n.life
-	delete(g.told, n.id)
+	g.told[n.id] = told{}
+	if has != nil && has.Index <= m.topology.Index { // what is remembered of the past, and everything is
+		g.told[n.id] = told{base: has}
+	}
 	g.ledger.Hello(n.id, cluster.Hello{Fresh: fresh, Level: cluster.LevelNow}, n == m.n, n.w.clock())
 	m.n.tell(n, func() { n.welcome(m.n, g) }, func() { delete(g.lives, n.id) })
 }
@@ -336,6 +343,7 @@ func (m *mgr) heartbeat(n *node, g *reign, h cluster.Heartbeat, sent time.Durati
 	if m.reign != g || g.lives[n.id] != n.life {
 		return
 	}
+	n.w.cfg.Meter.heard(n, h)
 	news := g.ledger.Heartbeat(n.id, h, n.w.clock())
 	if news && !g.busy {
 		m.round()
@@ -343,6 +351,7 @@ func (m *mgr) heartbeat(n *node, g *reign, h cluster.Heartbeat, sent time.Durati
 	m.pushTo(n)
 	index := m.topology.Index
 	length := g.ledger.Grant(n.id, n.w.clock())
+	n.w.cfg.Meter.renewed(length, index)
 	m.n.tell(n, func() { n.renewed(g, sent, length, index) }, func() { delete(g.lives, n.id) })
 }
 
@@ -356,18 +365,22 @@ func (m *mgr) flush() {
 }
 
 func (m *mgr) pushTo(n *node) {
-	g, t := m.reign, m.topology
-	if now := (told{g.turn, t.Index}); g.turn == 0 || g.told[n.id] == now {
+	g, t, last := m.reign, m.topology, m.reign.told[n.id]
+	if g.turn == 0 || last.turn == g.turn && last.index == t.Index {
 		return
-	} else {
-		g.told[n.id] = now
 	}
-	if n.w.cfg.Plant == PlantGap && t.Index%2 == 0 {
+	index := t.Index
+	if n.w.cfg.Plant == PlantGap && index%2 == 0 {
 		t = gap(t)
 	}
-	alive := g.alive
+	g.told[n.id] = told{g.turn, index, t}
+	if meter := n.w.cfg.Meter; meter != nil && meter.Whole && index != last.index {
+		last.base = nil
+	}
+	kind, push := cluster.Push(last.base, t, g.alive, last.turn == g.turn)
+	n.w.cfg.Meter.pushed(kind, push)
 	m.n.tell(n, func() {
 		n.w.checks.tiles(t)
-		n.push(g, t, alive)
+		n.push(g, push)
 	}, func() { delete(g.lives, n.id) }) // the node hears nothing more, and opens another session
 }

@@ -192,6 +192,8 @@ type view struct {
 	reign    *reign        // of the session
 	heard    time.Duration // last word of the leader
 	tried    int           // which manager was asked last
+	whole    bool          // a delta did not fit: the next session begins with a whole topology
+	beats    int           // that were counted
 }
 
 // beat sends a heartbeat, or looks for the leader when there is none, ten times a second.
@@ -208,8 +210,11 @@ func (n *node) heartbeat() {
 	if v.leader == nil {
 		v.tried = (v.tried + 1) % n.w.cfg.Managers
 		m := n.w.nodes[v.tried]
-		fresh := v.until == 0
-		n.tell(m, func() { m.mgr.hello(n, fresh) }, nothing)
+		fresh, has := v.until == 0, v.topology
+		if v.whole || has.Index == 0 {
+			has = nil
+		}
+		n.tell(m, func() { m.mgr.hello(n, fresh, has) }, nothing)
 		return
 	}
 	m, g, sent := v.leader, v.reign, n.w.now
@@ -227,18 +232,35 @@ func (n *node) welcome(m *node, g *reign) {
 	n.heartbeat()
 }
 
-// push takes a topology and who lives. An older topology than the one in hand is dropped.
-func (n *node) push(g *reign, t *cluster.Topology, alive []starling.NodeID) {
+// push takes what changed of the topology and who lives. An older topology than the one in hand is dropped; what does
+// not fit ends the session.
+func (n *node) push(g *reign, push any) {
 	v := &n.view
 	if v.reign != g {
 		return
 	}
 	v.heard = n.w.now
-	n.w.trace("%v hears of topology %d, alive %v", n.id, t.Index, alive)
-	if t.Index > v.topology.Index {
-		v.topology = t
+	switch p := push.(type) {
+	case cluster.TopologyPush:
+		v.whole, v.alive = false, p.Alive
+		if p.Topology != nil && p.Topology.Index > v.topology.Index {
+			v.topology = p.Topology
+		}
+	case cluster.TopologyDelta:
+		if p.Index > v.topology.Index {
+			t, err := v.topology.Patch(p)
+			if err != nil {
+				n.w.trace("%v refuses topology %d: %v", n.id, p.Index, err)
+				v.leader, v.reign, v.whole = nil, nil, true
+				return
+			}
+			v.topology = t
+		}
+		if !p.Same {
+			v.alive = p.Alive
+		}
 	}
-	v.alive = alive
+	n.w.trace("%v hears of topology %d, alive %v", n.id, v.topology.Index, v.alive)
 	if n.parts != nil {
 		n.parts.follow()
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"starling/cluster/partmap"
 	"starling/sched"
 	"starling/sim/load"
 )
@@ -21,6 +22,7 @@ var (
 	scaleRate      = flag.Float64("rate", 1000, "with -hosts: calls per second over all functions")
 	scaleTime      = flag.Duration("time", 10*time.Minute, "with -hosts: virtual time")
 	scaleParts     = flag.Int("partitions", 8, "with -hosts: partitions")
+	growth         = flag.Bool("growth", false, "tell what control traffic costs as clusters grow")
 	scaleAzure     = flag.Float64("azure", 0, "with -hosts: Azure's load instead of -rate, the busiest function called so often a day")
 )
 
@@ -131,4 +133,60 @@ func TestScale(t *testing.T) {
 		alive += len(n.host.all)
 	}
 	t.Logf("%d instances live", alive)
+}
+
+// TestGrowth tells what the sessions of a leader carry as clusters grow: go test ./sim -run Growth -v -args -growth. Without
+// -growth it runs a small cluster only.
+func TestGrowth(t *testing.T) {
+	nodes, partitions := []int{9}, []int{16}
+	if *growth {
+		nodes, partitions = []int{4, 30, 300}, []int{16, 256, 4096}
+	}
+	for _, n := range nodes {
+		for _, p := range partitions {
+			whole, deltas := grow(t, n, p, true), grow(t, n, p, false)
+			if deltas.Bytes*2 > whole.Bytes {
+				t.Errorf("%d nodes, %d partitions: moves cost %d bytes of pushes, and %d as whole topologies", n, p, deltas.Bytes, whole.Bytes)
+			}
+		}
+	}
+}
+
+// grow runs a cluster at rest and then with ten moves, and returns what the moves were told in.
+func grow(t *testing.T, nodes, partitions int, whole bool) Count {
+	began := time.Now()
+	m := &Meter{Clock: func() time.Duration { return time.Since(began) }, Whole: whole}
+	c := Config{Managers: 3, Fronts: (nodes - 3) / 3, Hosts: nodes - 3 - (nodes-3)/3, Partitions: partitions, Check: All(), Meter: m}
+	c.Check.Books = 0      // at 4,096 partitions they take minutes
+	c.Faults.Orders = 1e-9 // owners take orders, and nothing is taken from them
+	w := New(c, 1)
+	run := func(until time.Duration) {
+		if _, err := w.Run(until); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(5 * time.Second)
+	start := m.Pushes
+	m.Heartbeats, m.Renewals, m.Pushes, m.Rounds, m.Planning = Count{}, Count{}, Count{}, 0, 0
+	run(15 * time.Second)
+	rest := *m
+	for range 10 {
+		lead := w.raft.leader
+		now := lead.mgr.topology.Map
+		p := now.Partitions[w.rng.IntN(len(now.Partitions))]
+		to := w.fronts[w.rng.IntN(len(w.fronts))].id
+		for to == p.Owner {
+			to = w.fronts[w.rng.IntN(len(w.fronts))].id
+		}
+		w.order(lead, w.node(p.Owner), partmap.Change{Kind: partmap.Move, Partition: p.ID, Epoch: p.Epoch, To: to})
+		run(w.now + 500*time.Millisecond)
+	}
+	if w.planned.Moves != 10 {
+		t.Fatalf("%d of 10 moves were made", w.planned.Moves)
+	}
+	moves := Count{m.Pushes.Messages - rest.Pushes.Messages, m.Pushes.Bytes - rest.Pushes.Bytes}
+	t.Logf("%d nodes, %d partitions, whole %v: start %+v; at rest a second: heard %d messages %d B, answered %d messages %d B, pushed %d B, a plan %v; a move pushes %d messages %d B",
+		len(w.nodes), partitions, whole, start, rest.Heartbeats.Messages/10, rest.Heartbeats.Bytes/10, rest.Renewals.Messages/10, rest.Renewals.Bytes/10,
+		rest.Pushes.Bytes/10, (rest.Planning / time.Duration(max(rest.Rounds, 1))).Round(time.Microsecond), moves.Messages/10, moves.Bytes/10)
+	return moves
 }

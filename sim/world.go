@@ -42,6 +42,7 @@ type Config struct {
 	Check  Check
 	Plant  Plant     // the bug to plant
 	Trace  io.Writer // one line for each thing that happens; nil for none
+	Meter  *Meter    // counts control traffic; nil for none
 }
 
 func (c Config) withDefaults() Config {

@@ -8,6 +8,7 @@ import (
 	"starling"
 	"starling/actors/wire"
 	"starling/cluster/partmap"
+	"starling/internal/crash"
 	"starling/sched"
 	"starling/transport"
 )
@@ -62,6 +63,7 @@ func (k *Keeper) find(p partmap.Partition) *held {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if h := k.held[p.Range]; h != nil && h.entry.Epoch == p.Epoch && p.Since < p.Epoch {
+		crash.Here(crash.BeforeTake)
 		return h
 	}
 	return nil
@@ -181,6 +183,7 @@ func (k *Keeper) serve(s transport.Stream) {
 	}
 	number := k.nextOffer()
 	versions := k.known(context.Background(), o.versions)
+	crash.Here(crash.BeforeReady)
 	if say(s, sayReady, nil, offerTime) != nil {
 		return
 	}
@@ -197,10 +200,12 @@ func (k *Keeper) serve(s transport.Stream) {
 		say(s, sayNo, words(err), offerTime)
 		return
 	}
+	crash.Here(crash.BeforeHeld)
 	if say(s, sayHeld, nil, offerTime) != nil {
 		k.drop(h) // the owner did not hear it, and proposes nothing
 		return
 	}
+	crash.Here(crash.AfterHeld)
 	if kind, _, err = hear(s, heldTime); err == nil && kind == sayForget {
 		k.drop(h)
 	}

@@ -11,6 +11,7 @@ import (
 	"starling/actors/partition/handover"
 	"starling/cluster"
 	"starling/cluster/partmap"
+	"starling/internal/crash"
 	"starling/sched"
 	"starling/transport"
 )
@@ -173,12 +174,16 @@ func (c *change) carry(ctx context.Context, e handover.Effect) (ev handover.Even
 	}
 	switch e {
 	case handover.Offer:
+		crash.Here(crash.BeforeOffer)
 		return try(handover.Ready, c.offer)
 	case handover.Freeze:
+		crash.Here(crash.BeforeFreeze)
 		return try(handover.Frozen, c.freeze)
 	case handover.Hold:
+		crash.Here(crash.BeforeHold)
 		return try(handover.Held, c.hold)
 	case handover.Propose:
+		crash.Here(crash.BeforePropose)
 		return c.propose(ctx), true
 	case handover.Settle:
 		return c.settle(ctx), true
@@ -192,6 +197,7 @@ func (c *change) carry(ctx context.Context, e handover.Effect) (ev handover.Even
 			c.err = starling.Errorf(starling.Moved, "change partition", "%s was changed otherwise meanwhile", c.order.Partition)
 		}
 	case handover.Done:
+		crash.Here(crash.BeforeDone)
 		c.err = nil
 		c.expect(c.keeper.cfg.Now().Add(strayTime))
 	}

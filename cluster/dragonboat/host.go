@@ -23,6 +23,7 @@ import (
 	sm "github.com/lni/dragonboat/v4/statemachine"
 
 	"starling"
+	"starling/internal/crash"
 	"starling/internal/run"
 	"starling/transport"
 )
@@ -270,7 +271,7 @@ func (h *Host) hostConfig() config.NodeHostConfig {
 		Expert: config.ExpertConfig{
 			LogDB: store, LogDBFactory: tan.Factory,
 			Engine:           config.EngineConfig{ExecShards: 1, CommitShards: 1, ApplyShards: 1, SnapshotShards: 2, CloseShards: 1},
-			TransportFactory: h.wires, FS: h.cfg.disk,
+			TransportFactory: h.wires, FS: crashing(h.cfg.disk),
 		},
 	}
 }
@@ -307,7 +308,9 @@ func newMachine(m Machine, applied *atomic.Uint64, high *mark) sm.CreateStateMac
 
 // Update applies one command. An error from here would end the process, so there is none: a refusal is an answer.
 func (m machine) Update(e sm.Entry) (sm.Result, error) {
+	crash.Here(crash.BeforeApply)
 	reply := m.m.Apply(e.Index, e.Cmd)
+	crash.Here(crash.AfterApply)
 	m.applied.Store(e.Index)
 	m.mark.raise(e.Index)
 	return sm.Result{Value: e.Index, Data: reply}, nil
@@ -316,7 +319,10 @@ func (m machine) Update(e sm.Entry) (sm.Result, error) {
 func (m machine) Lookup(q any) (any, error) { return m.m.Query(q) }
 
 func (m machine) SaveSnapshot(w io.Writer, _ sm.ISnapshotFileCollection, _ <-chan struct{}) error {
-	return m.m.Save(w)
+	crash.Here(crash.BeforeSnapshot)
+	err := m.m.Save(w)
+	crash.Here(crash.AfterSnapshot)
+	return err
 }
 
 func (m machine) RecoverFromSnapshot(r io.Reader, _ []sm.SnapshotFile, _ <-chan struct{}) error {

@@ -42,6 +42,7 @@ type reign struct {
 	ordered time.Time // when orders could last be given, or the reign began
 	looked  time.Time // when the planner last looked
 	stepped time.Time // when this manager last tried to hand the lead on
+	pushes  pushes    // has a lock of its own
 }
 
 // run leads whenever the local replica does, until ctx ends. It is the manager's only lasting goroutine.

@@ -7,6 +7,7 @@ import (
 
 	"starling"
 	"starling/cluster"
+	"starling/internal/crash"
 	"starling/transport"
 )
 
@@ -41,7 +42,13 @@ func (m *Manager) serve(s transport.Stream, peer transport.Peer, local bool) {
 		return
 	}
 	answer, v := m.answer(g, s, peer, kind, body)
+	if kind == cluster.MessagePropose {
+		crash.Here(crash.BeforeAck)
+	}
 	_ = cluster.WriteMessage(s, answer, v) // a peer that is gone asks again
+	if kind == cluster.MessagePropose {
+		crash.Here(crash.AfterAck)
+	}
 	_ = s.CloseWrite()
 	m.drain(s)
 }

@@ -26,10 +26,12 @@ type session struct {
 	mu     sync.Mutex    // a leaf: guards seq
 	seq    uint64        // of the last heartbeat
 	// What follows belongs to the writer.
-	answered uint64 // the last heartbeat that was answered
-	index    uint64 // of the topology that was pushed last; 0 for none
-	turn     uint64 // of the list of the living that was pushed last
-	feed     uint64 // the feed was pushed up to this index
+	deltas   bool              // the node reads deltas
+	answered uint64            // the last heartbeat that was answered
+	base     *cluster.Topology // that the node has, as far as it is known here; nil for none
+	index    uint64            // of the topology that was pushed last; 0 for none
+	turn     uint64            // of the list of the living that was pushed last
+	feed     uint64            // the feed was pushed up to this index
 }
 
 // attend serves one session until the stream fails, the node leaves or the reign ends.
@@ -42,7 +44,10 @@ func (g *reign) attend(s transport.Stream, peer transport.Peer, h cluster.Hello,
 	if err := cluster.WriteMessage(s, cluster.MessageWelcome, cluster.Welcome{Claim: g.claim}); err != nil {
 		return
 	}
-	n := &session{reign: g, node: peer.Node, stream: s, done: make(chan struct{}), beat: make(chan struct{}, 1), orders: make(chan struct{}, 1), feed: h.Feed}
+	n := &session{reign: g, node: peer.Node, stream: s, done: make(chan struct{}), beat: make(chan struct{}, 1), orders: make(chan struct{}, 1), feed: h.Feed, deltas: h.Deltas}
+	if h.Deltas && h.Topology != 0 {
+		n.base = m.cfg.Machine.Past(h.Topology)
+	}
 	g.mu.Lock()
 	if old := g.nodes[n.node]; old != nil {
 		old.stream.Cancel()
@@ -89,6 +94,7 @@ func (n *session) read() {
 			return
 		}
 		g.manager.metrics.heartbeats.Inc()
+		g.manager.metrics.heard.Add(cluster.MessageHead + len(body))
 		g.mu.Lock()
 		current := g.nodes[n.node] == n
 		now := g.manager.cfg.Now()
@@ -163,18 +169,13 @@ func (n *session) flush() error {
 	turn, alive := g.turn, g.alive
 	g.mu.Unlock()
 	if turn > 0 && (turn != n.turn || t.Index != n.index) {
-		push := cluster.TopologyPush{Alive: alive}
-		if t.Index != n.index {
-			push.Topology = t
-		}
-		if err := cluster.WriteMessage(n.stream, cluster.MessageTopology, push); err != nil {
+		if err := n.push(t, turn, alive); err != nil {
 			return err
 		}
-		n.turn, n.index = turn, t.Index
 	}
 	changes, to, ok := g.manager.cfg.Machine.Changes(n.feed)
 	if len(changes) > 0 || !ok {
-		if err := cluster.WriteMessage(n.stream, cluster.MessageFeed, cluster.FeedPush{To: to, Reset: !ok, Changes: changes}); err != nil {
+		if err := n.send(cluster.MessageFeed, cluster.FeedPush{To: to, Reset: !ok, Changes: changes}); err != nil {
 			return err
 		}
 		n.feed = to
@@ -189,11 +190,41 @@ func (n *session) flush() error {
 	}
 	g.mu.Unlock()
 	for _, o := range orders { // after the topology, so that the node knows the epoch that the order names
-		if err := cluster.WriteMessage(n.stream, cluster.MessageOrder, o); err != nil {
+		if err := n.send(cluster.MessageOrder, o); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// push tells the node what changed since it was told last: only that when it reads deltas, the whole topology when it does
+// not or what it has is not remembered here.
+func (n *session) push(t *cluster.Topology, turn uint64, alive []starling.NodeID) error {
+	base := n.base
+	if !n.deltas && t.Index != n.index {
+		base = nil
+	}
+	p, err := n.reign.pushes.encoded(base, t, turn, alive, turn == n.turn)
+	if err != nil {
+		return err
+	}
+	n.turn, n.index, n.base = turn, t.Index, t
+	return n.pass(p.kind, p.raw)
+}
+
+// send writes one message and counts it.
+func (n *session) send(kind cluster.MessageKind, v any) error {
+	raw, err := cluster.EncodeMessage(kind, v)
+	if err != nil {
+		return err
+	}
+	return n.pass(kind, raw)
+}
+
+func (n *session) pass(kind cluster.MessageKind, raw []byte) error {
+	n.reign.manager.metrics.sent(kind, len(raw))
+	_, err := n.stream.Write(raw)
+	return err
 }
 
 // renew answers the newest heartbeat that has no answer yet.
@@ -214,5 +245,5 @@ func (n *session) renew() error {
 	}
 	g.mu.Unlock()
 	n.answered = seq
-	return cluster.WriteMessage(n.stream, cluster.MessageRenewal, r)
+	return n.send(cluster.MessageRenewal, r)
 }

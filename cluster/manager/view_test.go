@@ -167,30 +167,46 @@ func TestQuestionsFollowTheLeader(t *testing.T) {
 }
 
 // Found in a network with faults: a deletion that was tried again took what another client had made under the name
-// meanwhile. One whose answer is lost is tried once, and its caller is told.
-func TestDeletionByNameIsNotRepeated(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3, 1, 3)
-		defer w.close()
-		n := w.nodes[4]
-		w.waitFor(2*time.Second, "start", func() bool { return n.view.Ready() })
-		n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
-		n.mustPropose(put(1))
-		before := w.q.replicas[1].height()
-		w.net.mute(addrOf(1), addrOf(4)) // answers only are lost
-		_, err := n.view.Propose(t.Context(), cluster.DeleteFunction{Function: hello})
-		if starling.KindOf(err) != starling.Unavailable || starling.ReasonOf(err) != cluster.ReasonOutcomeUnknown {
-			t.Fatalf("got %v", err)
-		}
-		if tries := w.q.replicas[1].height() - before; tries != 1 {
-			t.Fatalf("the deletion was tried %d times", tries)
-		}
-		w.rejoin(4)
-		w.q.elect(2)
-		if _, err := n.view.Propose(t.Context(), cluster.DeleteFunction{Function: hello}); starling.KindOf(err) != starling.NotFound {
-			t.Fatalf("a deletion of nothing got %v", err)
-		}
-	})
+// meanwhile, and a creation that was tried again was refused because of what another client had made after it was
+// deleted. What others may change meanwhile is tried once when its answer is lost, and its caller is told.
+func TestWhatOthersMayChangeIsNotRepeated(t *testing.T) {
+	account := starling.Account{ID: "other", ConcurrencyMax: 7}
+	key := starling.Key{Hash: [32]byte{1}, ID: "k", Account: "acme", Role: starling.KeyUser}
+	for _, c := range []struct {
+		cmd   cluster.Command
+		again starling.Kind // asked again by the client, when it was done; Internal for no refusal
+	}{
+		{cluster.DeleteFunction{Function: hello}, starling.NotFound},
+		{cluster.DeleteAccount{ID: "empty"}, starling.NotFound},
+		{cluster.CreateAccount{Account: account}, starling.Internal},
+		{cluster.CreateKey{Key: key}, starling.Internal},
+		{put(2), starling.Internal},
+		{cluster.PublishVersion{Function: hello}, starling.Internal},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 3, 1, 3)
+			defer w.close()
+			n := w.nodes[4]
+			w.waitFor(2*time.Second, "start", func() bool { return n.view.Ready() })
+			n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
+			n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "empty"}})
+			n.mustPropose(put(1))
+			before := w.q.replicas[1].height()
+			w.net.mute(addrOf(1), addrOf(4)) // answers only are lost
+			_, err := n.view.Propose(t.Context(), c.cmd)
+			if starling.KindOf(err) != starling.Unavailable || starling.ReasonOf(err) != cluster.ReasonOutcomeUnknown {
+				t.Fatalf("%T: got %v", c.cmd, err)
+			}
+			if tries := w.q.replicas[1].height() - before; tries != 1 {
+				t.Fatalf("%T was tried %d times", c.cmd, tries)
+			}
+			w.rejoin(4)
+			w.q.elect(2)
+			if _, err := n.view.Propose(t.Context(), c.cmd); starling.KindOf(err) != c.again {
+				t.Fatalf("%T, which was done, got %v", c.cmd, err)
+			}
+		})
+	}
 }
 
 func TestChangedAddressReachesEveryNode(t *testing.T) {

@@ -111,6 +111,7 @@ func runCLI(t testing.TB, bin string, env []string, args ...string) string {
 type testKind struct {
 	roles string // "" for all
 	bin   string // "" for the binary of this commit
+	parts string // partitions of a cluster whose first node it is; "" for the default
 }
 
 // does reports whether the node has a role.
@@ -157,6 +158,9 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 			args := []string{"cluster", "init", "--data", node.dir, "--listen", node.quic, "--name", "test", "-o", "json"}
 			if kind.roles != "" {
 				args = append(args, "--roles", kind.roles)
+			}
+			if kind.parts != "" {
+				args = append(args, "--partitions", kind.parts)
 			}
 			out := runCLI(t, node.binary(t), nil, args...)
 			if err := json.Unmarshal([]byte(out), &made); err != nil {

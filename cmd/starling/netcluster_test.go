@@ -28,6 +28,7 @@ type netCluster struct {
 	relay     *relay
 	http      *http.Client
 	root      string
+	bin       string     // the program
 	key, boss string     // keys of a user and of the administrator
 	nodes     []*netNode // numbered from 1; the first is nil
 }
@@ -39,6 +40,7 @@ type netNode struct {
 	args        []string
 	http, admin *client.HTTP
 	cmd         *exec.Cmd
+	last        *os.ProcessState // how the last process ended
 	log         *os.File
 
 	mu    sync.Mutex // guards lives
@@ -63,7 +65,10 @@ func startNetCluster(t *testing.T, seed uint64) *netCluster {
 		t.Skipf("real sandboxes need control groups: %v", err)
 	}
 	n := newTestNet(t, 3)
-	c := &netCluster{net: n, relay: newRelay(t, n, seed), http: n.hub.httpClient(), root: t.TempDir(), nodes: []*netNode{nil}}
+	c := &netCluster{net: n, relay: newRelay(t, n, seed), http: n.hub.httpClient(), root: t.TempDir(), nodes: []*netNode{nil}, bin: starlingBinary(t)}
+	if *e2e {
+		c.bin = crashBinary(t)
+	}
 	t.Cleanup(c.http.CloseIdleConnections)
 	for i := 1; i <= 3; i++ {
 		node := &netNode{number: i, name: fmt.Sprintf("node%d", i), dir: filepath.Join(c.root, fmt.Sprintf("node%d", i))}
@@ -123,8 +128,9 @@ func (c *netCluster) start(t testing.TB, n *netNode, extra ...string) {
 		n.log = f
 	}
 	fmt.Fprintf(n.log, "--- life %d\n", life)
-	n.cmd = exec.Command(starlingBinary(t), append(append([]string{}, n.args...), append(extra, "--audit", n.audit(life))...)...)
+	n.cmd = exec.Command(c.bin, append(append([]string{}, n.args...), append(extra, "--audit", n.audit(life))...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	n.cmd.Env = append(os.Environ(), "STARLING_CRASH="+n.crashFile())
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the space's thread, which ends with the test
 	var err error
 	c.net.spaces[n.number].do(func() { err = n.cmd.Start() })
@@ -153,7 +159,7 @@ func (n *netNode) end(t testing.TB, s syscall.Signal) {
 	n.mu.Lock()
 	n.lives[len(n.lives)-1].Died = audit.Now()
 	n.mu.Unlock()
-	n.cmd = nil
+	n.last, n.cmd = n.cmd.ProcessState, nil
 	n.log.Close()
 	n.log = nil
 }
@@ -176,6 +182,16 @@ func (c *netCluster) says(n *netNode, path, text string) bool {
 		b.Write(buf[:k])
 	}
 	return res.StatusCode == http.StatusOK && strings.Contains(b.String(), text)
+}
+
+// date returns what time a node says it is.
+func (c *netCluster) date(n *netNode) (time.Time, error) {
+	res, err := c.http.Get("http://" + n.addr(8081) + "/readyz")
+	if err != nil {
+		return time.Time{}, err
+	}
+	res.Body.Close()
+	return http.ParseTime(res.Header.Get("Date"))
 }
 
 // ready waits until the node serves.

@@ -21,10 +21,13 @@ var (
 	netSeed    = flag.Uint64("seed", 1, "of the faults that TestE2ENetFaults injects")
 	netShort   = flag.Bool("netshort", false, "a short run of TestE2ENetFaults")
 	netMinutes = flag.Float64("minutes", 1, "how long TestE2ENetFaults injects faults, with -e2e")
+	netEvery   = flag.Bool("every", false, "TestE2ENetFaults injects every fault, not some drawn by its seed")
+	netOnly    = flag.String("only", "", "TestE2ENetFaults injects the faults whose name holds this, and no others")
 )
 
 // A netFault is one way in which nodes and networks fail.
 type netFault struct {
+	number string // in the table of bench/results/faults.md
 	name   string
 	short  bool // also in the run of "make test"
 	inject func(*injector)
@@ -33,20 +36,23 @@ type netFault struct {
 // netFaults are those of the table in bench/results/faults.md. They come one after another; loss, delay, reordering and
 // changes of the map go on beside them.
 var netFaults = []netFault{
-	{"kill the leader", true, func(j *injector) { j.crash(j.leader()) }},
-	{"kill any node", false, func(j *injector) { j.crash(j.any()) }},
-	{"kill all nodes", false, (*injector).crashAll},
-	{"stop the leader", true, func(j *injector) { j.freeze(j.leader()) }},
-	{"stop any node", false, func(j *injector) { j.freeze(j.any()) }},
-	{"cut one node off", true, func(j *injector) { n := j.any(); j.cut(j.length(4), j.from(n), j.to(n)) }},
-	{"one node is not heard", true, func(j *injector) { j.cut(j.length(4), j.from(j.any())) }},
-	{"one node does not hear", false, func(j *injector) { j.cut(j.length(4), j.to(j.any())) }},
-	{"cut one pair", true, func(j *injector) { a, b := j.pair(); j.cut(j.length(4), []way{{a, b}, {b, a}}) }},
-	{"half-open pair", false, func(j *injector) { a, b := j.pair(); j.cut(6*time.Second, []way{{a, b}}) }},
-	{"random loss", false, (*injector).lose},
-	{"1 Mbit/s", false, (*injector).choke},
-	{"restart all in turn", false, (*injector).roll},
-	{"lost data folder", false, (*injector).forget},
+	{"1", "kill the leader", true, func(j *injector) { j.crash(j.leader()) }},
+	{"2", "kill all nodes", false, (*injector).crashAll},
+	{"3", "stop the leader", true, func(j *injector) { j.freeze(j.leader()) }},
+	{"3", "stop any node", false, func(j *injector) { j.freeze(j.any()) }},
+	{"4", "kill an owner", false, func(j *injector) { j.crash(j.owner()) }},
+	{"5", "kill a host", false, func(j *injector) { j.crash(j.any()) }},
+	{"6", "crash at a point", false, (*injector).crashAtPoint},
+	{"7", "cut one node off", true, func(j *injector) { n := j.any(); j.cut(j.length(4), j.from(n), j.to(n)) }},
+	{"8", "one node is not heard", true, func(j *injector) { j.cut(j.length(4), j.from(j.any())) }},
+	{"8", "one node does not hear", false, func(j *injector) { j.cut(j.length(4), j.to(j.any())) }},
+	{"9", "cut one pair", true, func(j *injector) { a, b := j.pair(); j.cut(j.length(4), []way{{a, b}, {b, a}}) }},
+	{"10", "half-open pair", false, func(j *injector) { a, b := j.pair(); j.cut(6*time.Second, []way{{a, b}}) }},
+	{"11", "random loss", false, (*injector).lose},
+	{"12", "1 Mbit/s", false, (*injector).choke},
+	{"20", "lost data folder", false, (*injector).forget},
+	{"21", "wrong wall clock", true, (*injector).shiftClock},
+	{"24", "restart all in turn", false, (*injector).roll},
 }
 
 // A way is one direction of a pair of nodes.
@@ -58,8 +64,14 @@ type injector struct {
 	c       *netCluster
 	rng     *rand.Rand
 	counts  map[string]int
+	hits    map[string]int // packets that a fault dropped, by its name
+	now     string         // the name of the fault that is being injected
 	short   bool
 	forgets int
+	points  pointsMet
+	weather int    // how many faults had a weather of their own beside them
+	family  int    // processes under nodes that were killed
+	orphans int    // of those, that lived on
 	last    string // why answers said no
 }
 
@@ -72,7 +84,7 @@ func TestE2ENetFaults(t *testing.T) {
 	}
 	c := startNetCluster(t, *netSeed)
 	functions := c.deploy(t, 6)
-	j := &injector{t: t, c: c, rng: rand.New(rand.NewPCG(*netSeed, 1)), counts: map[string]int{}, short: !*e2e}
+	j := &injector{t: t, c: c, rng: rand.New(rand.NewPCG(*netSeed, 1)), counts: map[string]int{}, hits: map[string]int{}, short: !*e2e}
 	some := j.choose()
 	for deadline := time.Now().Add(time.Minute); !j.answers(functions[0]); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -96,9 +108,8 @@ func TestE2ENetFaults(t *testing.T) {
 	for _, n := range c.nodes[1:] {
 		n.end(t, syscall.SIGTERM)
 	}
-	for _, f := range some {
-		t.Logf("fault %-24s %d", f.name, j.counts[f.name])
-	}
+	j.report(some)
+	t.Logf("fault 22 moves under load, done %d; fault 23 splits %d, merges %d", load.changes["move done"], load.changes["split done"], load.changes["merge done"])
 	t.Logf("every function answers through every node %v after the last fault; packets relayed %d, of them lost, doubled or spoiled by seed %d",
 		healed.Round(time.Millisecond), c.relay.passed.Load(), c.relay.spoiled.Load())
 	verdict(t, load, c.lives(t))
@@ -131,6 +142,9 @@ func verdict(t *testing.T, load *netLoad, lives []judge.Life) {
 		grants.Operations, grants.Keys, len(grants.Illegal), len(grants.Unknown), control.Operations, control.Keys, len(control.Illegal), len(control.Unknown))
 	if !grants.OK() {
 		t.Errorf("grants are not linearizable: %+v", grants)
+		for _, key := range first(grants.Illegal) {
+			t.Logf("key %s\n%s", key, judge.TellKey(lives, load.sights, key))
+		}
 	}
 	for _, name := range first(control.Illegal) {
 		t.Errorf("control operations are not linearizable:\n%s", judge.Tell(load.calls, name))
@@ -149,11 +163,12 @@ func first[T any](all []T) []T { return all[:min(len(all), 5)] }
 // choose draws the faults of this run: some of them, so that seeds differ in kind. At least four.
 func (j *injector) choose() []netFault {
 	some := slices.Clone(netFaults)
+	some = slices.DeleteFunc(some, func(f netFault) bool { return !strings.Contains(f.name, *netOnly) })
 	if j.short {
 		some = slices.DeleteFunc(some, func(f netFault) bool { return !f.short })
 	}
 	j.rng.Shuffle(len(some), func(a, b int) { some[a], some[b] = some[b], some[a] })
-	if j.short {
+	if j.short || *netEvery || *netOnly != "" {
 		return some
 	}
 	return some[:4+j.rng.IntN(len(some)-3)]
@@ -168,9 +183,11 @@ func (j *injector) run(some []netFault) {
 	for i := 0; i < len(some) || time.Now().Before(end); i++ {
 		f := some[i%len(some)]
 		w := &weather{}
+		j.now = f.name
 		if j.rng.IntN(2) == 0 {
 			w = &weather{delay: time.Duration(j.rng.IntN(20)) * time.Millisecond, jitter: time.Duration(1+j.rng.IntN(20)) * time.Millisecond,
 				loss: 0.01 * float64(j.rng.IntN(3)), twice: 0.02, corrupt: 0.002}
+			j.weather++
 		}
 		j.c.relay.weather.Store(w)
 		at := time.Now()
@@ -222,9 +239,62 @@ func (j *injector) to(n *netNode) (ways []way) {
 	return ways
 }
 
-// crash kills a node and starts it again after a while.
+// report tells what was injected, by the numbers of the plan, and fails the test for a fault that was none.
+func (j *injector) report(some []netFault) {
+	for _, f := range some {
+		what := ""
+		if hits, cuts := j.hits[f.name]; cuts {
+			what = fmt.Sprintf(", packets dropped %d", hits)
+			if hits == 0 && f.number != "11" && f.number != "12" {
+				j.t.Errorf("%s was injected and dropped no packet", f.name)
+			}
+		}
+		j.t.Logf("fault %-2s %-24s %d%s", f.number, f.name, j.counts[f.name], what)
+		if j.counts[f.name] == 0 {
+			j.t.Errorf("%s was not injected", f.name)
+		}
+	}
+	j.t.Logf("fault 11 delay, reordering, loss, doubles and spoiled packets beside %d faults", j.weather)
+	j.t.Logf("processes under nodes that were killed: %d, of them left alive %d", j.family, j.orphans)
+	if j.orphans > 0 {
+		j.t.Errorf("%d processes outlived their node", j.orphans)
+	}
+	j.points.report(j.t)
+}
+
+// owner returns the node that owns the most partitions, as some node sees it.
+func (j *injector) owner() *netNode {
+	for _, n := range j.c.nodes[1:] {
+		ctx, cancel := context.WithTimeout(j.t.Context(), time.Second)
+		list, err := n.admin.Partitions(ctx)
+		nodes, err2 := n.admin.Nodes(ctx)
+		cancel()
+		if err != nil || err2 != nil {
+			continue
+		}
+		owned := map[starling.NodeID]int{}
+		for _, p := range list {
+			owned[p.Owner]++
+		}
+		best := j.any()
+		most := 0
+		for _, known := range nodes {
+			for _, m := range j.c.nodes[1:] {
+				if m.name == known.Name && owned[known.ID] > most {
+					best, most = m, owned[known.ID]
+				}
+			}
+		}
+		return best
+	}
+	return j.any()
+}
+
+// crash kills a node and starts it again after a while. Whatever ran under it must be gone by then.
 func (j *injector) crash(n *netNode) {
+	under := family(n.cmd.Process.Pid)
 	n.end(j.t, syscall.SIGKILL)
+	j.gone(under)
 	j.wait(j.length(3))
 	j.c.start(j.t, n)
 	j.c.ready(j.t, n, 30*time.Second)
@@ -245,6 +315,7 @@ func (j *injector) crashAll() {
 // freeze stops a node for 1 to 5 s and lets it go on.
 func (j *injector) freeze(n *netNode) {
 	n.cmd.Process.Signal(syscall.SIGSTOP)
+	j.until(2*time.Second, func() bool { return processState(n.cmd.Process.Pid) == "T" }, n.name+" was not stopped")
 	j.wait(time.Second/2 + j.length(4.5))
 	n.cmd.Process.Signal(syscall.SIGCONT)
 }
@@ -255,7 +326,7 @@ func (j *injector) cut(d time.Duration, ways ...[]way) {
 	for _, list := range ways {
 		for _, w := range list {
 			// What from says to to comes from the back port of the pair, and where to called, from the front port of from.
-			rules[w.to] = append(rules[w.to], fmt.Sprintf("udp sport { %d, %d } drop", backPort(w.from.number, w.to.number), frontPort(w.from.number)))
+			rules[w.to] = append(rules[w.to], fmt.Sprintf("udp sport { %d, %d } counter drop", backPort(w.from.number, w.to.number), frontPort(w.from.number)))
 		}
 	}
 	j.filter(d, rules)
@@ -269,6 +340,11 @@ func (j *injector) filter(d time.Duration, rules map[*netNode][]string) {
 	}
 	j.wait(d)
 	for n := range rules {
+		hits, err := j.c.net.spaces[n.number].hits()
+		if err != nil {
+			j.t.Fatal(err)
+		}
+		j.hits[j.now] += hits
 		if err := j.c.net.spaces[n.number].rules(); err != nil {
 			j.t.Fatal(err)
 		}
@@ -277,7 +353,7 @@ func (j *injector) filter(d time.Duration, rules map[*netNode][]string) {
 
 // lose drops 1, 5 or 20 % of what one node or every node receives.
 func (j *injector) lose() {
-	rule := fmt.Sprintf("meta l4proto udp numgen random mod 100 < %d drop", []int{1, 5, 20}[j.rng.IntN(3)])
+	rule := fmt.Sprintf("meta l4proto udp numgen random mod 100 < %d counter drop", []int{1, 5, 20}[j.rng.IntN(3)])
 	rules, all := map[*netNode][]string{}, j.rng.IntN(2) == 0
 	one := j.any()
 	for _, n := range j.c.nodes[1:] {
@@ -293,6 +369,7 @@ func (j *injector) choke() {
 	s := j.c.net.spaces[j.any().number]
 	s.run(j.t, "tc qdisc add dev eth0 root tbf rate 1mbit burst 3kb latency 200ms")
 	j.wait(j.length(4))
+	j.hits[j.now] += s.shed(j.t)
 	s.run(j.t, "tc qdisc del dev eth0 root")
 }
 

@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +85,37 @@ func (s *space) rules(rules ...string) (err error) {
 		}
 	})
 	return err
+}
+
+// hits returns how many packets the rules with a counter have met.
+func (s *space) hits() (n int, err error) {
+	return s.sum(`packets (\d+)`, "nft", "list", "table", "inet", "faults")
+}
+
+// shed returns how many packets the queue of the network card has dropped.
+func (s *space) shed(t testing.TB) int {
+	t.Helper()
+	n, err := s.sum(`dropped (\d+)`, "tc", "-s", "qdisc", "show", "dev", "eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// sum adds up the numbers that a pattern finds in what a command prints.
+func (s *space) sum(pattern string, args ...string) (n int, err error) {
+	s.do(func() {
+		out, e := exec.Command(args[0], args[1:]...).CombinedOutput()
+		if e != nil {
+			err = fmt.Errorf("%v: %w: %s", args, e, out)
+			return
+		}
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(out), -1) {
+			k, _ := strconv.Atoi(m[1])
+			n += k
+		}
+	})
+	return n, err
 }
 
 // path names the namespace for ip.

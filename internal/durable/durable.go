@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+
+	"starling/internal/crash"
 )
 
 // WriteFile replaces the file at path by data, readable as perm says. When it returns nil the disk holds the new
@@ -21,9 +23,11 @@ func WriteFile(path string, data []byte, perm os.FileMode) error {
 	if err = errors.Join(err, f.Chmod(perm), f.Sync(), f.Close()); err != nil {
 		return err
 	}
+	crash.Here(crash.BeforeReplace)
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
+	crash.Here(crash.AfterReplace)
 	return SyncDir(dir)
 }
 

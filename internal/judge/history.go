@@ -62,19 +62,24 @@ type step struct {
 // A keyState is the map's entry of one key.
 type keyState struct {
 	index int // -1 before the first
+	owned int // the last that has an owner
 	owner starling.NodeID
 }
 
-// mapModel is the map as a register for each key that goes through epochs in order and gives each one owner. A grant is
-// allowed only while the register shows the epoch and the owner it was granted under.
+// mapModel is the map as a register for each key that goes through epochs in order and gives each one owner, or none. A
+// grant is allowed only under the last epoch that has an owner, and by that owner. An epoch without one takes the key from
+// an owner that lives and may not have heard of it; until the next owner has its epoch, nobody else grants.
 var mapModel = porcupine.Model{
-	Init: func() any { return keyState{index: -1} },
+	Init: func() any { return keyState{index: -1, owned: -1} },
 	Step: func(state, input, _ any) (bool, any) {
 		s, in := state.(keyState), input.(step)
-		if in.grant {
-			return s.index == in.index && s.owner == in.owner, s
+		switch {
+		case in.grant:
+			return s.owned == in.index && s.owner == in.owner, s
+		case in.owner == 0:
+			return in.index == s.index+1, keyState{in.index, s.owned, s.owner}
 		}
-		return in.index == s.index+1, keyState{in.index, in.owner}
+		return in.index == s.index+1, keyState{in.index, in.index, in.owner}
 	},
 	DescribeOperation: func(input, _ any) string { return fmt.Sprintf("%+v", input) },
 }
@@ -94,7 +99,18 @@ func (v Verdict) OK() bool { return len(v.Illegal)+len(v.Unknown) == 0 }
 // order. A change may have happened at any time before somebody saw it. A grant happened at the instant of its decision.
 // A key gets at most limit of time.
 func Grants(lives []Life, sights []Sight, limit time.Duration) Verdict {
+	grants, sights := grantsByKey(lives, sights)
+	var v Verdict
+	for _, key := range sortedKeys(grants) {
+		v.judge(mapModel, fmt.Sprintf("%016x", uint64(key)), mapHistory(key, grants[key], sights), limit)
+	}
+	return v
+}
+
+// grantsByKey returns the grants of each key, and the sights with those that owners themselves had.
+func grantsByKey(lives []Life, sights []Sight) (map[starling.Key64][]audit.Record, []Sight) {
 	grants := map[starling.Key64][]audit.Record{}
+	sights = slices.Clip(sights)
 	for _, l := range lives {
 		for _, r := range l.Records {
 			switch r.Kind {
@@ -106,11 +122,25 @@ func Grants(lives []Life, sights []Sight, limit time.Duration) Verdict {
 			}
 		}
 	}
-	var v Verdict
-	for _, key := range sortedKeys(grants) {
-		v.judge(mapModel, fmt.Sprintf("%016x", uint64(key)), mapHistory(key, grants[key], sights), limit)
+	return grants, sights
+}
+
+// TellKey lists the grants and the changes of the map for one key as Grants names it, for a failed test: when each was
+// surely there, in nanoseconds.
+func TellKey(lives []Life, sights []Sight, name string) string {
+	var b strings.Builder
+	grants, sights := grantsByKey(lives, sights)
+	for key, some := range grants {
+		if fmt.Sprintf("%016x", uint64(key)) != name {
+			continue
+		}
+		ops := mapHistory(key, some, sights)
+		slices.SortStableFunc(ops, func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+		for _, o := range ops {
+			fmt.Fprintf(&b, "%d %+v\n", o.Return, o.Input)
+		}
 	}
-	return v
+	return b.String()
 }
 
 // mapHistory is what happened to one key.

@@ -53,6 +53,27 @@ func TestDoubleGrantIsCaught(t *testing.T) {
 	}
 }
 
+// TestGrantOfAReleasedKey: an owner that lives and has not heard that its partition was given to nobody may go on until
+// another has it, and no longer.
+func TestGrantOfAReleasedKey(t *testing.T) {
+	lives := func(late int64) []Life {
+		return []Life{{Name: "a", Records: []audit.Record{may(1, 1, 100, 500), lease(audit.Grant, 1, 1, 1, 1, 150), lease(audit.Grant, 1, 1, 1, 2, late)}},
+			{Name: "b", Records: []audit.Record{may(1, 3, 300, 500), lease(audit.Grant, 3, 1, 3, 1, 310)}}}
+	}
+	released := []Sight{{Seen: 200, By: "c", Partition: 1, Epoch: 2}}
+	if v := Grants(lives(250), released, time.Minute); !v.OK() {
+		t.Errorf("a grant after the release was refused: %+v\n%s", v, TellKey(lives(250), released, v.Illegal[0]))
+	}
+	v := Grants(lives(305), released, time.Minute)
+	if len(v.Illegal) != 1 || !strings.Contains(TellKey(lives(305), released, v.Illegal[0]), "305 {grant:true index:0 owner:1}") {
+		t.Errorf("a grant under the next owner: %+v\n%s", v, TellKey(lives(305), released, "0000000000000005"))
+	}
+	other := append(released, Sight{Seen: 210, By: "c", Partition: 1, Epoch: 3, Owner: 3}) // seen before its owner says so
+	if v := Grants(lives(250), other, time.Minute); len(v.Illegal) != 1 {
+		t.Errorf("a grant after the map shows the next owner: %+v", v)
+	}
+}
+
 func TestTenuresEndWithTheLeaseTheWordAndTheProcess(t *testing.T) {
 	got := Tenures([]Life{{Name: "a", Died: 1000, Records: []audit.Record{
 		may(1, 1, 100, 200), may(1, 1, 150, 250), may(1, 1, 300, 400), stop(1, 1, 350), may(1, 1, 900, 2000), may(2, 1, 1100, 2000)}}})

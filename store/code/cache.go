@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"starling"
+	"starling/internal/crash"
 )
 
 // A pack is one package on this host: being unpacked until ready is closed, then unpacked or failed.
@@ -167,7 +168,10 @@ func (s *Store) fill(ctx context.Context, tmp, dir string, plan *plan) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
-	return os.Rename(tmp, dir)
+	crash.Here(crash.BeforeCode)
+	err = os.Rename(tmp, dir)
+	crash.Here(crash.AfterCode)
+	return err
 }
 
 // reserve counts n bytes for p and evicts until they fit.

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"starling/frontend/protocol"
+)
+
+// TestE2EGrowth tells what control traffic real nodes at rest cost the manager that leads, and what a move does. Figures
+// are told; what is asserted is that moves are told as what changed.
+func TestE2EGrowth(t *testing.T) {
+	if !*e2e {
+		t.Skip("up to 30 nodes: give -args -e2e")
+	}
+	for _, nodes := range []int{3, 30} {
+		for _, parts := range []int{16, 256, 4096} {
+			t.Run(fmt.Sprintf("nodes=%d/partitions=%d", nodes, parts), func(t *testing.T) { growReal(t, nodes, parts) })
+		}
+	}
+}
+
+func growReal(t *testing.T, nodes, parts int) {
+	kinds := []testKind{{roles: "manager,scheduler,frontend", parts: strconv.Itoa(parts)}}
+	for i := 1; i < nodes; i++ {
+		kind := testKind{roles: "scheduler,frontend"}
+		if i < 3 {
+			kind.roles = "manager,scheduler,frontend"
+		}
+		kinds = append(kinds, kind)
+	}
+	c := startNodes(t, kinds...)
+	c.quiesced(t)
+	lead := c.leading(t)
+	const rest = 15 * time.Second
+	before, cpu := scrape(t, lead), cpuTime(t, lead)
+	time.Sleep(rest) // a window of measurement
+	after := scrape(t, lead)
+	used := cpuTime(t, lead) - cpu
+	rate := func(name string) float64 { return (after[name] - before[name]) / rest.Seconds() }
+	told := func(kind string) string { return `starling_manager_sent_bytes_total{message="` + kind + `"}` }
+	t.Logf("at rest a second: %.0f heartbeats, %.0f B; answers %.0f B; deltas %.0f B, whole topologies %.0f B; the leading process uses %.1f %% of a core, %.0f MiB",
+		rate("starling_manager_heartbeats_total"), rate("starling_manager_heartbeat_bytes_total"), rate(told("renewal")), rate(told("delta")), rate(told("topology")),
+		100*used.Seconds()/rest.Seconds(), after["process_resident_memory_bytes"]/(1<<20))
+	if now := c.leading(t); now != lead {
+		t.Logf("%s leads now: the figures are of less than the whole time", now.name)
+	}
+	if deaths := after["starling_manager_node_deaths_total"]; deaths != before["starling_manager_node_deaths_total"] {
+		t.Logf("nodes counted dead meanwhile: %v", deaths-before["starling_manager_node_deaths_total"])
+	}
+	before = after
+	made := c.moves(t, 10)
+	after = scrape(t, lead)
+	t.Logf("%d moves: deltas %.0f B, whole topologies %.0f B to %d nodes", made, after[told("delta")]-before[told("delta")], after[told("topology")]-before[told("topology")], nodes)
+	if made > 0 && c.leading(t) == lead && after[told("delta")] == before[told("delta")] {
+		t.Error("moves were not told as what changed")
+	}
+}
+
+// leading returns the node whose manager leads.
+func (c *testCluster) leading(t *testing.T) *testNode {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for _, n := range c.nodes {
+			if n.does("manager") && scrape(t, n)["starling_manager_leads"] == 1 {
+				return n
+			}
+		}
+	}
+	t.Fatal("nobody leads")
+	return nil
+}
+
+// quiesced waits until partitions stand still, at most 20 s: where there are more partitions than the nodes need, cold
+// ones are merged for minutes.
+func (c *testCluster) quiesced(t *testing.T) {
+	t.Helper()
+	last, since := -1.0, time.Now()
+	for end := time.Now().Add(20 * time.Second); time.Since(since) < 3*time.Second && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		m := scrape(t, c.leading(t))
+		sent := m[`starling_manager_sent_messages_total{message="delta"}`] + m[`starling_manager_sent_messages_total{message="topology"}`]
+		if sent != last {
+			last, since = sent, time.Now()
+		}
+	}
+}
+
+// moves moves partitions between nodes and returns how many moves were made.
+func (c *testCluster) moves(t *testing.T, want int) (made int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for i := range want {
+		list, err := c.nodes[0].admin.Partitions(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := list[(i*7)%len(list)]
+		for id := range c.names(t) {
+			if id != p.Owner {
+				if c.nodes[0].admin.ChangePartition(ctx, p.ID, protocol.PartitionChange{Change: "move", Node: id}) == nil {
+					made++
+				}
+				break
+			}
+		}
+	}
+	return made
+}
+
+// scrape returns a node's metrics.
+func scrape(t *testing.T, n *testNode) map[string]float64 {
+	t.Helper()
+	res, err := http.Get(n.health + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	out := map[string]float64{}
+	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
+		if name, value, ok := cutLast(lines.Text()); ok {
+			out[name], _ = strconv.ParseFloat(value, 64)
+		}
+	}
+	return out
+}
+
+func cutLast(s string) (before, after string, ok bool) {
+	i := strings.LastIndexByte(s, ' ')
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+1:], true
+}
+
+// cpuTime returns how much processor time a node has used.
+func cpuTime(t *testing.T, n *testNode) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	user, _ := strconv.Atoi(fields[11])
+	system, _ := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * 10 * time.Millisecond // the kernel's ticks are 100 a second
+}
