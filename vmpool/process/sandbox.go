@@ -157,7 +157,7 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	began := time.Now()
 	b.attached, b.memoryMiB = true, code.MemoryMiB
 	m := &link.Message{Op: link.Attach, ID: b.id, Code: code.Dir, Processes: b.driver.cfg.ProcessesMax,
-		MemoryBytes: int64(code.MemoryMiB+overheadMiB(b.runtime)) << 20,
+		MemoryBytes: int64(code.MemoryMiB+b.driver.cfg.Kind.OverheadMiB(b.runtime)) << 20,
 		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
 	if b.runtime == starling.Provided {
 		m.Env = environment(code.Env)
@@ -252,6 +252,14 @@ func (b *sandbox) Stats() (vmpool.Stats, error) {
 		return vmpool.Stats{}, fmt.Errorf("read statistics of sandbox %d: %w", b.id, err)
 	}
 	return vmpool.Stats(s), nil
+}
+
+// Processes lists the processes of a sandbox of this driver as the host numbers them.
+func Processes(s vmpool.Sandbox) []int {
+	if b, ok := s.(*sandbox); ok {
+		return b.group.Processes()
+	}
+	return nil
 }
 
 // end notes how the sandbox ended.

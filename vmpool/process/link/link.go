@@ -74,6 +74,7 @@ type Setup struct {
 	MemoryBytes int64 // limit of a warm sandbox
 	Processes   int   // limit of every sandbox
 	TakeOver    time.Duration
+	Runsc       string // gVisor's binary, for its warden
 	Jail        Jail
 }
 
