@@ -141,19 +141,20 @@ type Scheduler struct {
 	unknown   []*version // whose lookup is not answered
 	empty     []*version // may be forgotten, oldest first
 
-	idle      heap[*instance] // ready instances, see instance.before
-	wheel     wheel           // versions by their next plan
-	wanted    int             // instances, summed over versions
-	floors    []*version      // whose owner wants some instances at all times
-	memory    memory          // of forgotten versions
-	starting  instanceList    // by next look
-	gates     int             // hosts that activation still waits for, or that a restored scheduler has not heard of
-	settles   []*version      // that began with an uneven part of their leases
-	begun     instant         // of a restored one
-	quiet     instant         // activation waits for this, too
-	cursor    int             // of the audit, into order
-	starved   int             // MiB that no host had room for since the last news of room; 0 when none
-	starvedAt instant         // since when; it is forgotten after a while, because a host may be of use again without news
+	idle      heap[*instance]                  // ready instances, see instance.before
+	wheel     wheel                            // versions by their next plan
+	wanted    int                              // instances, summed over versions
+	floors    []*version                       // whose owner wants some instances at all times
+	memory    memory                           // of forgotten versions
+	starting  instanceList                     // by next look
+	gates     int                              // hosts that activation still waits for, or that a restored scheduler has not heard of
+	settles   []*version                       // that began with an uneven part of their leases
+	begun     instant                          // of a restored one
+	quiet     instant                          // activation waits for this, too
+	cursor    int                              // of the audit, into order
+	starved   [starling.IsolationCount]int     // MiB that no host of an isolation had room for since the last news of room; 0 when none
+	missing   [starling.IsolationCount]instant // since when no host gives an isolation that calls wait for; 0 when one does
+	starvedAt instant                          // since when; it is forgotten after a while, because a host may be of use again without news
 	cands     []place.Candidate
 	lacking   bool    // a start found room nowhere since the last defragmentation
 	defragAt  instant // not before
@@ -287,9 +288,10 @@ func (s *Scheduler) tick() {
 	s.fenceAgain()
 	s.lookAfterPermits()
 	s.forget()
-	if s.starved != 0 && s.now-s.starvedAt >= starvedAgain {
-		s.starved = 0
+	if s.isStarved() && s.now-s.starvedAt >= starvedAgain {
+		s.feed()
 	}
+	s.rejectHopeless()
 	s.pumpHungry()
 }
 
