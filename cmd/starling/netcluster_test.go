@@ -125,6 +125,7 @@ func (c *netCluster) start(t testing.TB, n *netNode, extra ...string) {
 	fmt.Fprintf(n.log, "--- life %d\n", life)
 	n.cmd = exec.Command(starlingBinary(t), append(append([]string{}, n.args...), append(extra, "--audit", n.audit(life))...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	n.cmd.Env = append(os.Environ(), sharedKernel)
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the space's thread, which ends with the test
 	var err error
 	c.net.spaces[n.number].do(func() { err = n.cmd.Start() })
