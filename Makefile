@@ -18,10 +18,15 @@ build: ## static binaries into bin/
 functions: build ## the demo and bench functions as zips into bin/functions
 	bench/functions/build.sh bin/functions
 
-demo: needs functions ## a real cluster of three nodes, three real functions, called; KEEP=1 leaves it running
-	KEEP=$(KEEP) bench/demo.sh
+runsc: ## gVisor's runsc into bin/, for isolation gvisor: built from its Go module, once
+	internal/runsc.sh
 
-test: needs functions ## everything CI checks by default: tests, then the same with -race where goroutines meet
+DRIVER ?= process
+
+demo: needs functions $(if $(filter gvisor,$(DRIVER)),runsc) ## a real cluster of three nodes, three real functions, called; DRIVER=gvisor isolates them so, KEEP=1 leaves it running
+	KEEP=$(KEEP) DRIVER=$(DRIVER) bench/demo.sh
+
+test: needs functions runsc ## everything CI checks by default: tests, then the same with -race where goroutines meet
 	internal/leaks.sh before
 	go test -timeout 8m $(ARGS) ./...
 	$(MAKE) --no-print-directory race
@@ -40,8 +45,8 @@ check: ## what CI runs: format, vet, then test
 fuzz: ## every decoder for FUZZTIME each
 	internal/fuzz.sh $(FUZZTIME)
 
-attack: needs build ## hostile functions against the process sandbox, rows A, B and C
-	go test -count=1 -v -run TestAttacks ./vmpool/process/...
+attack: needs build runsc ## hostile functions against the sandboxes of each driver, rows A, B and C
+	STARLING_ATTACK_GVISOR=1 go test -count=1 -timeout 20m -v -run TestAttacks ./vmpool/process/... ./vmpool/gvisor/...
 
 e2e: needs functions ## real processes: nodes killed in turn under load
 	go test -count=1 -v -timeout 20m ./cmd/starling -run E2E -args -e2e
@@ -63,4 +68,4 @@ needs: ## install what is missing from Debian's packages, saying so
 clean: ## remove what the targets made
 	rm -rf bin
 
-.PHONY: help build functions demo test race check fuzz attack e2e bench sim soak needs clean
+.PHONY: help build functions runsc demo test race check fuzz attack e2e bench sim soak needs clean

@@ -18,7 +18,7 @@
 //	frontend ──payload─────▶ host            checks the lease, hands the call to the instance
 //	instance ──────────────▶ host ──▶ frontend ──▶ client
 //
-// A host keeps pools of pre-warmed sandboxes, one pool per [Runtime]. A sandbox is specialised once with
+// A host keeps pools of pre-warmed sandboxes, one pool per [Isolation] and [Runtime]. A sandbox is specialised once with
 // the code of one version, is then an instance, and is never returned to the pool.
 //
 // Start reading at this package, then sched (the brain, pure), actors/partition and actors/host (its

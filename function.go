@@ -37,6 +37,11 @@ type Account struct {
 	ID             AccountID `cbor:"1,keyasint" json:"id"`
 	ConcurrencyMax int       `cbor:"2,keyasint" json:"concurrencyMax"` // calls in flight at once, over all functions
 	Created        int64     `cbor:"3,keyasint" json:"created"`        // Unix seconds, from the proposing node
+
+	// What the operator says of its functions' isolation. Absent where nothing is said, so that such an account is the same
+	// bytes as an older release's.
+	Isolation      Isolation `cbor:"4,keyasint,omitempty" json:"isolation,omitempty"`      // of functions that do not say
+	IsolationLeast Isolation `cbor:"5,keyasint,omitempty" json:"isolationLeast,omitempty"` // no function may have less
 }
 
 // A Role of an API key.
@@ -68,6 +73,10 @@ type Config struct {
 	Description string            `cbor:"8,keyasint" json:"description,omitempty" yaml:"description"` // ≤ 256 bytes
 	Provisioned int               `cbor:"9,keyasint" json:"provisioned,omitempty" yaml:"provisioned"` // instances kept ready at all times, 0–1000
 	Schedule    []Provision       `cbor:"10,keyasint" json:"schedule,omitempty" yaml:"schedule"`      // ≤ 32 lines; wins over Provisioned
+
+	// Isolation is the developer's wish until the snapshot is made, and in a snapshot what was made of it. Absent for
+	// process, so that such a snapshot is the same bytes as an older release's.
+	Isolation Isolation `cbor:"11,keyasint,omitempty" json:"isolation,omitempty" yaml:"isolation"`
 }
 
 // A Version is an immutable snapshot of a function: its configuration and code.
@@ -83,6 +92,9 @@ type Version struct {
 
 // Key returns the first key of the span of the version's function.
 func (v *Version) Key() Key64 { return KeyOf(v.Function, 0) }
+
+// Isolation returns what stands between the version and its host.
+func (v *Version) Isolation() Isolation { return v.Config.Isolation.Or(IsolationProcess) }
 
 // Timeout returns the longest run of one call.
 func (v *Version) Timeout() time.Duration {
@@ -150,6 +162,9 @@ func (c Config) Validate() error {
 	}
 	if c.Concurrency > 1 && c.Runtime != Provided {
 		return Errorf(Invalid, op, "concurrency %d: runtime %s serves one call at a time", c.Concurrency, c.Runtime)
+	}
+	if err := c.Isolation.Validate(); err != nil {
+		return err
 	}
 	if c.InstanceMax < 0 {
 		return Errorf(Invalid, op, "instanceMax %d: use 0 or more", c.InstanceMax)

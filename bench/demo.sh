@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The demo: a real cluster of three nodes on this machine, three real functions, called over HTTP and QUIC; one
 # node is killed and the calls go on; at the end nothing is left. KEEP=1 leaves the cluster running.
+# DRIVER=gvisor isolates them with a kernel of their own in user space (default: process).
 # PHOTO=file.jpg uses a photo of yours instead of the one from Debian's package python-matplotlib-data.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +10,7 @@ bin=$PWD/bin/starling
 functions=$PWD/bin/functions
 work=$(mktemp -d "${TMPDIR:-/tmp}/starling-demo.XXXXXX")
 export XDG_CONFIG_HOME=$work/config
+driver=${DRIVER:-process}
 pids=()
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -73,7 +75,7 @@ admin() { echo "127.0.0.1:${ports[$1 + 5]}"; }
 start_node() { # start_node N [FLAG...]
 	local n=$1
 	shift
-	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool 2 "$@" \
+	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool 2 --isolation "$driver" "$@" \
 		>"$work/node$n.log" 2>&1 &
 	pids[n - 1]=$!
 	for _ in $(seq 300); do
@@ -118,7 +120,7 @@ export STARLING_PIN=${token##*.} # the second half of a join token is the finger
 STARLING_KEY=$root show "$bin" nodes
 
 step "Three functions"
-for f in thumbnail hello-node orders-go; do show "$bin" deploy "$functions/$f.zip"; done
+for f in thumbnail hello-node orders-go; do show "$bin" deploy "$functions/$f.zip" --isolation "$driver"; done
 show "$bin" functions
 
 step "Called over HTTP, as any program would"

@@ -38,7 +38,7 @@ for i in 0 1 2; do
 	join=()
 	[ $i -eq 0 ] || join=(--roles frontend,scheduler,host --join "${addr[0]}" --token "$(STARLING_KEY=$admin "$bin" cluster token)")
 	"$bin" node --data "$work/n$i" --name "n$i" --listen "${addr[3 * i]}" --http "${addr[3 * i + 1]}" --admin "${addr[3 * i + 2]}" \
-		--memory "$memory" "${join[@]}" >"$work/n$i.log" 2>&1 &
+		--memory "$memory" --allow-shared-kernel "${join[@]}" >"$work/n$i.log" 2>&1 &
 	pids+=($!)
 	for _ in $(seq 300); do
 		curl -fs "http://${addr[3 * i + 2]}/readyz" >/dev/null && break

@@ -27,6 +27,7 @@ const (
 	kindChangeMap      uint16 = 13
 	kindClaimLead      uint16 = 14
 	kindSetDraining    uint16 = 15 // since level 2
+	kindSetIsolation   uint16 = 16 // since level 3
 	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
 	kindRenewReplica   uint16 = 41 // since level 2
 )
@@ -47,6 +48,7 @@ func (RemoveNode) CommandKind() uint16     { return kindRemoveNode }
 func (ChangeMap) CommandKind() uint16      { return kindChangeMap }
 func (ClaimLead) CommandKind() uint16      { return kindClaimLead }
 func (SetDraining) CommandKind() uint16    { return kindSetDraining }
+func (SetIsolation) CommandKind() uint16   { return kindSetIsolation }
 func (RestoreState) CommandKind() uint16   { return kindRestoreState }
 func (RenewReplica) CommandKind() uint16   { return kindRenewReplica }
 
@@ -83,6 +85,8 @@ func blank(kind uint16) Command {
 		return &ClaimLead{}
 	case kindSetDraining:
 		return &SetDraining{}
+	case kindSetIsolation:
+		return &SetIsolation{}
 	case kindRestoreState:
 		return &RestoreState{}
 	case kindRenewReplica:

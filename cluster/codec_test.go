@@ -34,6 +34,7 @@ func samples() []Command {
 		SetDraining{ID: 1, Draining: true},
 		RestoreState{Hash: [32]byte{1}, Part: 1, Parts: 2, Data: []byte{1}, Node: starling.Node{ID: 1, Addr: "a:1"}},
 		RenewReplica{Node: 2, Lost: 2},
+		SetIsolation{Account: "acme", Policy: starling.IsolationPolicy{Default: starling.IsolationKata, Least: starling.IsolationGVisor}, SharedKernel: true},
 	}
 }
 

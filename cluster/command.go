@@ -96,6 +96,14 @@ type RenewReplica struct {
 	Lost uint64          `cbor:"2,keyasint"` // the number of the lost one
 }
 
+// SetIsolation replaces what the operator says of isolation: of one account's functions, or of all when Account is empty.
+// Snapshots that exist keep what they have. Reply.Isolation is what was made of it.
+type SetIsolation struct {
+	Account      starling.AccountID       `cbor:"1,keyasint,omitempty"`
+	Policy       starling.IsolationPolicy `cbor:"2,keyasint"`
+	SharedKernel bool                     `cbor:"3,keyasint,omitempty"` // of all: accounts may share a kernel
+}
+
 // InitCluster sets the cluster's name and cuts the key space into partitions. Once only.
 type InitCluster struct {
 	Name       string `cbor:"1,keyasint"`
@@ -143,6 +151,7 @@ const (
 	QueryClaim     What = 10
 	QueryToken     What = 11 // by Hash; NotFound when nobody may join with it
 	QueryFloors    What = 12 // a page of the latest snapshots that want instances at all times, in Versions
+	QueryIsolation What = 13 // of Account; of all when it is empty
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.
@@ -162,6 +171,16 @@ type Reply struct {
 	Refused   []string           `cbor:"13,keyasint,omitempty"` // ChangeMap: why each refused change was
 	Claim     *Claim             `cbor:"14,keyasint,omitempty"`
 	RefusedAs []starling.Kind    `cbor:"15,keyasint,omitempty"` // ChangeMap: the kind of each of Refused
+	Isolation *Isolation         `cbor:"16,keyasint,omitempty"`
+}
+
+// An Isolation is what counts for one account's functions, or for all.
+type Isolation struct {
+	Policy       starling.IsolationPolicy `cbor:"1,keyasint"`
+	SharedKernel bool                     `cbor:"2,keyasint,omitempty"` // accounts may share a kernel
+	Accounts     int                      `cbor:"3,keyasint,omitempty"` // how many there are
+	Mixes        bool                     `cbor:"4,keyasint,omitempty"` // of all: they do or may share one, and nobody said so
+	MixesNext    bool                     `cbor:"5,keyasint,omitempty"` // the same with one account more
 }
 
 // refusedAs returns the kind of one refused change; Moved when an older release did not say.

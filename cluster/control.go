@@ -109,6 +109,8 @@ type Load struct {
 	TotalMiB   uint32 `cbor:"4,keyasint" json:"totalMiB"`
 	Instances  uint32 `cbor:"5,keyasint" json:"instances"`
 	CPU        uint16 `cbor:"6,keyasint" json:"cpu"` // busy share of all cores, in thousandths
+
+	Isolations starling.Isolations `cbor:"7,keyasint,omitempty" json:"isolations,omitempty"` // that the host can give; an older release says none and gives process
 }
 
 // Welcome says that the session is open and under which claim the manager leads.

@@ -13,13 +13,17 @@ import (
 //
 //	1  the first release
 //	2  the map changes Move, Split and Merge, and SetDraining
-const LevelNow Level = 2
+//	3  SetIsolation, and what functions and accounts say of isolation
+const LevelNow Level = 3
 
 // A Level counts what releases added to the replicated commands. It only rises.
 type Level uint8
 
 // LevelOrders is the level from which a replica applies Move, Split, Merge, SetDraining and RenewReplica.
 const LevelOrders Level = 2
+
+// LevelIsolation is the level from which a replica keeps what is said of isolation, and a host obeys it.
+const LevelIsolation Level = 3
 
 // The limits of orders.
 const (

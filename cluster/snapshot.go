@@ -45,6 +45,8 @@ type header struct {
 	LastReplica uint64    `cbor:"4,keyasint"`
 	Offset      uint64    `cbor:"5,keyasint,omitempty"`
 	Restored    []byte    `cbor:"6,keyasint,omitempty"`
+
+	Policy *registry.Policy `cbor:"7,keyasint,omitempty"` // since level 3; absent while nothing is said
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -57,7 +59,11 @@ func (s *State) Save(w io.Writer) error {
 	out.write(binary.LittleEndian.AppendUint16(nil, snapshotVersion))
 	t := *s.topology
 	t.Nodes, t.Map = nil, t.Map.Brief()
-	out.record(recordHeader, header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica, Offset: s.offset, Restored: s.restored})
+	h := header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica, Offset: s.offset, Restored: s.restored}
+	if p := s.catalog.Policy(); p != (registry.Policy{}) {
+		h.Policy = &p
+	}
+	out.record(recordHeader, h)
 	for _, p := range s.parts {
 		out.record(recordRestore, p)
 	}
@@ -235,6 +241,9 @@ func (s *State) loadRecord(kind uint8, body []byte) error {
 		h.Topology.Map.Complete()
 		s.index, s.claim, s.topology, s.offset, s.restored = h.Index, h.Claim, h.Topology, h.Offset, h.Restored
 		s.members.LastNode, s.members.LastReplica = h.Topology.Last, h.LastReplica
+		if h.Policy != nil {
+			return s.catalog.SetPolicy(*h.Policy)
+		}
 		return nil
 	case recordRestore:
 		return loadAs(body, func(p restorePart) error { s.parts = append(s.parts, p); return nil })

@@ -92,6 +92,8 @@ func (s *State) applyCatalog(cmd Command) (Reply, error) {
 	case *DeleteAccount:
 		keys, err := s.catalog.DeleteAccount(c.ID)
 		return s.feedReply(Reply{}, err, Change{Account: c.ID, Keys: keys})
+	case *SetIsolation:
+		return s.setIsolation(c)
 	case *CreateKey:
 		return s.feedReply(Reply{Key: &c.Key}, s.catalog.CreateKey(c.Key), Change{Keys: [][32]byte{c.Key.Hash}})
 	case *DeleteKey:
@@ -113,6 +115,33 @@ func (s *State) applyCatalog(cmd Command) (Reply, error) {
 		return s.feedReply(Reply{}, err, Change{Function: c.Function, Versions: gone})
 	}
 	return Reply{}, starling.Errorf(starling.Internal, "apply command", "command %d has no meaning here: report this", cmd.CommandKind())
+}
+
+func (s *State) setIsolation(c *SetIsolation) (Reply, error) {
+	if c.Account == "" {
+		if err := s.catalog.SetPolicy(registry.Policy{IsolationPolicy: c.Policy, SharedKernel: c.SharedKernel}); err != nil {
+			return Reply{}, err
+		}
+		return s.isolation("")
+	}
+	if _, err := s.catalog.SetIsolation(c.Account, c.Policy); err != nil {
+		return Reply{}, err
+	}
+	r, err := s.isolation(c.Account)
+	return s.feedReply(r, err, Change{Account: c.Account})
+}
+
+// isolation answers QueryIsolation.
+func (s *State) isolation(id starling.AccountID) (Reply, error) {
+	p, n := s.catalog.Policy(), s.catalog.AccountCount()
+	out := Isolation{Policy: p.IsolationPolicy, SharedKernel: p.SharedKernel, Accounts: n}
+	if id != "" {
+		own, err := s.catalog.PolicyOf(id)
+		out.Policy = own
+		return Reply{Isolation: &out}, err
+	}
+	out.Mixes, out.MixesNext = s.catalog.Mixes(n), s.catalog.Mixes(n+1)
+	return Reply{Isolation: &out}, nil
 }
 
 // feedReply puts the change into the feed unless the command was refused.
@@ -231,6 +260,10 @@ func (s *State) Query(q Query) (Reply, error) {
 		r.Claim = &Claim{Index: s.claim.Index, Node: s.claim.Node}
 	case QueryFloors:
 		r.Versions, r.Next = s.catalog.Provisioned(q.After, q.Limit)
+	case QueryIsolation:
+		var i Reply
+		i, err = s.isolation(q.Account)
+		r.Isolation = i.Isolation
 	case QueryToken:
 		err = s.members.FindToken(q.Hash)
 	default:

@@ -403,3 +403,29 @@ func largeTopology(b *testing.B, partitions, nodes int) *Topology {
 	}
 	return top
 }
+
+// What is said of isolation is kept, and an account that nothing is said of is the same bytes as an older release's.
+func TestSnapshotKeepsWhatIsSaidOfIsolation(t *testing.T) {
+	s := full(t)
+	silent := len(snapshot(t, s))
+	said := SetIsolation{Policy: starling.IsolationPolicy{Default: starling.IsolationGVisor}, SharedKernel: true}
+	mustApply(t, s, said)
+	mustApply(t, s, SetIsolation{Account: "acme", Policy: starling.IsolationPolicy{Least: starling.IsolationKata}})
+	back := NewState()
+	if err := back.Restore(bytes.NewReader(snapshot(t, s))); err != nil {
+		t.Fatal(err)
+	}
+	all, err := back.Query(Query{What: QueryIsolation})
+	if err != nil || all.Isolation.Policy != said.Policy || !all.Isolation.SharedKernel {
+		t.Fatalf("of all: %+v %v", all.Isolation, err)
+	}
+	one, err := back.Query(Query{What: QueryIsolation, Account: "acme"})
+	if err != nil || one.Isolation.Policy != (starling.IsolationPolicy{Default: starling.IsolationGVisor, Least: starling.IsolationKata}) {
+		t.Fatalf("of one account: %+v %v", one.Isolation, err)
+	}
+	mustApply(t, s, SetIsolation{})
+	mustApply(t, s, SetIsolation{Account: "acme"})
+	if again := len(snapshot(t, s)); again > silent+8 { // the index is longer
+		t.Fatalf("a state of which nothing is said has %d bytes, before it had %d", again, silent)
+	}
+}

@@ -14,6 +14,7 @@ const (
 	ReasonFunction     = "FunctionLimit" // the same, and the function has as many slots as it may have
 	ReasonAccount      = "AccountLimit"  // the same, and the account has as many slots as it may have
 	ReasonNoHost       = "NoHost"        // no host could start an instance in time
+	ReasonNoIsolation  = "NoIsolation"   // no living host gives the version's isolation
 	ReasonVersionGone  = "VersionGone"   // deleted meanwhile
 	ReasonMoved        = "Moved"         // another node owns the key now
 )

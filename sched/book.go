@@ -193,7 +193,8 @@ type host struct {
 	starting int
 	ready    int
 	all      instanceList
-	pools    []starling.Runtime
+	gives    starling.Isolations
+	pools    []stock
 	code     []starling.VersionID // unpacked there
 }
 

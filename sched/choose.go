@@ -36,7 +36,8 @@ func (h *homes) note(node starling.NodeID) {
 // choose returns the host for a new instance of v, or nil when none has room.
 func (s *Scheduler) choose(v *version) *host {
 	need := v.config.Config.MemoryMiB
-	if s.starved != 0 && need >= s.starved {
+	rank := v.config.Config.Isolation.Rank()
+	if starved := s.starved[rank]; starved != 0 && need >= starved {
 		return nil // nobody had room for less since the last news of room
 	}
 	want := place.Want{MemoryMiB: need, StartingMax: s.cfg.HostMax}
@@ -50,11 +51,11 @@ func (s *Scheduler) choose(v *version) *host {
 	k := place.Choose(s.cands, want, s.cfg.Weights, s.rng)
 	if k < 0 {
 		s.lacking = true
-		if s.starved == 0 {
+		if !s.isStarved() {
 			s.starvedAt = s.now
 		}
-		if s.starved == 0 || need < s.starved {
-			s.starved = need
+		if starved := s.starved[rank]; starved == 0 || need < starved {
+			s.starved[rank] = need
 		}
 		return nil
 	}
@@ -64,7 +65,7 @@ func (s *Scheduler) choose(v *version) *host {
 // scan makes every usable host a candidate, those without room only with what says so.
 func (s *Scheduler) scan(v *version, want place.Want) {
 	for _, h := range s.order {
-		if h.usable(s.now) {
+		if h.usable(s.now) && h.suits(v) {
 			s.cands = append(s.cands, h.candidate(v, want))
 		}
 	}
@@ -74,12 +75,12 @@ func (s *Scheduler) scan(v *version, want place.Want) {
 // host drawn has any, it leaves none.
 func (s *Scheduler) draw(v *version, want place.Want) {
 	for _, node := range v.homes {
-		if h := s.hosts[node]; h != nil && h.usable(s.now) && h.room(want) {
+		if h := s.hosts[node]; h != nil && h.usable(s.now) && h.suits(v) && h.room(want) {
 			s.cands = append(s.cands, h.candidate(v, want))
 		}
 	}
 	for n, room := 0, 0; n < drawMax && room < drawHosts; n++ {
-		if h := s.order[s.rng.IntN(len(s.order))]; h.usable(s.now) && h.room(want) {
+		if h := s.order[s.rng.IntN(len(s.order))]; h.usable(s.now) && h.suits(v) && h.room(want) {
 			room++
 			s.cands = append(s.cands, h.candidate(v, want))
 		}
@@ -102,7 +103,7 @@ func (h *host) starts() int { return max(h.starting, h.others) }
 func (h *host) candidate(v *version, want place.Want) place.Candidate {
 	c := place.Candidate{Node: h.node, FreeMiB: h.free, TotalMiB: h.total, Starting: h.starts(), CPU: h.cpu}
 	if h.room(want) {
-		c.Warm, c.Pooled = slices.Contains(h.code, v.id), slices.Contains(h.pools, v.config.Config.Runtime)
+		c.Warm, c.Pooled = slices.Contains(h.code, v.id), slices.Contains(h.pools, stock{v.config.Config.Isolation, v.config.Config.Runtime})
 		c.Same, c.SameZone = v.onHost[h.node], v.onZone[h.zone]
 	}
 	return c

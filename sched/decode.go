@@ -22,10 +22,17 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 		return nil, starling.Errorf(starling.Invalid, op, "this is no state of a partition")
 	}
 	r := snapshotReader{b: b[len(snapshotMagic):]}
-	if v := r.num(); v != snapshotVersion {
+	v := r.num()
+	if v == 0 || v > snapshotVersion {
 		return nil, starling.Errorf(starling.Invalid, op, "this release does not know version %d of the encoding: upgrade this node", v)
 	}
 	s := r.snapshot()
+	for k := range s.Hosts {
+		s.Hosts[k].Gives = starling.OnlyProcess
+		if v > 1 {
+			s.Hosts[k].Gives = starling.Isolations(r.below(math.MaxUint8))
+		}
+	}
 	switch {
 	case r.bad != "":
 		return nil, starling.Errorf(starling.Invalid, op, "the state is damaged: %s", r.bad)

@@ -61,7 +61,7 @@ func (i *instance) mayMove(s *Scheduler) bool {
 // move starts the replacement of an instance.
 func (s *Scheduler) move(m place.Move) {
 	for i := s.hosts[m.From].all.front; i != nil; i = i.in[byHost].next {
-		if i.memory == m.MiB && i.mayMove(s) {
+		if i.memory == m.MiB && i.mayMove(s) && s.hosts[m.To].suits(i.version) {
 			i.moving = true
 			s.startAt(i.version, s.hosts[m.To], s.now).replaces = i
 			s.counts.Relocated++

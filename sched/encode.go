@@ -14,8 +14,9 @@ import (
 // SnapshotMax bounds the bytes of an encoded snapshot.
 const SnapshotMax = 64 << 20
 
-// snapshotVersion is that of the encoding. A later release reads all earlier ones.
-const snapshotVersion = 1
+// snapshotVersion is that of the encoding. A later release reads all earlier ones. Version 2 says at its end which isolations
+// the hosts give; where all give process alone, version 1 is written, which the release before reads.
+const snapshotVersion = 2
 
 // snapshotMagic begins every encoded snapshot.
 const snapshotMagic = "SSNP"
@@ -88,7 +89,13 @@ func (w *snapshotWriter) homes(hs [homesMax]starling.NodeID) {
 
 func (w *snapshotWriter) snapshot(s *Snapshot, remembered []RememberedState) {
 	w.b = append(w.b, snapshotMagic...)
-	w.num(snapshotVersion, uint64(s.Partition), uint64(s.Epoch), uint64(s.Range.Lo), uint64(s.Range.Hi), s.Seq, uint64(s.Generation), s.Number)
+	version := uint64(1)
+	for k := range s.Hosts {
+		if s.Hosts[k].Gives != starling.OnlyProcess {
+			version = snapshotVersion
+		}
+	}
+	w.num(version, uint64(s.Partition), uint64(s.Epoch), uint64(s.Range.Lo), uint64(s.Range.Hi), s.Seq, uint64(s.Generation), s.Number)
 	w.count(len(s.Hosts))
 	for k := range s.Hosts {
 		w.host(&s.Hosts[k])
@@ -117,6 +124,11 @@ func (w *snapshotWriter) snapshot(s *Snapshot, remembered []RememberedState) {
 		w.b = r.Learned.Append(w.b)
 	}
 	w.things(s)
+	if version > 1 {
+		for k := range s.Hosts {
+			w.num(uint64(s.Hosts[k].Gives))
+		}
+	}
 }
 
 // things appends instances, leases and calls. A lease names its instance by its place.

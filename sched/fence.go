@@ -201,10 +201,11 @@ func (s *Scheduler) hostReport(from starling.NodeID, m *wire.HostReport) {
 	roomier := int(m.FreeMiB) > h.free || h.full || !h.reported
 	h.reported, h.full = true, false
 	h.free, h.total, h.cpu, h.others, h.draining = int(m.FreeMiB), int(m.TotalMiB), int(m.CPU), int(m.Starting), m.Draining
+	h.gives = gives(m.Isolations)
 	h.pools = h.pools[:0]
 	for _, p := range m.Pools {
 		if p.Ready > 0 {
-			h.pools = append(h.pools, p.Runtime)
+			h.pools = append(h.pools, stock{p.Isolation, p.Runtime})
 		}
 	}
 	h.code = append(h.code[:0], m.Versions...)

@@ -103,7 +103,10 @@ func (s *Scheduler) restoreHost(st *HostState) {
 	h := s.addHost(st.Node)
 	h.zone, h.fenced, h.reported, h.draining, h.full = st.Zone, st.Fenced, st.Reported, st.Draining, st.Full
 	h.free, h.total, h.cpu, h.others, h.avoid = st.FreeMiB, st.TotalMiB, st.CPU, st.Others, s.now+st.Avoid
-	h.pools, h.code = slices.Clone(st.Pools), slices.Clone(st.Code)
+	h.gives, h.code = gives(st.Gives), slices.Clone(st.Code)
+	for _, rt := range st.Pools {
+		h.pools = append(h.pools, stock{runtime: rt})
+	}
 	if !h.gate { // it is told of the epoch until it answers
 		h.gate = true
 		s.gates++

@@ -73,10 +73,10 @@ func (s *Scheduler) drain(h *host) {
 // evictFor makes room for one instance of v where hosts are full: on the host of the instance that is idle for the
 // longest time, it and, when that is not enough, the next ones are stopped. Their memory is free when the host says so.
 func (s *Scheduler) evictFor(v *version) {
-	if v.evicting > 0 || s.roomComing() {
+	if v.evicting > 0 || s.roomComing(v.config.Config.MemoryMiB) {
 		return
 	}
-	i := s.oldest()
+	i := s.oldestFor(v)
 	if i == nil || !s.mayTake(v, i) {
 		s.takeFor(v)
 		return
@@ -113,9 +113,9 @@ func (s *Scheduler) evictFor(v *version) {
 }
 
 // roomComing reports whether a host with too many starts in flight, not a lack of memory, is what stands in the way.
-func (s *Scheduler) roomComing() bool {
+func (s *Scheduler) roomComing(need int) bool {
 	for k := range s.cands {
-		if c := &s.cands[k]; c.FreeMiB >= s.starved && c.Starting >= s.cfg.HostMax {
+		if c := &s.cands[k]; c.FreeMiB >= need && c.Starting >= s.cfg.HostMax {
 			return true
 		}
 	}

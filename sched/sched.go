@@ -153,9 +153,10 @@ type Scheduler struct {
 	begun     instant         // of a restored one
 	quiet     instant         // activation waits for this, too
 	census    census
-	cursor    int     // of the audit, into order
-	starved   int     // MiB that no host had room for since the last news of room; 0 when none
-	starvedAt instant // since when; it is forgotten after a while, because a host may be of use again without news
+	cursor    int                              // of the audit, into order
+	starved   [starling.IsolationCount]int     // MiB that no host of an isolation had room for since the last news of room; 0 when none
+	missing   [starling.IsolationCount]instant // since when no host gives an isolation that calls wait for; 0 when one does
+	starvedAt instant                          // since when; it is forgotten after a while, because a host may be of use again without news
 	cands     []place.Candidate
 	lacking   bool    // a start found room nowhere since the last defragmentation
 	defragAt  instant // not before
@@ -294,9 +295,10 @@ func (s *Scheduler) tick() {
 	s.fenceAgain()
 	s.lookAfterPermits()
 	s.forget()
-	if s.starved != 0 && s.now-s.starvedAt >= starvedAgain {
-		s.starved = 0
+	if s.isStarved() && s.now-s.starvedAt >= starvedAgain {
+		s.feed()
 	}
+	s.rejectHopeless()
 	s.pumpHungry()
 }
 

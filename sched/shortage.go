@@ -41,7 +41,7 @@ func (s *Scheduler) takeFor(v *version) {
 	for _, f := range most.functions {
 		for _, o := range f.members {
 			for i := o.all.front; i != nil; i = i.in[byVersion].next {
-				if i.state != isReady || !i.frees(need) {
+				if i.state != isReady || !i.frees(need) || !i.host.suits(v) {
 					continue
 				}
 				if i.spare() {
@@ -79,7 +79,7 @@ func (s *Scheduler) payBack(i *instance) bool {
 		a.owes = nil
 		return false
 	}
-	if !i.frees(v.config.Config.MemoryMiB) {
+	if !i.frees(v.config.Config.MemoryMiB) || !i.host.suits(v) {
 		return false
 	}
 	a.owes = nil

@@ -40,10 +40,11 @@ type HostState struct {
 	Full     bool
 	FreeMiB  int // less what was started since the report; may be below 0
 	TotalMiB int
-	CPU      int           // busy share, in thousandths
-	Others   int           // starts in flight, of all partitions
-	Avoid    time.Duration // not used for so long
-	Pools    []starling.Runtime
+	CPU      int                // busy share, in thousandths
+	Others   int                // starts in flight, of all partitions
+	Avoid    time.Duration      // not used for so long
+	Pools    []starling.Runtime // of isolation process with ready sandboxes
+	Gives    starling.Isolations
 	Code     []starling.VersionID
 }
 
@@ -230,7 +231,7 @@ func (s *Scheduler) learnedOf(v *version, at instant) scale.State {
 
 func (s *Scheduler) snapHost(out *Snapshot, h *host, at instant) {
 	out.Hosts = append(out.Hosts, HostState{Node: h.node, Zone: h.zone, Fenced: h.fenced, Reported: h.reported, Draining: h.draining, Full: h.full, FreeMiB: h.free,
-		TotalMiB: h.total, CPU: h.cpu, Others: h.others, Avoid: max(h.avoid-at, 0), Pools: slices.Clone(h.pools), Code: slices.Clone(h.code)})
+		TotalMiB: h.total, CPU: h.cpu, Others: h.others, Avoid: max(h.avoid-at, 0), Pools: h.stocked(), Gives: h.gives, Code: slices.Clone(h.code)})
 	for i := h.all.front; i != nil; i = i.in[byHost].next {
 		out.Instances = append(out.Instances, i.snap(at))
 	}

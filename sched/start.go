@@ -377,11 +377,11 @@ func (s *Scheduler) gone(i *instance) {
 
 // moreRoom starts what no host had room for, a few versions in turn; the tick goes on with the rest.
 func (s *Scheduler) moreRoom() {
-	if s.starved == 0 {
+	if !s.isStarved() {
 		return
 	}
-	s.starved = 0
-	for n := 0; n < 8 && len(s.hungry) > 0 && s.starved == 0; n++ {
+	s.feed()
+	for n := 0; n < 8 && len(s.hungry) > 0 && !s.isStarved(); n++ {
 		s.pump(s.lightest(), nil, 0, 0)
 	}
 }

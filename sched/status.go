@@ -90,6 +90,7 @@ func (s *Scheduler) Status() Status {
 type VersionStatus struct {
 	Version   starling.VersionID
 	Function  starling.FunctionRef // empty until known
+	Isolation starling.Isolation   // the same
 	Ready     int
 	Starting  int
 	Leased    int // slots
@@ -127,7 +128,7 @@ func (s *Scheduler) statusOf(v *version) VersionStatus {
 	st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
 		Arrivals: v.arrivals + uint64(v.given-v.untold), Done: v.done, Busy: v.busy, Wanted: v.want, Kept: v.keep, Floor: v.floor, Cold: v.cold, Refused: v.refused}
 	if v.of != nil {
-		st.Function = v.of.ref
+		st.Function, st.Isolation = v.of.ref, v.config.Isolation()
 	}
 	if s.held(v) {
 		st.HeldUntil, st.Reason = v.hold-s.now, v.holdReason

@@ -88,7 +88,7 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "lease-until":
 		return LeaseUntil{w.now.Add(duration(d, "in", time.Hour))}
 	case "version":
-		c := starling.Config{Runtime: starling.Python311, Concurrency: number(d, "slots", 1), InstanceMax: number(d, "most", 0), MemoryMiB: number(d, "memory", 128)}
+		c := starling.Config{Runtime: starling.Python311, Concurrency: number(d, "slots", 1), InstanceMax: number(d, "most", 0), MemoryMiB: number(d, "memory", 128), Isolation: starling.Isolation(text(d, "isolation", ""))}
 		return VersionKnown{&starling.Version{ID: starling.VersionID(number(d, "v", 1)), Config: c.WithDefaults(),
 			Function: starling.FunctionRef{Account: starling.AccountID(text(d, "owner", "acme")), Name: starling.FunctionName(text(d, "fn", "f"))}}, number(d, "account", 1000)}
 	case "provisioned":
@@ -135,6 +135,9 @@ func (w *transcript) event(d *datadriven.TestData) Event {
 	case "report":
 		r := &wire.HostReport{Host: host, Zone: starling.Zone(text(d, "zone", "")), FreeMiB: uint32(number(d, "free", 1024)), TotalMiB: 1024, Draining: d.HasArg("draining"),
 			Instances: uint32(number(d, "instances", 99))}
+		for _, word := range arg(d, "gives") {
+			r.Isolations |= starling.SetOf(starling.Isolation(word))
+		}
 		for _, v := range nodes(d, "code") {
 			r.Versions = append(r.Versions, starling.VersionID(v))
 		}

@@ -13,12 +13,19 @@ import (
 
 	"starling"
 	"starling/vmpool"
+	"starling/vmpool/gvisor"
 	"starling/vmpool/process"
 	"starling/vmpool/runtimes"
 )
 
-// sandboxedPool returns an open pool over the real process driver.
-func sandboxedPool(t testing.TB) *vmpool.Pool {
+// sandboxedPool returns an open pool over a real driver.
+func sandboxedPool(t testing.TB, isolation starling.Isolation) *vmpool.Pool {
+	p, _ := recordedPool(t, isolation, map[starling.Runtime]int{starling.Python311: 1, starling.NodeJS20: 1, starling.Provided: 1})
+	return p
+}
+
+// recordedPool is sandboxedPool with so many warm sandboxes of each runtime, and its recorder.
+func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling.Runtime]int) (*vmpool.Pool, *recorder) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("making sandboxes needs root")
@@ -41,9 +48,19 @@ func sandboxedPool(t testing.TB) *vmpool.Pool {
 	cfg.Command = func(rt starling.Runtime) []string {
 		return runtimes.Command(rt, runtimes.Dir, "/usr/bin/python3", "/usr/bin/node")
 	}
+	if isolation == starling.IsolationGVisor {
+		runsc, err := filepath.Abs("../bin/runsc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(runsc); err != nil {
+			t.Skip("no bin/runsc: run \"make runsc\"")
+		}
+		cfg = gvisor.Config(cfg, runsc)
+	}
 	d := process.New(cfg)
-	p := vmpool.NewPool(vmpool.PoolConfig{Driver: d, Log: log,
-		Sizes: map[starling.Runtime]int{starling.Python311: 1, starling.NodeJS20: 1, starling.Provided: 1}})
+	r := &recorder{Driver: d}
+	p := vmpool.NewPool(vmpool.PoolConfig{Driver: r, Log: log, Sizes: sizes})
 	if err := p.Open(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -55,12 +72,18 @@ func sandboxedPool(t testing.TB) *vmpool.Pool {
 			t.Error(err)
 		}
 	})
-	return p
+	return p, r
 }
 
 // TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.
 func TestSandboxedInstances(t *testing.T) {
-	p := sandboxedPool(t)
+	for _, i := range []starling.Isolation{starling.IsolationProcess, starling.IsolationGVisor} {
+		t.Run(string(i), func(t *testing.T) { sandboxedInstances(t, i) })
+	}
+}
+
+func sandboxedInstances(t *testing.T, isolation starling.Isolation) {
+	p := sandboxedPool(t, isolation)
 	goDir := goBootstrap(t, "./runtimeapi/testdata/echo")
 	os.Chmod(goDir, 0o755)
 	python := "import os, time\ndef echo(e, c): print('seen', e); return [e, os.getcwd(), os.environ['GREETING']]\n" +

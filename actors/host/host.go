@@ -30,8 +30,8 @@ type CodeStore interface {
 type Config struct {
 	Node        starling.NodeID
 	Zone        starling.Zone
-	Region      string // AWS_REGION of functions
-	Pool        *vmpool.Pool
+	Region      string                              // AWS_REGION of functions
+	Pools       map[starling.Isolation]*vmpool.Pool // one for each isolation that this host gives; at least one
 	Catalog     cluster.Catalog
 	Code        CodeStore
 	Post        actors.Post

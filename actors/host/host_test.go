@@ -143,7 +143,7 @@ func newRig(t testing.TB, change ...func(*host.Config)) *rig {
 	if err := r.pool.Open(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	cfg := host.Config{Node: 9, Pool: r.pool, Catalog: catalog{versions}, Code: r.code, Post: r.post, MemoryMiB: 1024, InstanceMax: 6,
+	cfg := host.Config{Node: 9, Pools: map[starling.Isolation]*vmpool.Pool{starling.IsolationProcess: r.pool}, Catalog: catalog{versions}, Code: r.code, Post: r.post, MemoryMiB: 1024, InstanceMax: 6,
 		Schedulers: func() []starling.NodeID { return []starling.NodeID{1, 2} }}
 	for _, f := range change {
 		f(&cfg)

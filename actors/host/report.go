@@ -62,13 +62,32 @@ func (h *Host) report(cpu uint16) *wire.HostReport {
 		r.FreeMiB = 0
 	}
 	h.mu.Unlock()
-	stock := h.cfg.Pool.Stock()
-	for _, rt := range starling.Runtimes {
-		if n, ok := stock[rt]; ok {
-			r.Pools = append(r.Pools, wire.PoolReport{Runtime: rt, Ready: uint32(n)})
+	r.Isolations = h.Isolations()
+	for _, i := range r.Isolations.List() {
+		stock := h.cfg.Pools[i].Stock()
+		for _, rt := range starling.Runtimes {
+			if n, ok := stock[rt]; ok {
+				r.Pools = append(r.Pools, wire.PoolReport{Runtime: rt, Ready: uint32(n), Isolation: stored(i)})
+			}
 		}
 	}
 	return r
+}
+
+// stored is how i is said to others: empty for process.
+func stored(i starling.Isolation) starling.Isolation {
+	if i == starling.IsolationProcess {
+		return ""
+	}
+	return i
+}
+
+// Isolations returns what this host can give.
+func (h *Host) Isolations() (s starling.Isolations) {
+	for i := range h.cfg.Pools {
+		s |= starling.SetOf(i)
+	}
+	return s
 }
 
 // Room returns how many instances there are, starting ones included, and the memory that new ones may claim, of how much,

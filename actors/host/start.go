@@ -94,6 +94,11 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 		h.failed(e, err)
 		return
 	}
+	pool := h.cfg.Pools[v.Isolation()]
+	if pool == nil { // a scheduler of an older release does not ask what we give
+		h.failed(e, starling.Errorf(starling.Unavailable, "start instance", "this host gives no isolation %s", v.Isolation()).With("NoIsolation"))
+		return
+	}
 	if !h.claim(e, v) {
 		h.failed(e, starling.Errorf(starling.Overloaded, "start instance", "%d MiB do not fit", v.Config.MemoryMiB).With("Full"))
 		return
@@ -106,7 +111,7 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 	e.mu.Lock()
 	e.release = release
 	e.mu.Unlock()
-	i, err := h.cfg.Pool.Start(ctx, vmpool.InstanceConfig{ID: e.id, Version: v, Dir: dir, Region: h.cfg.Region, Logs: h.cfg.Logs,
+	i, err := pool.Start(ctx, vmpool.InstanceConfig{ID: e.id, Version: v, Dir: dir, Region: h.cfg.Region, Logs: h.cfg.Logs,
 		InitTimeout: h.cfg.InitTimeout, LifeMax: h.cfg.LifeMax, Log: h.cfg.Log,
 		Ended: func(_ *vmpool.Instance, reason string) { h.exited(e, reason) }})
 	if err != nil {

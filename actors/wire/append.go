@@ -190,13 +190,30 @@ func (w *writer) hostReport(m *HostReport) {
 	w.u32(m.Starting)
 	w.u16(m.CPU)
 	w.bool(m.Draining)
-	w.u32(uint32(len(m.Pools)))
+	others := 0
 	for _, p := range m.Pools {
-		w.text(string(p.Runtime), WordMax)
-		w.u32(p.Ready)
+		if p.Isolation != "" {
+			others++
+		}
+	}
+	w.u32(uint32(len(m.Pools) - others)) // an older release knows these alone
+	for _, p := range m.Pools {
+		if p.Isolation == "" {
+			w.text(string(p.Runtime), WordMax)
+			w.u32(p.Ready)
+		}
 	}
 	w.u32(uint32(len(m.Versions)))
 	for _, v := range m.Versions {
 		w.u64(uint64(v))
+	}
+	w.u64(uint64(m.Isolations))
+	w.u32(uint32(others))
+	for _, p := range m.Pools {
+		if p.Isolation != "" {
+			w.text(string(p.Isolation), WordMax)
+			w.text(string(p.Runtime), WordMax)
+			w.u32(p.Ready)
+		}
 	}
 }

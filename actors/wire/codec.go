@@ -186,6 +186,14 @@ func readHostReport(r *reader) Message {
 	for i := range m.Versions {
 		m.Versions[i] = r.version()
 	}
+	if len(r.b) == 0 { // an older release
+		m.Isolations = starling.OnlyProcess
+		return m
+	}
+	m.Isolations = starling.Isolations(r.u64())
+	for range r.count(PoolMax-len(m.Pools), 8) {
+		m.Pools = append(m.Pools, PoolReport{Isolation: starling.Isolation(r.text(WordMax)), Runtime: starling.Runtime(r.text(WordMax)), Ready: r.u32()})
+	}
 	return m
 }
 

@@ -34,7 +34,8 @@ var samples = []Message{
 		{Instance: aLease.Instance, Key: 4, Version: 5, Ready: true, Busy: 6, Leases: []starling.Lease{aLease, aLease}},
 		{Instance: aLease.Instance, Idle: time.Minute}}, Runs: []RunReport{{5, time.Millisecond}}},
 	&HostReport{Host: 1, Zone: "z", FreeMiB: 2, TotalMiB: 3, Instances: 4, Starting: 5, CPU: 6, Draining: true,
-		Pools: []PoolReport{{starling.Python311, 7}}, Versions: []starling.VersionID{8, 9}},
+		Pools:    []PoolReport{{Runtime: starling.Python311, Ready: 7}, {Runtime: starling.NodeJS20, Ready: 2, Isolation: starling.IsolationGVisor}},
+		Versions: []starling.VersionID{8, 9}, Isolations: starling.SetOf(starling.IsolationProcess, starling.IsolationGVisor)},
 	&Census{Partition: 1, Epoch: 2, Range: starling.Range{Lo: 3, Hi: 4}, Hosts: []starling.NodeID{5, 6}},
 	&AtWork{Partition: 1, Epoch: 2, Hosts: []starling.NodeID{5}, Leases: []starling.Lease{aLease}, More: true},
 	&Borrow{Account: "acme", Partition: 1, Epoch: 2, Keys: starling.Range{Lo: 3, Hi: 4}, Term: Term{5, 6}, Seq: 7, Seen: 8, Held: 9, Need: 10, Want: 11, Unheard: true},
@@ -59,7 +60,7 @@ func TestEveryMessageComesBackAsItWent(t *testing.T) {
 }
 
 // added has the bytes by which a message is longer than in the release before: without them it is whole, too.
-var added = map[Kind]int{KindGrant: 8, KindFence: 8, KindLend: 8, KindBorrow: 8, KindFenced: 4 + 16}
+var added = map[Kind]int{KindGrant: 8, KindFence: 8, KindLend: 8, KindBorrow: 8, KindFenced: 4 + 16, KindHostReport: 34}
 
 func TestATruncatedMessageIsRefused(t *testing.T) {
 	for _, m := range samples {
@@ -80,6 +81,11 @@ func TestMessagesOfTheReleaseBeforeAreUnderstood(t *testing.T) {
 	m, err := Decode(KindFence, body[:len(body)-added[KindFence]])
 	if f, ok := m.(*Fence); err != nil || !ok || f.Since != 2 {
 		t.Errorf("a fence without Since: got %+v, %v; want it to be its epoch", m, err)
+	}
+	body = Append(nil, &HostReport{Host: 1, Pools: []PoolReport{{Runtime: starling.Python311, Ready: 7}}})
+	m, err = Decode(KindHostReport, body[:len(body)-8-4])
+	if h, ok := m.(*HostReport); err != nil || !ok || h.Isolations != starling.OnlyProcess || len(h.Pools) != 1 {
+		t.Errorf("a report without isolations: got %+v, %v; want the host to give process alone", m, err)
 	}
 	body = Append(nil, &Grant{Call: 1, Lease: aLease})
 	m, err = Decode(KindGrant, body[:len(body)-added[KindGrant]])

@@ -233,12 +233,15 @@ type HostReport struct {
 	Draining  bool
 	Pools     []PoolReport
 	Versions  []starling.VersionID // whose code is unpacked here, most recent first, at most 64
+
+	Isolations starling.Isolations // that it can give; a host of an older release does not say, and gives process
 }
 
 // A PoolReport is the stock of one runtime's pool.
 type PoolReport struct {
-	Runtime starling.Runtime
-	Ready   uint32
+	Runtime   starling.Runtime
+	Ready     uint32
+	Isolation starling.Isolation // empty for process
 }
 
 // Relay hands on what reached a partition's former owner. Former owner → owner.

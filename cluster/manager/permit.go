@@ -13,7 +13,7 @@ func (g *reign) permitOwner(peer transport.Peer, cmd cluster.Command) error {
 	const op = "propose command"
 	switch c := cmd.(type) {
 	case *cluster.SetDraining:
-		return g.needLevel(op)
+		return g.needLevel(op, cluster.LevelOrders)
 	case *cluster.ChangeMap:
 		return g.permitChange(peer, c.Changes[0])
 	}
@@ -28,7 +28,7 @@ func (g *reign) permitChange(peer transport.Peer, c partmap.Change) error {
 			return starling.Errorf(starling.Denied, op, "node %s may assign a partition of its own to itself only", peer.Node)
 		}
 	case partmap.Move, partmap.Split, partmap.Merge:
-		if err := g.needLevel(op); err != nil {
+		if err := g.needLevel(op, cluster.LevelOrders); err != nil {
 			return err
 		}
 	default:
@@ -41,12 +41,12 @@ func (g *reign) permitChange(peer transport.Peer, c partmap.Change) error {
 	return nil
 }
 
-// needLevel refuses while a replica may exist, or a node lives, that would not understand what level 2 added.
-func (g *reign) needLevel(op string) error {
+// needLevel refuses while a replica may exist, or a node lives, that would not understand what a level added.
+func (g *reign) needLevel(op string, level cluster.Level) error {
 	t := g.manager.cfg.Machine.Topology()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if behind := g.ledger.behind(t, cluster.LevelOrders, g.manager.cfg.Now()); behind != 0 {
+	if behind := g.ledger.behind(t, level, g.manager.cfg.Now()); behind != 0 {
 		return starling.Errorf(starling.Conflict, op, "the node %s is of an older release, or a manager that was not heard yet: upgrade all nodes first", behind).With("OlderRelease")
 	}
 	return nil

@@ -138,6 +138,9 @@ func (m *Manager) answerPropose(ctx context.Context, g *reign, peer transport.Pe
 	if err := g.permitOwner(peer, cmd); err != nil {
 		return refuse(err)
 	}
+	if err := g.permitIsolation(ctx, cmd); err != nil {
+		return refuse(err)
+	}
 	if c, ok := cmd.(*cluster.RemoveNode); ok {
 		if err := g.mayRemove(ctx, c.ID); err != nil {
 			return refuse(err)

@@ -35,6 +35,7 @@ type Registry struct {
 	keys     map[[32]byte]starling.Key
 	versions map[starling.VersionID]*starling.Version // values are never edited
 	floors   map[starling.VersionID]bool              // latest snapshots that want instances at all times
+	policy   Policy
 }
 
 // An account is a tenant with what it owns.
@@ -66,6 +67,9 @@ func (r *Registry) CreateAccount(a starling.Account) (starling.Account, error) {
 	}
 	if a.ConcurrencyMax < 1 || a.ConcurrencyMax > 1000*starling.ConcurrencyMax {
 		return a, starling.Errorf(starling.Invalid, op, "concurrencyMax %d: use 1-%d", a.ConcurrencyMax, 1000*starling.ConcurrencyMax)
+	}
+	if err := (starling.IsolationPolicy{Default: a.Isolation, Least: a.IsolationLeast}).Validate(); err != nil {
+		return a, err
 	}
 	if old := r.accounts[a.ID]; old != nil {
 		if old.Account == a {

@@ -1,5 +1,5 @@
-// Command starling-guest is the program around and inside process sandboxes. It is started by the node and by itself,
-// never by a person.
+// Command starling-guest is the program around and inside process and gVisor sandboxes. It is started by the node and by
+// itself, never by a person.
 package main
 
 import (
@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime"
 
+	"starling/vmpool/gvisor/inside"
+	gvisor "starling/vmpool/gvisor/warden"
 	"starling/vmpool/process/jail"
 	"starling/vmpool/process/warden"
 )
@@ -28,7 +30,17 @@ func run(args []string) error {
 			return jail.Main()
 		case "warden":
 			return warden.Main()
+		case "gvisor-warden":
+			return gvisor.Main()
 		}
 	}
-	return fmt.Errorf("usage: starling-guest init|warden, started by starling itself")
+	if len(args) > 2 {
+		switch args[1] {
+		case "gvisor-enter":
+			return gvisor.Enter(args[2:])
+		case "gvisor-init":
+			return inside.Main(args[2])
+		}
+	}
+	return fmt.Errorf("usage: starling-guest init|warden|gvisor-warden|gvisor-enter|gvisor-init, started by starling itself")
 }

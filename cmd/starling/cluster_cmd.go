@@ -15,13 +15,14 @@ import (
 func accountCommand(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "account", Short: "Create and list accounts and their keys (admin)", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	c.AddCommand(accountCreate(a), accountList(a), accountDelete(a), accountKey(a))
+	c.AddCommand(accountCreate(a), accountList(a), accountDelete(a), accountKey(a), accountIsolation(a))
 	return c
 }
 
 func accountCreate(a *app) *cobra.Command {
 	var concurrency int
 	var noKey bool
+	var p policyFlags
 	c := &cobra.Command{
 		Use: "create NAME", Short: "Create an account and a key for it", Args: cobra.ExactArgs(1),
 		Long:    "Create makes an account and its first user key. The key is shown once and stored nowhere.",
@@ -31,7 +32,7 @@ func accountCreate(a *app) *cobra.Command {
 			if err := id.Validate(); err != nil {
 				return err
 			}
-			acc, err := a.client().CreateAccount(cmd.Context(), protocol.AccountSpec{ID: id, ConcurrencyMax: concurrency})
+			acc, err := a.client().CreateAccount(cmd.Context(), protocol.AccountSpec{ID: id, ConcurrencyMax: concurrency, Isolation: p.policy().Default, IsolationLeast: p.policy().Least})
 			if err != nil {
 				return err
 			}
@@ -45,6 +46,7 @@ func accountCreate(a *app) *cobra.Command {
 			return a.say(map[string]any{"account": acc, "key": key}, "Created account %s: %d calls at once.\nKey (shown once): %s", acc.ID, acc.ConcurrencyMax, key.Secret)
 		}}
 	c.Flags().IntVar(&concurrency, "concurrency", 0, "calls in flight at once (default 1000)")
+	p.add(c.Flags(), "isolation")
 	c.Flags().BoolVar(&noKey, "no-key", false, "make no key")
 	return c
 }
@@ -60,9 +62,9 @@ func accountList(a *app) *cobra.Command {
 				return err
 			}
 			return a.print(list, func(t table.Writer) {
-				t.AppendHeader(table.Row{"account", "calls at once", "created"})
+				t.AppendHeader(table.Row{"account", "calls at once", "isolation", "at least", "created"})
 				for _, acc := range list {
-					t.AppendRow(table.Row{acc.ID, acc.ConcurrencyMax, ago(acc.Created)})
+					t.AppendRow(table.Row{acc.ID, acc.ConcurrencyMax, orDash(string(acc.Isolation)), orDash(string(acc.IsolationLeast)), ago(acc.Created)})
 				}
 			})
 		}}
@@ -136,13 +138,14 @@ func nodesCommand(a *app) *cobra.Command {
 }
 
 func nodeRows(t table.Writer, list []protocol.Node) {
-	t.AppendHeader(table.Row{"node", "name", "state", "roles", "zone", "partitions", "instances", "quic", "http", "joined"})
+	t.AppendHeader(table.Row{"node", "name", "state", "roles", "isolation", "zone", "partitions", "instances", "quic", "http", "joined"})
 	for _, n := range list {
-		partitions, instances := "-", "-"
+		partitions, instances, isolation := "-", "-", ""
 		if n.Load != nil {
 			partitions, instances = strconv.Itoa(int(n.Load.Partitions)), strconv.Itoa(int(n.Load.Instances))
+			isolation = n.Load.Isolations
 		}
-		t.AppendRow(table.Row{n.ID, printable(n.Name), n.State, n.Roles, orDash(string(n.Zone)), partitions, instances, n.Addr, orDash(n.HTTP), ago(n.Joined)})
+		t.AppendRow(table.Row{n.ID, printable(n.Name), n.State, n.Roles, orDash(isolation), orDash(string(n.Zone)), partitions, instances, n.Addr, orDash(n.HTTP), ago(n.Joined)})
 	}
 }
 

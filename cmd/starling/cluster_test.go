@@ -35,6 +35,7 @@ type testNode struct {
 	args        []string
 	roles       string // "" for all
 	bin         string // "" for the binary of this commit
+	mute        bool   // nobody says that accounts may share its kernel
 	url, health string
 	http, admin *client.HTTP
 	cmd         *exec.Cmd
@@ -109,9 +110,11 @@ func runCLI(t testing.TB, bin string, env []string, args ...string) string {
 
 // A testKind says what one node of a cluster is.
 type testKind struct {
-	roles string // "" for all
-	bin   string // "" for the binary of this commit
-	parts string // partitions of a cluster whose first node it is; "" for the default
+	roles string   // "" for all
+	bin   string   // "" for the binary of this commit
+	parts string   // partitions of a cluster whose first node it is; "" for the default
+	args  []string // further ones of its command line
+	mute  bool     // nobody says that accounts may share its kernel
 }
 
 // does reports whether the node has a role.
@@ -148,7 +151,8 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 	}
 	for i, kind := range kinds {
 		node := newTestNode(t, fmt.Sprintf("node%d", i+1), filepath.Join(root, fmt.Sprintf("node%d", i+1)))
-		node.roles, node.bin = kind.roles, kind.bin
+		node.roles, node.bin, node.mute = kind.roles, kind.bin, kind.mute
+		node.args = append(node.args, kind.args...)
 		if kind.roles != "" {
 			node.args = append(node.args, "--roles", kind.roles)
 		}
@@ -214,6 +218,9 @@ func (c *testCluster) stop() {
 	}
 }
 
+// sharedKernel lets tests make several accounts; by the environment, because an older release has no flag for it.
+const sharedKernel = "STARLING_NODE_ALLOW_SHARED_KERNEL=true"
+
 func newTestNode(t testing.TB, name, dir string) *testNode {
 	quic, web, health := freePort(t), freePort(t), freePort(t)
 	return &testNode{name: name, dir: dir, quic: quic, url: "http://" + web, health: "http://" + health,
@@ -231,6 +238,9 @@ func (n *testNode) start(t testing.TB) {
 		n.log = f
 	}
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
+	if !n.mute {
+		n.cmd.Env = append(os.Environ(), sharedKernel)
+	}
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

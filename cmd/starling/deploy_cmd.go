@@ -33,6 +33,7 @@ type manifest struct {
 
 type deployFlags struct {
 	name, runtime, handler, description string
+	isolation                           string
 	memory, timeout, concurrency        int
 	instanceMax, provisioned            int
 	schedule                            []string
@@ -54,7 +55,7 @@ func deployCommand(a *app) *cobra.Command {
 updates it when it exists. The runtime is guessed from the files: main.py or lambda_function.py is Python,
 index.js or index.mjs is Node, an executable bootstrap is provided. A starling.yaml in the folder sets name and
 configuration (runtime, handler, memoryMiB, timeoutMS, env, concurrency, instanceMax, provisioned, schedule,
-description); flags win.
+isolation, description); flags win.
 Packing the same files twice gives the same zip. Left out: .git, __pycache__, .venv, *.pyc, .DS_Store, starling.yaml.`,
 		Example: "  starling deploy ./hello\n  starling deploy fn.zip --name resize --runtime python3.11 --handler main.handler --memory 512\n" +
 			"  starling deploy . --env STAGE=prod --publish\n  starling deploy . --provisioned 2 --schedule 'Mon-Fri 08:00=10' --schedule 'Mon-Fri 20:00=2'",
@@ -75,10 +76,12 @@ Packing the same files twice gives the same zip. Left out: .git, __pycache__, .v
 	fl.IntVar(&f.instanceMax, "instance-max", 0, "most instances at once; 0 for the account's limit")
 	fl.IntVar(&f.provisioned, "provisioned", 0, "instances kept ready at all times")
 	fl.StringArrayVar(&f.schedule, "schedule", nil, "instances kept ready from an instant of the week on, UTC, as \"Mon-Fri 08:00=10\"; repeat for more")
+	fl.StringVar(&f.isolation, "isolation", "", "process, gvisor or kata (default: what the account or the cluster says)")
 	fl.StringVar(&f.description, "description", "", "a line for people")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable NAME=value; repeat for more")
 	fl.BoolVar(&f.publish, "publish", false, "also publish a numbered version")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "pack and check only: show what would be deployed")
+	c.RegisterFlagCompletionFunc("isolation", cobra.FixedCompletions([]string{"process", "gvisor", "kata"}, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"python3.11", "nodejs20", "provided"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
@@ -129,8 +132,8 @@ func (a *app) deploy(cmd *cobra.Command, path string, f *deployFlags) error {
 		out.Published = v.Number
 		tail = fmt.Sprintf("; version %s", v.Number)
 	}
-	return a.say(out, "%s %s: %s, handler %s, %d MiB, %s of code%s. Call it: starling invoke %s", verb, m.Name, m.Runtime, out.Config.Handler,
-		out.Config.MemoryMiB, size(int64(len(p.zip))), tail, m.Name)
+	return a.say(out, "%s %s: %s, handler %s, %d MiB, isolation %s, %s of code%s. Call it: starling invoke %s", verb, m.Name, m.Runtime, out.Config.Handler,
+		out.Config.MemoryMiB, out.Isolation(), size(int64(len(p.zip))), tail, m.Name)
 }
 
 // manifest joins the file, the flags and what the files tell, in that order of strength from the weakest up
@@ -147,7 +150,7 @@ func (f *deployFlags) manifest(cmd *cobra.Command, path string, p *packed) (mani
 	for _, s := range []struct {
 		to   *string
 		from string
-	}{{(*string)(&m.Name), f.name}, {(*string)(&m.Runtime), f.runtime}, {&m.Handler, f.handler}, {&m.Description, f.description}} {
+	}{{(*string)(&m.Name), f.name}, {(*string)(&m.Runtime), f.runtime}, {&m.Handler, f.handler}, {&m.Description, f.description}, {(*string)(&m.Isolation), f.isolation}} {
 		if s.from != "" {
 			*s.to = s.from
 		}

@@ -14,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"starling"
+	"starling/cmd/starling/node"
 	"starling/internal/awake"
+	"starling/vmpool/gvisor"
 	driver "starling/vmpool/process" // top has a type of that name
 )
 
@@ -201,16 +203,32 @@ func checkAwake(_ context.Context, a *app) []finding {
 	return []finding{healthy(name, "stay awake at full power for %v from a start on; --awake 0 saves that", stay)}
 }
 
-// checkDriver asks the process driver itself: it tries what a sandbox needs instead of looking whether it should work.
-func checkDriver(ctx context.Context, _ *app) []finding {
+// checkDriver asks the drivers themselves: they try what a sandbox needs instead of looking whether it should work. What this
+// node is not told to give is only noteworthy.
+func checkDriver(ctx context.Context, a *app) []finding {
+	wanted, err := starling.ParseIsolations(a.set.text("node.isolation"))
+	if err != nil {
+		return []finding{broken("isolation", "see starling node --help", "%v", err)}
+	}
+	out := []finding{healthy("isolation", "--isolation %s: functions of others are placed elsewhere", wanted)}
+	out = append(out, driverFindings("process driver: ", driver.Check(ctx), wanted.Has(starling.IsolationProcess))...)
+	runsc, err := node.FindRunsc(a.set.text("node.runsc"))
+	if err != nil && !wanted.Has(starling.IsolationGVisor) {
+		return append(out, noteworthy("gvisor driver", "make runsc, and start the node with --isolation process,gvisor", "no runsc: this machine cannot give isolation gvisor"))
+	}
+	return append(out, driverFindings("gvisor driver: ", gvisor.Check(ctx, runsc), wanted.Has(starling.IsolationGVisor))...)
+}
+
+// driverFindings are one driver's; what fails is broken only when the driver is needed.
+func driverFindings(prefix string, found []driver.Finding, needed bool) []finding {
 	var out []finding
-	for _, f := range driver.Check(ctx) {
-		name := "process driver: " + f.Name
+	for _, f := range found {
+		name := prefix + f.Name
 		switch {
 		case starling.Runtime(f.Name).Validate() == nil: // checkRuntimes looks at the interpreters that are set
 		case f.OK:
 			out = append(out, healthy(name, "%s", f.Detail))
-		case f.Optional:
+		case f.Optional || !needed:
 			out = append(out, noteworthy(name, f.Fix, "%s", f.Detail))
 		default:
 			out = append(out, broken(name, f.Fix, "%s", f.Detail))

@@ -48,9 +48,9 @@ func functionsCommand(a *app) *cobra.Command {
 				return err
 			}
 			return a.print(list, func(t table.Writer) {
-				t.AppendHeader(table.Row{"name", "runtime", "handler", "memory", "timeout", "code", "changed"})
+				t.AppendHeader(table.Row{"name", "runtime", "handler", "memory", "timeout", "isolation", "code", "changed"})
 				for _, v := range list {
-					t.AppendRow(table.Row{v.Function.Name, v.Config.Runtime, v.Config.Handler, fmt.Sprintf("%d MiB", v.Config.MemoryMiB), v.Timeout(), size(v.CodeSize), ago(v.Created)})
+					t.AppendRow(table.Row{v.Function.Name, v.Config.Runtime, v.Config.Handler, fmt.Sprintf("%d MiB", v.Config.MemoryMiB), v.Timeout(), v.Isolation(), size(v.CodeSize), ago(v.Created)})
 				}
 			})
 		}}
@@ -81,7 +81,7 @@ func (a *app) showFunction(ctx context.Context, name starling.FunctionName) erro
 	return a.print(f, func(t table.Writer) {
 		v, c := f.Snapshot, f.Snapshot.Config
 		t.AppendRows([]table.Row{{"name", f.Ref}, {"runtime", c.Runtime}, {"handler", c.Handler}, {"memory", fmt.Sprintf("%d MiB", c.MemoryMiB)},
-			{"timeout", v.Timeout()}, {"concurrency", c.Concurrency}, {"instances", limitWord(c.InstanceMax)}, {"provisioned", provisionWord(&c)}, {"code", fmt.Sprintf("%s, %s", size(v.CodeSize), v.Code)},
+			{"timeout", v.Timeout()}, {"isolation", v.Isolation()}, {"concurrency", c.Concurrency}, {"instances", limitWord(c.InstanceMax)}, {"provisioned", provisionWord(&c)}, {"code", fmt.Sprintf("%s, %s", size(v.CodeSize), v.Code)},
 			{"snapshot", v.ID}, {"created", ago(f.Created)}, {"changed", ago(v.Created)}})
 		if c.Description != "" {
 			t.AppendRow(table.Row{"description", printable(c.Description)})
@@ -125,9 +125,9 @@ func versionsCommand(a *app) *cobra.Command {
 				return err
 			}
 			return a.print(list, func(t table.Writer) {
-				t.AppendHeader(table.Row{"version", "runtime", "memory", "code", "published"})
+				t.AppendHeader(table.Row{"version", "runtime", "memory", "isolation", "code", "published"})
 				for _, v := range list {
-					t.AppendRow(table.Row{v.Number, v.Config.Runtime, fmt.Sprintf("%d MiB", v.Config.MemoryMiB), v.Code[:min(12, len(v.Code))], ago(v.Created)})
+					t.AppendRow(table.Row{v.Number, v.Config.Runtime, fmt.Sprintf("%d MiB", v.Config.MemoryMiB), v.Isolation(), v.Code[:min(12, len(v.Code))], ago(v.Created)})
 				}
 			})
 		}}

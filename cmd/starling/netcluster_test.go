@@ -130,7 +130,7 @@ func (c *netCluster) start(t testing.TB, n *netNode, extra ...string) {
 	fmt.Fprintf(n.log, "--- life %d\n", life)
 	n.cmd = exec.Command(c.bin, append(append([]string{}, n.args...), append(extra, "--audit", n.audit(life))...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
-	n.cmd.Env = append(os.Environ(), "STARLING_CRASH="+n.crashFile())
+	n.cmd.Env = append(os.Environ(), sharedKernel, "STARLING_CRASH="+n.crashFile())
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the space's thread, which ends with the test
 	var err error
 	c.net.spaces[n.number].do(func() { err = n.cmd.Start() })

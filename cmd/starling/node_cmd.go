@@ -58,7 +58,7 @@ ignored, so the same command line starts it again. SIGTERM drains: calls in flig
 func clusterCommand(a *app) *cobra.Command {
 	c := &cobra.Command{Use: "cluster", Short: "Make a cluster, let nodes in, back it up and restore it", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	c.AddCommand(clusterInit(a), clusterToken(a), clusterBackup(a), clusterRestore(a))
+	c.AddCommand(clusterInit(a), clusterToken(a), clusterBackup(a), clusterRestore(a), clusterIsolation(a))
 	return c
 }
 
@@ -131,6 +131,10 @@ func (a *app) nodeConfig() (node.Config, error) {
 	if err != nil {
 		return node.Config{}, err
 	}
+	isolations, err := starling.ParseIsolations(a.set.text("node.isolation"))
+	if err != nil {
+		return node.Config{}, err
+	}
 	a.share(roles)
 	s := a.set
 	return node.Config{
@@ -139,6 +143,7 @@ func (a *app) nodeConfig() (node.Config, error) {
 		Bucket: s.text("node.bucket"), CodeCacheMiB: s.number("node.code-cache"), MemoryMiB: s.number("node.memory"), InstanceMax: s.number("node.instances"),
 		Pool: s.number("node.pool"), Awake: s.duration("node.awake"), Python: s.text("node.python"), Node: s.text("node.node"), Drain: s.duration("node.drain"), Log: log,
 		Record: s.text("node.record"), Scaling: s.text("node.scale-config"), Audit: s.text("node.audit"),
+		Isolations: isolations, Runsc: s.text("node.runsc"), PoolStrong: s.number("node.pool-strong"), SharedKernel: s.flagged("node.allow-shared-kernel"),
 	}, nil
 }
 
@@ -180,6 +185,9 @@ func runNode(ctx context.Context, cfg node.Config, ready func(*node.Node) error)
 		return err
 	}
 	err = awaitReady(ctx, n)
+	if err == nil {
+		err = n.Tenancy(ctx)
+	}
 	if err == nil && ready != nil {
 		err = ready(n)
 	}
@@ -251,9 +259,17 @@ func (a *app) welcome(cfg node.Config, keys, fingerprint string, took time.Durat
 	if err != nil {
 		return err
 	}
-	a.tell("Ready in %v: cluster %s, driver process (functions share this machine's kernel).\n\n  account  %s\n  key      %s\n  admin    %s\n", took.Round(time.Millisecond), made.Cluster, made.Account, made.Key, made.AdminKey)
+	a.tell("Ready in %v: cluster %s, %s.\n\n  account  %s\n  key      %s\n  admin    %s\n", took.Round(time.Millisecond), made.Cluster, isolationWord(cfg.Isolations), made.Account, made.Key, made.AdminKey)
 	a.tell("In another terminal (profile \"up\" in %s), or with these anywhere:\n\n  export STARLING_SERVER=%s STARLING_KEY=%s\n  export STARLING_QUIC_ADDR=%s STARLING_PIN=%s\n  starling deploy ./my-function\n\nCtrl-C stops it.", path, server, made.Key, quic, fingerprint)
 	return nil
+}
+
+// isolationWord says what functions are isolated with on a host.
+func isolationWord(s starling.Isolations) string {
+	if s == starling.OnlyProcess {
+		return "isolation process (functions share this machine's kernel)"
+	}
+	return "isolation " + s.String()
 }
 
 // tell writes a sentence to standard output.

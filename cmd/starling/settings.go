@@ -64,6 +64,7 @@ func (s settings) text(key string) string {
 }
 
 func (s settings) number(key string) int             { return s.k.Int(key) }
+func (s settings) flagged(key string) bool           { return s.k.Bool(key) }
 func (s settings) duration(key string) time.Duration { return s.k.Duration(key) }
 func (s settings) list(key string) []string          { return splitList(s.k.String(key)) }
 func (s settings) from(key string) string            { return s.origin[key] }

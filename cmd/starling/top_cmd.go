@@ -212,9 +212,9 @@ func drawTop(w io.Writer, v topView, s *sample) {
 	t.Render()
 	fmt.Fprintln(w)
 	t = newTable(w)
-	t.AppendHeader(table.Row{"function", "version", "wanted", "ready", "starting", "floor", "leased", "queue", "calls", "refused", "cold", ""})
+	t.AppendHeader(table.Row{"function", "version", "isolation", "wanted", "ready", "starting", "floor", "leased", "queue", "calls", "refused", "cold", ""})
 	for _, f := range v.Functions {
-		t.AppendRow(table.Row{printable(f.Function.String()), f.Version, f.Wanted, f.Ready, f.Starting, f.Floor, f.Leased, f.Waiting, f.Calls, f.Refused,
+		t.AppendRow(table.Row{printable(f.Function.String()), f.Version, orDash(string(f.Isolation)), f.Wanted, f.Ready, f.Starting, f.Floor, f.Leased, f.Waiting, f.Calls, f.Refused,
 			fmt.Sprintf("%.1f%%", 100*f.Cold), printable(f.Held)})
 	}
 	t.Render()

@@ -66,7 +66,7 @@ func (a *api) account(ctx context.Context, _ auth.Principal, in *AccountInput) (
 }
 
 func (a *api) createAccount(ctx context.Context, _ auth.Principal, in *createAccountInput) (*output[starling.Account], error) {
-	acc := starling.Account{ID: in.Body.ID, ConcurrencyMax: in.Body.ConcurrencyMax, Created: a.Now().Unix()}
+	acc := starling.Account{ID: in.Body.ID, ConcurrencyMax: in.Body.ConcurrencyMax, Created: a.Now().Unix(), Isolation: in.Body.Isolation, IsolationLeast: in.Body.IsolationLeast}
 	if err := acc.ID.Validate(); err != nil {
 		return nil, err
 	}

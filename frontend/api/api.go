@@ -77,6 +77,7 @@ func New(d Deps) http.Handler {
 	a.logs()
 	a.state()
 	a.balance()
+	a.isolations()
 	a.tokens()
 	a.backup()
 	a.docs()

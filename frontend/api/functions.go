@@ -57,7 +57,7 @@ func (a *api) listFunctions(ctx context.Context, p auth.Principal, in *listInput
 	if err != nil {
 		return nil, err
 	}
-	return paged(r.Functions, r.Next), nil
+	return paged(spokenAll(r.Functions), r.Next), nil
 }
 
 // find reads a function of p with its versions, linearizably.
@@ -104,6 +104,7 @@ func (a *api) function(ctx context.Context, p auth.Principal, in *FunctionInput)
 	if err != nil {
 		return nil, err
 	}
+	f.Snapshot, f.Numbered = spoken(f.Snapshot), spokenAll(f.Numbered)
 	return &functionOutput{etag(f.Latest), f}, nil
 }
 
@@ -176,7 +177,7 @@ func (a *api) put(ctx context.Context, p auth.Principal, name starling.FunctionN
 	if r.Version == nil {
 		return nil, starling.Errorf(starling.Internal, "ask managers", "the answer holds no version")
 	}
-	return &versionOutput{etag(r.Version.ID), *r.Version}, nil
+	return &versionOutput{etag(r.Version.ID), spoken(*r.Version)}, nil
 }
 
 func (a *api) deleteFunction(ctx context.Context, p auth.Principal, in *FunctionInput) (*nothing, error) {
@@ -192,7 +193,7 @@ func (a *api) listVersions(ctx context.Context, p auth.Principal, in *FunctionIn
 	if err != nil {
 		return nil, err
 	}
-	return paged(f.Numbered, ""), nil
+	return paged(spokenAll(f.Numbered), ""), nil
 }
 
 func (a *api) publish(ctx context.Context, p auth.Principal, in *FunctionInput) (*versionOutput, error) {
@@ -206,7 +207,7 @@ func (a *api) publish(ctx context.Context, p auth.Principal, in *FunctionInput) 
 	if r.Version == nil {
 		return nil, starling.Errorf(starling.Internal, "ask managers", "the answer holds no version")
 	}
-	return &versionOutput{etag(r.Version.ID), *r.Version}, nil
+	return &versionOutput{etag(r.Version.ID), spoken(*r.Version)}, nil
 }
 
 func etag(id starling.VersionID) string { return `"` + strconv.FormatUint(uint64(id), 10) + `"` }

@@ -184,6 +184,16 @@ func leftOn(n cluster.NodeStatus) string {
 }
 
 // observed adds what the leading manager hears of the nodes to a list of them. Without an answer the list stays as it is.
+func givenBy(n cluster.NodeStatus) string {
+	if !n.Node.Roles.Has(starling.RoleHost) {
+		return ""
+	}
+	if n.Load.Isolations == 0 { // of an older release
+		return starling.OnlyProcess.String()
+	}
+	return n.Load.Isolations.String()
+}
+
 func (a *api) observed(ctx context.Context, nodes []protocol.Node) {
 	if a.Operator == nil {
 		return
@@ -197,7 +207,7 @@ func (a *api) observed(ctx context.Context, nodes []protocol.Node) {
 	for i := range nodes {
 		for _, n := range s.Nodes {
 			if n.Node.ID == nodes[i].ID {
-				nodes[i].Load = &protocol.NodeLoad{Partitions: n.Load.Partitions, Acquires: n.Load.Acquires, Instances: n.Load.Instances, FreeMiB: n.Load.FreeMiB, TotalMiB: n.Load.TotalMiB}
+				nodes[i].Load = &protocol.NodeLoad{Partitions: n.Load.Partitions, Acquires: n.Load.Acquires, Instances: n.Load.Instances, FreeMiB: n.Load.FreeMiB, TotalMiB: n.Load.TotalMiB, Isolations: givenBy(n)}
 				nodes[i].Level = int(n.Level)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 
 	"starling"
 	"starling/frontend/protocol"
@@ -27,6 +28,26 @@ func (c *HTTP) PartitionHistory(ctx context.Context, reign, after uint64) (h pro
 // DrainNode empties a node, or lets it work again. Admin only.
 func (c *HTTP) DrainNode(ctx context.Context, id starling.NodeID, draining bool) error {
 	return c.json(ctx, http.MethodPut, fmt.Sprintf("/v1/nodes/%d/draining", uint64(id)), protocol.Draining{Draining: draining}, nil)
+}
+
+// Isolation returns what the operator says of all functions. Admin only.
+func (c *HTTP) Isolation(ctx context.Context) (i protocol.Isolation, err error) {
+	return i, c.json(ctx, http.MethodGet, "/v1/isolation", nil, &i)
+}
+
+// SetIsolation replaces it. Admin only.
+func (c *HTTP) SetIsolation(ctx context.Context, to protocol.Isolation) (i protocol.Isolation, err error) {
+	return i, c.json(ctx, http.MethodPut, "/v1/isolation", to, &i)
+}
+
+// AccountIsolation returns what counts for one account's functions. Admin only.
+func (c *HTTP) AccountIsolation(ctx context.Context, id starling.AccountID) (i protocol.Isolation, err error) {
+	return i, c.json(ctx, http.MethodGet, "/v1/accounts/"+url.PathEscape(string(id))+"/isolation", nil, &i)
+}
+
+// SetAccountIsolation replaces what is said of them. Admin only.
+func (c *HTTP) SetAccountIsolation(ctx context.Context, id starling.AccountID, to starling.IsolationPolicy) (i protocol.Isolation, err error) {
+	return i, c.json(ctx, http.MethodPut, "/v1/accounts/"+url.PathEscape(string(id))+"/isolation", to, &i)
 }
 
 // RemoveNode ends a membership; without force only that of a node that is down or empty. Admin only.

@@ -22,6 +22,8 @@ type FunctionLoad struct {
 	Refused  uint64               `json:"refused"`
 	Cold     float64              `json:"cold"`           // share of calls that waited for a start
 	Held     string               `json:"held,omitempty"` // why nothing is started now
+
+	Isolation starling.Isolation `json:"isolation,omitempty"` // empty while it is not known
 }
 
 // Busiest sorts the lines, those with the longest queues first, and returns the first rows of them.

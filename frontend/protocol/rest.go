@@ -35,6 +35,8 @@ type Identity struct {
 type AccountSpec struct {
 	ID             starling.AccountID `json:"id" doc:"1-32 of a-z, 0-9 and -, a letter first"`
 	ConcurrencyMax int                `json:"concurrencyMax,omitempty" minimum:"0" doc:"calls in flight at once; 0 means the default"`
+	Isolation      starling.Isolation `json:"isolation,omitempty" doc:"of functions that do not say; empty means the cluster's"`
+	IsolationLeast starling.Isolation `json:"isolationLeast,omitempty" doc:"no function may have less"`
 }
 
 // A KeySpec asks for a new key.
@@ -92,6 +94,13 @@ type NodeLoad struct {
 	Instances  uint32 `json:"instances"`
 	FreeMiB    uint32 `json:"freeMiB"` // memory that new instances may claim
 	TotalMiB   uint32 `json:"totalMiB"`
+	Isolations string `json:"isolations,omitempty"` // that a host can give, such as "process,gvisor"
+}
+
+// An Isolation is what the operator says of isolation, and what counts.
+type Isolation struct {
+	starling.IsolationPolicy
+	SharedKernel bool `json:"sharedKernel,omitempty" doc:"functions of several accounts may share the kernel of a host (isolation process)"`
 }
 
 // A Partition is a range of the key space and who decides in it.

@@ -5,15 +5,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"starling"
-	"starling/vmpool"
 	"starling/vmpool/process"
 	"starling/vmpool/process/attack"
 	"starling/vmpool/process/link"
@@ -36,20 +32,9 @@ func TestAttacks(t *testing.T) {
 	}
 	attack.Run(t, attack.Target{
 		Template: template(t, d, starling.Python311), MemoryMiB: 192, TmpBytes: cfg.TmpBytes, TmpInodes: cfg.TmpInodes,
-		Processes: cfg.ProcessesMax, Files: cfg.Files, Secrets: secrets,
-		PIDs: func(s vmpool.Sandbox) []int { return pidsOf(s) },
+		Processes: cfg.ProcessesMax, Files: cfg.Files, SpareMiB: 64, Secrets: secrets,
+		PIDs: process.Processes,
 	})
-}
-
-// pidsOf lists a sandbox's processes as the host numbers them.
-func pidsOf(s vmpool.Sandbox) (pids []int) {
-	text, _ := os.ReadFile(process.ProcsFile(s))
-	for _, f := range strings.Fields(string(text)) {
-		n, _ := strconv.Atoi(f)
-		pids = append(pids, n)
-	}
-	slices.Sort(pids)
-	return pids
 }
 
 // TestFirstProcessWaitsForItsCgroup is row B24: until the warden says that the process sits in its cgroup, no program

@@ -61,7 +61,7 @@ func TestIdleMemory(t *testing.T) {
 				s, err := b.Stats()
 				must(t, err)
 				group += s.MemoryBytes >> 10
-				for _, pid := range pidsOf(b.Sandbox) {
+				for _, pid := range process.Processes(b.Sandbox) {
 					p, q := rollup(pid)
 					pss, private = pss+p, private+q
 				}

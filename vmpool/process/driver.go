@@ -31,6 +31,7 @@ const RuntimeAPI = "127.0.0.1:9001"
 
 // Config is what the driver needs to know. Start from [DefaultConfig].
 type Config struct {
+	Kind      Kind
 	Dir       string // scratch folder, made when missing; one driver's own
 	GuestPath string // the starling-guest binary
 	Tag       string // names the cgroups of this driver, 1–32 of a-z, 0-9 and "-"; unique on the machine, the same in every life of a node
@@ -56,9 +57,21 @@ type Config struct {
 	Log      *slog.Logger
 }
 
+// A Kind is a driver that works as this one does, by a warden beside the node that makes sandboxes in cgroups, and differs in
+// what the warden makes.
+type Kind struct {
+	Name        string                     // of the driver
+	Warden      string                     // the word that makes the guest binary its warden
+	Runsc       string                     // for the warden, where gVisor is
+	OverheadMiB func(starling.Runtime) int // added to a function's memory for what is not the function's choice
+}
+
+// Plain is the kind whose sandboxes are processes of the host.
+var Plain = Kind{Name: "process", Warden: "warden", OverheadMiB: overheadMiB}
+
 // DefaultConfig returns the limits of a driver; Dir, GuestPath, Tag, RuntimeDir and Command remain to be set.
 func DefaultConfig() Config {
-	return Config{TmpBytes: 512 << 20, TmpInodes: 16_384, Files: 1024, ProcessesMax: 256, WarmMiB: 128, CPUMin: starling.CPUMin,
+	return Config{Kind: Plain, TmpBytes: 512 << 20, TmpInodes: 16_384, Files: 1024, ProcessesMax: 256, WarmMiB: 128, CPUMin: starling.CPUMin,
 		SandboxMax: 8192, ResolvConf: "nameserver 127.0.0.1\n", CgroupRoot: "/sys/fs/cgroup", TakeOver: 10 * time.Second,
 		Log: slog.New(slog.DiscardHandler)}
 }
@@ -79,6 +92,8 @@ func (c Config) Validate() error {
 		return starling.Errorf(starling.Invalid, op, "SandboxMax %d: the user ids of one driver suffice for 32768", c.SandboxMax)
 	case c.CPUMin < 0.01:
 		return starling.Errorf(starling.Invalid, op, "CPUMin %v: use 0.01 or more", c.CPUMin)
+	case c.Kind.Name == "" || c.Kind.Warden == "" || c.Kind.OverheadMiB == nil:
+		return starling.Errorf(starling.Invalid, op, "Kind must be set in full")
 	case c.Log == nil || c.CgroupRoot == "":
 		return starling.Errorf(starling.Invalid, op, "Log and CgroupRoot must be set")
 	}
@@ -97,7 +112,9 @@ func overheadMiB(r starling.Runtime) int {
 }
 
 // memory returns the limit in bytes of a sandbox whose function may use memoryMiB.
-func memory(r starling.Runtime, memoryMiB int) int64 { return int64(memoryMiB+overheadMiB(r)) << 20 }
+func (d *Driver) memory(r starling.Runtime, memoryMiB int) int64 {
+	return int64(memoryMiB+d.cfg.Kind.OverheadMiB(r)) << 20
+}
 
 // Driver makes process sandboxes. Create it with New; the first BuildTemplate starts its warden. Close ends every
 // sandbox and waits for its two goroutines: one keeps the warden's parent thread alive and starts a new warden when one
@@ -127,12 +144,12 @@ var _ vmpool.Driver = (*Driver)(nil)
 func New(cfg Config) *Driver {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &Driver{cfg: cfg, set: metrics.NewSet(), ctx: ctx, cancel: cancel, boxes: map[uint64]*sandbox{}, changed: make(chan struct{})}
-	d.m = newInstruments(d.set, d)
+	d.m = newInstruments(d.set, d, cfg.Kind.Name)
 	return d
 }
 
-// Name is "process".
-func (d *Driver) Name() string { return "process" }
+// Name is that of the kind: "process" or "gvisor".
+func (d *Driver) Name() string { return d.cfg.Kind.Name }
 
 // Metrics returns the driver's metrics.
 func (d *Driver) Metrics() *metrics.Set { return d.set }
@@ -164,7 +181,7 @@ func (d *Driver) BuildTemplate(ctx context.Context, spec vmpool.TemplateSpec) (v
 
 // open starts the supervisor and waits for the first warden.
 func (d *Driver) open(ctx context.Context) error {
-	const op = "start process driver"
+	op := "start " + d.cfg.Kind.Name + " driver"
 	d.opening.Lock()
 	defer d.opening.Unlock()
 	if d.opened {
@@ -221,7 +238,7 @@ func (d *Driver) setup() *link.Setup {
 	return &link.Setup{
 		Dir: d.rootDir(), CgroupRoot: d.cfg.CgroupRoot, Parent: d.parent(), RuntimeDir: d.cfg.RuntimeDir, KeepLocal: keep,
 		ResolvConf: d.cfg.ResolvConf, UIDBase: base, SandboxMax: d.cfg.SandboxMax,
-		Processes: d.cfg.ProcessesMax, TakeOver: d.cfg.TakeOver,
+		Processes: d.cfg.ProcessesMax, TakeOver: d.cfg.TakeOver, Runsc: d.cfg.Kind.Runsc,
 		Jail: link.Jail{TmpBytes: d.cfg.TmpBytes, TmpInodes: d.cfg.TmpInodes, Files: uint64(d.cfg.Files), Listen: RuntimeAPI},
 	}
 }
@@ -258,7 +275,7 @@ func (d *Driver) Close() error {
 	}
 	_ = os.Remove(d.cfg.Dir) // only when it is empty: the folder may hold more than ours
 	if err != nil {
-		return fmt.Errorf("close process driver: %w", err)
+		return fmt.Errorf("close %s driver: %w", d.cfg.Kind.Name, err)
 	}
 	return nil
 }

@@ -11,9 +11,3 @@ func CPUFile(s vmpool.Sandbox, name string) string {
 	b := s.(*sandbox)
 	return b.driver.cfg.CgroupRoot + "/cpu/" + b.driver.parent() + "/" + strconv.FormatUint(b.id, 10) + "/" + name
 }
-
-// ProcsFile returns the file that lists the processes of a sandbox.
-func ProcsFile(s vmpool.Sandbox) string {
-	b := s.(*sandbox)
-	return b.driver.cfg.CgroupRoot + "/pids/" + b.driver.parent() + "/" + strconv.FormatUint(b.id, 10) + "/cgroup.procs"
-}

@@ -65,7 +65,7 @@ func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, e
 	b.group = d.tree.Group(strconv.FormatUint(b.id, 10))
 	d.boxes[b.id] = b
 	d.mu.Unlock()
-	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv, Weight: weight, MemoryBytes: memory(t.runtime, d.cfg.WarmMiB)}
+	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv, Weight: weight, MemoryBytes: d.memory(t.runtime, d.cfg.WarmMiB)}
 	if t.argv != nil {
 		m.Env = warmEnv
 	}
@@ -156,7 +156,7 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	began := time.Now()
 	b.attached, b.memoryMiB = true, code.MemoryMiB
 	m := &link.Message{Op: link.Attach, ID: b.id, Code: code.Dir, Processes: b.driver.cfg.ProcessesMax,
-		MemoryBytes: memory(b.runtime, code.MemoryMiB),
+		MemoryBytes: b.driver.memory(b.runtime, code.MemoryMiB),
 		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
 	if b.runtime == starling.Provided {
 		m.Env = environment(code.Env)
@@ -254,6 +254,14 @@ func (b *sandbox) Stats() (vmpool.Stats, error) {
 		return vmpool.Stats{}, fmt.Errorf("read statistics of sandbox %d: %w", b.id, err)
 	}
 	return vmpool.Stats(s), nil
+}
+
+// Processes lists the processes of a sandbox of this driver as the host numbers them.
+func Processes(s vmpool.Sandbox) []int {
+	if b, ok := s.(*sandbox); ok {
+		return b.group.Processes()
+	}
+	return nil
 }
 
 // end notes how the sandbox ended.

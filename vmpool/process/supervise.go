@@ -114,7 +114,7 @@ func (d *Driver) runWarden(onReady func()) (ready bool, err error) {
 // startWarden starts the process with its ends of the link and of the lanes.
 func (d *Driver) startWarden() (l *life, cmd *exec.Cmd, err error) {
 	l = &life{pending: map[key]chan reply{}, lanes: make(chan *link.Conn, warden.Lanes)}
-	cmd = exec.Command(d.cfg.GuestPath, "warden")
+	cmd = exec.Command(d.cfg.GuestPath, d.cfg.Kind.Warden)
 	cmd.Env = []string{"GOMAXPROCS=2"}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGTERM}

@@ -35,6 +35,11 @@ type Config struct {
 	Python, Node string        // interpreters
 	Guest        string        // the starling-guest binary; beside this binary when empty
 
+	Isolations   starling.Isolations // that this host gives; process when 0
+	Runsc        string              // gVisor's binary; beside this binary or in PATH when empty
+	PoolStrong   int                 // warm sandboxes kept for each runtime of every isolation but process, at most Pool
+	SharedKernel bool                // functions of several accounts may share this host's kernel
+
 	Record  string // folder to record calls to (role frontend); empty to record none
 	Scaling string // file with settings of the scaling policy (role scheduler); the defaults when empty
 	Audit   string // file to write down what is granted and accepted, for checkers of tests; empty for none
@@ -74,6 +79,13 @@ func (c Config) Validate() error {
 		return starling.Errorf(starling.Invalid, op, "--awake %v: use 0 to 1s", c.Awake)
 	}
 	return nil
+}
+
+func (c Config) isolations() starling.Isolations {
+	if c.Isolations == 0 {
+		return starling.OnlyProcess
+	}
+	return c.Isolations
 }
 
 func (c Config) advertise() string {

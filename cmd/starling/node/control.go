@@ -130,6 +130,9 @@ func (n *Node) bootstrap(ctx context.Context) error {
 		k.Key.Hash = [32]byte(k.Hash)
 		commands = append(commands, cluster.CreateKey{Key: k.Key})
 	}
+	if n.cfg.SharedKernel {
+		commands = append(commands, cluster.SetIsolation{SharedKernel: true})
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for _, c := range commands {

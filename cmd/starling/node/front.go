@@ -42,7 +42,7 @@ func (n *Node) functions(ctx context.Context, rows int) []protocol.FunctionLoad 
 	}
 	var out []protocol.FunctionLoad
 	for _, v := range k.Functions(ctx, rows) {
-		out = append(out, protocol.FunctionLoad{Function: v.Function, Version: v.Version, Wanted: v.Wanted, Ready: v.Ready, Starting: v.Starting, Floor: v.Floor,
+		out = append(out, protocol.FunctionLoad{Function: v.Function, Version: v.Version, Isolation: v.Isolation, Wanted: v.Wanted, Ready: v.Ready, Starting: v.Starting, Floor: v.Floor,
 			Leased: v.Leased, Waiting: v.Waiting, Calls: v.Arrivals, Refused: v.Refused, Cold: v.ColdRatio(), Held: v.Reason})
 	}
 	return protocol.Busiest(out, rows)

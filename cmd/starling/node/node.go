@@ -30,7 +30,8 @@ import (
 )
 
 // A Node is one running node. Open starts its parts, Close ends them in reverse; what runs between is theirs, and
-// three goroutines: one renews the certificate, one ends the connections of removed nodes, one remembers the managers.
+// three goroutines: one renews the certificate, one ends the connections of removed nodes, one remembers the managers. A fourth
+// may tell the cluster what could not be told at once (permitLater).
 type Node struct {
 	cfg      Config
 	member   membership

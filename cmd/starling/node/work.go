@@ -2,11 +2,8 @@ package node
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"path/filepath"
-	"regexp"
-	"strings"
 	"time"
 
 	"starling"
@@ -22,8 +19,6 @@ import (
 	"starling/store/code"
 	"starling/store/logs"
 	"starling/vmpool"
-	"starling/vmpool/process"
-	"starling/vmpool/runtimes"
 )
 
 // openAudit opens the file for checkers, when there is to be one.
@@ -95,22 +90,12 @@ func (n *Node) openHost(ctx context.Context) error {
 		return err
 	}
 	n.opened("logs", n.logs.Metrics(), n.logs.Close)
-	driver, err := n.driver(ctx)
+	pools, err := n.openPools(ctx)
 	if err != nil {
 		return err
 	}
-	n.opened("driver", driver.Metrics(), driver.Close)
-	sizes := map[starling.Runtime]int{}
-	for _, rt := range starling.Runtimes {
-		sizes[rt] = n.cfg.Pool
-	}
-	pool := vmpool.NewPool(vmpool.PoolConfig{Driver: driver, Sizes: sizes, Log: n.log("pool")})
-	if err := pool.Open(ctx); err != nil {
-		return err
-	}
-	n.opened("pool", pool.Metrics(), pool.Close)
 	cores := n.keepAwake()
-	n.host = host.New(host.Config{Node: n.ID(), Zone: n.cfg.Zone, Region: "local", Pool: pool, Catalog: n.view, Code: n.code, Post: n.hub, Logs: sink{n.logs},
+	n.host = host.New(host.Config{Node: n.ID(), Zone: n.cfg.Zone, Region: "local", Pools: pools, Catalog: n.view, Code: n.code, Post: n.hub, Logs: sink{n.logs},
 		Schedulers: n.schedulers, Stopping: n.view.Stopping, MemoryMiB: n.cfg.memoryMiB(), InstanceMax: n.cfg.InstanceMax, Rouse: cores.Rouse, Log: n.log("host"), Audit: n.audit})
 	n.host.Serve(n.endpoint)
 	if err := n.host.Open(ctx); err != nil {
@@ -145,45 +130,6 @@ func (n *Node) drainHost() error {
 		n.log("host").Warn("calls were cut off", slog.Any("error", err))
 	}
 	return nil
-}
-
-var tagUnfit = regexp.MustCompile(`[^a-z0-9-]+`)
-
-// driver makes the process driver over the shipped runtimes.
-func (n *Node) driver(ctx context.Context) (*process.Driver, error) {
-	guest, err := n.cfg.guest()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := filepath.Abs(filepath.Join(n.cfg.Dir, "sandboxes"))
-	if err != nil {
-		return nil, err
-	}
-	programs := filepath.Join(dir, "runtimes")
-	if err := runtimes.Write(programs); err != nil {
-		return nil, err
-	}
-	if n.cfg.Python != "" {
-		if err := runtimes.Compile(ctx, programs, n.cfg.Python); err != nil {
-			n.log("driver").Warn("Python starts slower", slog.Any("error", err))
-		}
-	}
-	cfg := process.DefaultConfig()
-	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "work"), guest, programs, n.log("driver")
-	cfg.Tag = n.tag()
-	cfg.Command = func(rt starling.Runtime) []string {
-		return runtimes.Command(rt, runtimes.Dir, n.cfg.Python, n.cfg.Node)
-	}
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	return process.New(cfg), nil
-}
-
-// tag names this node's cgroups: the cluster, the node and the port, so that two nodes of one machine differ.
-func (n *Node) tag() string {
-	tag := tagUnfit.ReplaceAllString(strings.ToLower(fmt.Sprintf("%s-%s-%s", n.id.Cluster(), n.ID(), port(n.cfg.advertise()))), "-")
-	return strings.Trim(tag[max(0, len(tag)-32):], "-")
 }
 
 func (n *Node) schedulers() []starling.NodeID {
@@ -237,6 +183,7 @@ func (n *Node) load() cluster.Load {
 	if h := n.working.Load(); h != nil {
 		instances, free, total := h.Room()
 		l.Instances, l.FreeMiB, l.TotalMiB = uint32(instances), uint32(free), uint32(total)
+		l.Isolations = h.Isolations()
 	}
 	return l
 }

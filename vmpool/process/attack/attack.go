@@ -104,6 +104,10 @@ type Target struct {
 	TmpInodes int
 	Processes int
 	Files     int
+	SpareMiB  int // what the sandbox may take beyond the memory of the code
+	// OwnKernel says that system calls reach a kernel of the sandbox's own. Then attempts are judged by what became of the host,
+	// and not by what that kernel answered.
+	OwnKernel bool
 	// Secrets are words that must never be seen inside: paths and names of the host.
 	Secrets []string
 	// Processes of the sandbox as the host sees them.
@@ -204,6 +208,10 @@ func (a *arena) do(source string) any {
 // the act succeeded. All must have been refused.
 func (a *arena) attempts(source string) result {
 	a.t.Helper()
+	var before witness
+	if a.target.OwnKernel {
+		before = a.witness()
+	}
 	list, ok := a.do(source).([]any)
 	if !ok || len(list) == 0 {
 		a.t.Fatalf("no attempt was made by:\n%s", source)
@@ -220,10 +228,39 @@ func (a *arena) attempts(source string) result {
 			kinds = append(kinds, kind)
 		}
 	}
-	if len(bad) > 0 {
+	switch {
+	case len(bad) > 0 && a.target.OwnKernel:
+		return a.obeyed(list, bad, before)
+	case len(bad) > 0:
 		return fail(len(list), "%s", strings.Join(bad, "; "))
 	}
 	return result{refused, len(list), fmt.Sprintf("%d attempts: %s", len(list), strings.Join(kinds, " "))}
+}
+
+// lethal runs source that may end the instance, as far as its own kernel meets a limit of the host's; died tells.
+func (a *arena) lethal(source string) (out any, died bool) {
+	a.t.Helper()
+	out, err := a.Python(source)
+	if err == nil {
+		return out, false
+	}
+	if a.target.OwnKernel {
+		select {
+		case <-a.Done():
+			return nil, true
+		case <-time.After(10 * time.Second):
+		}
+	}
+	a.t.Fatalf("%v in:\n%s", err, source)
+	return nil, false
+}
+
+// alone judges an instance that its own attack ended: a neighbour must live.
+func (a *arena) alone(neighbour *arena, attempts int) result {
+	if _, err := neighbour.Python("out = 1"); err != nil {
+		return fail(attempts, "a neighbour ended with the instance: %v", err)
+	}
+	return result{contained, attempts, "the instance ended of it, its neighbour did not"}
 }
 
 // simple makes a row of one source run by attempts.

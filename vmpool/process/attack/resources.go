@@ -12,15 +12,19 @@ import (
 // resourceRows attack what all instances share.
 var resourceRows = []row{
 	{"C1", "fork bomb", func(a *arena) result {
-		out := a.do(`n, e = 0, "no limit"
+		neighbour := newArena(a.t, a.target)
+		out, died := a.lethal(`n, e = 0, "no limit"
 try:
     while n < 100000:
         if os.fork() == 0:
             while True: time.sleep(100)
         n += 1
 except OSError as x: e = errno.errorcode[x.errno]
-out = [n, e]`).([]any)
-		r := bounded(out, float64(a.target.Processes), "EAGAIN", "processes")
+out = [n, e]`)
+		r := a.alone(neighbour, 1)
+		if !died {
+			r = bounded(out.([]any), float64(a.target.Processes), "EAGAIN", "processes")
+		}
 		began := time.Now()
 		a.check(a.Close())
 		if left := a.target.PIDs(a.Sandbox); len(left) > 0 {
@@ -30,15 +34,19 @@ out = [n, e]`).([]any)
 		return r
 	}},
 	{"C2", "thread bomb", func(a *arena) result {
-		out := a.do(`import threading
+		neighbour := newArena(a.t, a.target)
+		out, died := a.lethal(`import threading
 threading.stack_size(65536)
 n, e, stop = 0, "no limit", threading.Event()
 try:
     while n < 100000: threading.Thread(target=stop.wait, daemon=True).start(); n += 1
 except RuntimeError as x: e = "EAGAIN"
 out = [n, e]
-stop.set()`).([]any)
-		return bounded(out, float64(a.target.Processes), "EAGAIN", "threads")
+stop.set()`)
+		if died {
+			return a.alone(neighbour, 1)
+		}
+		return bounded(out.([]any), float64(a.target.Processes), "EAGAIN", "threads")
 	}},
 	{"C3", "memory bombs", attackMemory},
 	{"C4", "descriptor exhaustion", func(a *arena) result {
@@ -59,7 +67,11 @@ for l in open("/proc/self/mountinfo"):
     f = l.split(); i = f.index("-")
     if "rw" in f[5].split(","): out.append(f[4] + " " + f[i + 1])`).([]any)
 		for _, k := range kinds {
-			if f := strings.Fields(k.(string)); len(f) != 2 || f[1] != "tmpfs" && f[1] != "proc" {
+			inMemory := []string{"tmpfs", "proc"}
+			if a.target.OwnKernel { // which has nothing of a disk but what it is given, as 9p
+				inMemory = append(inMemory, "sysfs", "dev", "devtmpfs", "devpts", "mqueue", "cgroup")
+			}
+			if f := strings.Fields(k.(string)); len(f) != 2 || !slices.Contains(inMemory, f[1]) {
 				return fail(1, "a writable mount of a disk: %v", k)
 			}
 		}
@@ -117,7 +129,7 @@ func attackMemory(a *arena) result {
 		if err == nil {
 			return fail(len(bombs), "%s: no end", bomb.name)
 		}
-		if s, err := b.Stats(); err == nil && s.MemoryMax > int64(a.target.MemoryMiB+64)<<20 {
+		if s, err := b.Stats(); err == nil && s.MemoryMax > int64(a.target.MemoryMiB+a.target.SpareMiB)<<20 {
 			return fail(len(bombs), "%s: took %d MiB", bomb.name, s.MemoryMax>>20)
 		}
 		select {

@@ -221,6 +221,8 @@ type Group interface {
 	// OutOfMemory reports whether the kernel killed a process of the group for its memory limit.
 	OutOfMemory() bool
 	Stats() (Stats, error)
+	// Processes lists them as the host numbers them; none when the group is gone.
+	Processes() []int
 	// Remove deletes the group, which must be empty or about to be.
 	Remove() error
 }
@@ -294,6 +296,17 @@ func killAll(dir string, between func()) error {
 		}
 		time.Sleep(wait)
 	}
+}
+
+// processes reads cgroup.procs of a folder.
+func processes(dir string) (pids []int) {
+	text, _ := os.ReadFile(dir + "/cgroup.procs")
+	for _, f := range strings.Fields(string(text)) {
+		if n, err := strconv.Atoi(f); err == nil {
+			pids = append(pids, n)
+		}
+	}
+	return pids
 }
 
 func allZombies(pids []string) bool {

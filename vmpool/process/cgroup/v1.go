@@ -137,4 +137,6 @@ func (g *v1) Stats() (Stats, error) {
 	return s, errors.Join(err[:]...)
 }
 
+func (g *v1) Processes() []int { return processes(g.pids) }
+
 func (g *v1) Remove() error { return removeAll(g.dirs) }

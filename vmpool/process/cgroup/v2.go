@@ -97,6 +97,8 @@ func (g *v2) Kill() error {
 
 func (g *v2) OutOfMemory() bool { return field(g.dir, "memory.events", "oom_kill") > 0 }
 
+func (g *v2) Processes() []int { return processes(g.dir) }
+
 func (g *v2) Stats() (Stats, error) {
 	var s Stats
 	var err [3]error

@@ -73,6 +73,7 @@ type Setup struct {
 	SandboxMax int
 	Processes  int // limit of every sandbox
 	TakeOver   time.Duration
+	Runsc      string // gVisor's binary, for its warden
 	Jail       Jail
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"starling/vmpool/process/link"
 )
 
 // rootSize bounds the shared root: certificates, the loader's cache and the runtime programs fit many times.
@@ -25,14 +27,19 @@ var etc = map[string]string{
 // fromHost is what a sandbox needs of the host's /etc and what holds nothing about the host. /etc/ssl as a whole does.
 var fromHost = []string{"ld.so.cache", "localtime", "services", "protocols", "mime.types", "ssl/certs", "ssl/openssl.cnf", "alternatives"}
 
-// buildRoot makes the root of all sandboxes once, in this process's own mount namespace: a read-only tmpfs with device
+// BuildRoot makes at dir, an empty folder, the read-only root that sandboxes of every driver see, for a warden of another kind.
+func BuildRoot(s link.Setup, dir string) error {
+	w := warden{setup: s, root: dir}
+	return w.buildRoot()
+}
+
+// buildRoot makes the root of all sandboxes once, at w.root, in this process's own mount namespace: a read-only tmpfs with device
 // nodes, a small /etc and the runtime programs, and the host's /usr below it. A sandbox copies these two or three
 // mounts instead of making fifteen of its own.
 func (w *warden) buildRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("leave mount propagation: %w", err)
 	}
-	w.root = w.setup.Dir
 	// Not nodev: the device nodes live here, and the file system is read-only before anybody else sees it.
 	if err := unix.Mount("starling", w.root, "tmpfs", unix.MS_NOSUID, rootSize); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", w.root, err)
@@ -53,7 +60,7 @@ func (w *warden) buildRoot() error {
 	if err := unix.MountSetattr(unix.AT_FDCWD, w.root, 0, &attr); err != nil {
 		return fmt.Errorf("make read-only: %w", err)
 	}
-	return os.Chdir(w.root)
+	return nil
 }
 
 func (w *warden) at(name string) string { return filepath.Join(w.root, name) }

@@ -112,7 +112,12 @@ func (w *warden) open() error {
 	if err := tree.Sweep(); err != nil {
 		return fmt.Errorf("sweep what an earlier life left: %w", err)
 	}
-	if err := w.buildRoot(); err != nil {
+	w.root = w.setup.Dir
+	err = w.buildRoot()
+	if err == nil {
+		err = os.Chdir(w.root)
+	}
+	if err != nil {
 		return fmt.Errorf("build root: %w", err)
 	}
 	if w.waiter, err = jail.Waiter(); err != nil {
