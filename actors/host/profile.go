@@ -25,6 +25,7 @@ func (h *Host) note(i *vmpool.Instance, now time.Time) {
 	v, t := i.Version(), i.Tally(now)
 	h.book.Add(v, &t, now)
 	h.meters.used(v, &t)
+	h.accounts.used(v.Function.Account, &t)
 }
 
 // Profiles returns what calls of one function used on this host, or of all for an empty name, up to a beat ago.

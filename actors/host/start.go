@@ -81,16 +81,19 @@ func (h *Host) again(e *entry, to wire.Address) {
 // bring makes the instance ready on a goroutine of its own.
 func (h *Host) bring(ctx context.Context, e *entry) {
 	defer e.cancel()
+	v, err := h.cfg.Catalog.Version(ctx, e.version)
+	if err != nil {
+		h.failed(e, err)
+		return
+	}
+	a := h.join(e, v)
+	h.accounts.start(ctx, a)
+	defer a.started()
 	select {
 	case h.starts <- struct{}{}:
 		defer func() { <-h.starts }()
 	case <-ctx.Done():
 		h.failed(e, closing("start instance"))
-		return
-	}
-	v, err := h.cfg.Catalog.Version(ctx, e.version)
-	if err != nil {
-		h.failed(e, err)
 		return
 	}
 	if !h.claim(e, v) {
@@ -113,6 +116,15 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 		return
 	}
 	h.ready(e, i, v)
+}
+
+// join counts the instance among those of its account.
+func (h *Host) join(e *entry, v *starling.Version) *account {
+	a := h.accounts.join(v.Function.Account)
+	e.mu.Lock()
+	e.account = a
+	e.mu.Unlock()
+	return a
 }
 
 // claim takes the memory of the instance out of the host's room.
@@ -205,9 +217,12 @@ func (h *Host) forget(e *entry, reason string) {
 	delete(s.entries, e.id)
 	s.mu.Unlock()
 	e.mu.Lock()
-	memory, release := e.memoryMiB, e.release
+	memory, release, a := e.memoryMiB, e.release, e.account
 	e.memoryMiB, e.release = 0, nil
 	e.mu.Unlock()
+	if a != nil {
+		h.accounts.part(a)
+	}
 	h.mu.Lock()
 	h.used -= memory
 	h.count--
