@@ -220,9 +220,6 @@ func (h *Host) forget(e *entry, reason string) {
 	memory, release, a := e.memoryMiB, e.release, e.account
 	e.memoryMiB, e.release = 0, nil
 	e.mu.Unlock()
-	if a != nil {
-		h.accounts.part(a)
-	}
 	h.mu.Lock()
 	h.used -= memory
 	h.count--
@@ -232,6 +229,9 @@ func (h *Host) forget(e *entry, reason string) {
 	h.mu.Unlock()
 	if release != nil {
 		release()
+	}
+	if a != nil {
+		h.accounts.part(a)
 	}
 	close(e.done)
 }
