@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # bench/fair.sh [SECONDS]: does a tenant at 50 times the load of others move them? Three nodes on this machine, four quiet
 # tenants at QUIET (20) calls a second each, first alone, then beside a loud one at 50 times that, each for SECONDS (10; alone for ALONE).
-# Prints latency and refusals of the quiet ones before and during, what the loud one got, and Jain's index of what the
-# quiet ones were served; the same as JSON in bench/results. Beside each p99 stand the smallest and largest of the six
+# The quiet ones are measured from a second before the loud one's first call on: the beginning counts.
+# Prints latency and refusals of the quiet ones before and during, of each and of all together (the class), what the loud one
+# got, and Jain's index of what the quiet ones were served; the same as JSON in bench/results. Beside each p99 stand the smallest and largest of the six
 # parts of its phase, and who used the machine: how far parts of one phase lie apart is what a ratio cannot tell. Clients of a real cluster are on machines of their own; here
 # all share its processors. So the quiet generators run at nice -10, as nodes do, and the loud one at 10: what it takes
 # for itself is not what is measured (root only; otherwise all are equal). MEMORY is each host's room in MiB (4096).
@@ -55,10 +56,10 @@ load() { # load PHASE TENANT RATE MOST NODE
 	local nice=-10
 	[ "$2" = loud ] && nice=10
 	STARLING_SERVER=http://${addr[3 * $5 + 1]} STARLING_KEY=${key[$2]} nice -n "$nice" "$bin" bench warm --no-floor --function "$2" --rate "$3" -c "$4" \
-		--warmup 2s -d "${length}s" --timeout 10s --commit "$commit" --out "$work/$1-$2" >/dev/null
+		--warmup "${warm}s" -d "${length}s" --timeout 10s --commit "$commit" --out "$work/$1-$2" >/dev/null
 }
 phase() { # phase NAME [LOUD]
-	local running=() n=0 length=$seconds
+	local running=() n=0 warm=2 length=$((seconds + 1))
 	[ "$1" = during ] || length=$alone
 	for t in q0 q1 q2 q3; do
 		load "$1" $t "$quiet" 64 $((n++ % 3)) &
@@ -66,6 +67,8 @@ phase() { # phase NAME [LOUD]
 	done
 	usage "$1-from"
 	if [ -n "${2:-}" ]; then
+		sleep 3
+		warm=0 length=$seconds
 		load "$1" loud $((50 * quiet)) 256 0 &
 		running+=($!)
 	fi
@@ -82,13 +85,31 @@ mkdir -p bench/results
 /usr/bin/python3 - "$work" "$out" "$seconds" "$alone" "$quiet" "$commit" <<'PY'
 import glob, json, os, re, sys
 work, out, seconds, alone, quiet, commit = sys.argv[1:]
-length = dict(before=int(alone) + 2, during=int(seconds) + 2)  # with the warm-up
+length = dict(before=int(alone) + 2, during=int(seconds) + 3)  # with the warm-up and the second before the loud one
+curves = {}
+def together(phase):
+    """p99 in microseconds of all quiet calls, from the curves of the tenants: parts between two points are straight."""
+    def part(curve, x):
+        below = (0.0, 0)
+        for p, v in curve:
+            if v >= x:
+                return p if v == below[1] else below[0] + (p - below[0]) * (x - below[1]) / (v - below[1])
+            below = p, v
+        return 100.0
+    quiet = [curves[phase, t] for t in ("q0", "q1", "q2", "q3")]
+    low, high = 0, max(c[-1][1] for _, c in quiet)
+    while high - low > 1:
+        mid = (low + high) // 2
+        served = sum(n * part(c, mid) for n, c in quiet) / sum(n for n, _ in quiet)
+        low, high = (low, mid) if served >= 99 else (mid, high)
+    return high
 def result(phase, tenant):
     report = json.load(open(f"{work}/{phase}-{tenant}.json"))
     r = report["results"][-1]
     errors = r.get("errors") or {}
     refused = sum(n for k, n in errors.items() if "429" in k or "overloaded" in k)
     l = r["latencyMicros"]
+    curves[phase, tenant] = l["count"], [(p["percentile"], p["micros"]) for p in r["curve"]]
     parts = [w["p99"] for w in r["windowsMicros"]]
     return dict(offered=r["offeredPerSecond"], served=round(r["servedPerSecond"], 1), p50=l["p50"], p99=l["p99"], max=l["max"], parts=parts,
                 late=r["generatorLateMicros"]["p99"], cpu=round(r["clientCPUMicrosPerCall"] * r["calls"] / r["seconds"] / 1e6, 3),
@@ -118,9 +139,11 @@ doc["jain"] = round(sum(served) ** 2 / (len(served) * sum(x * x for x in served)
 doc["series"] = {}
 for f in sorted(glob.glob(f"{work}/during-to.metrics-*")):
     for line in open(f):
-        m = re.match(r"(starling_(?:frontend_calls_shed|frontend_pressure|partition_refusals_total|account_\w+)\S*) (\S+)", line)
+        m = re.match(r"(starling_(?:frontend_calls_shed|frontend_pressure|host_refusals_total|host_crowd|host_share|partition_refusals_total|account_\w+)\S*) (\S+)", line)
         if m and float(m[2]):
             doc["series"][m[1]] = doc["series"].get(m[1], 0) + float(m[2])
+doc["classP99"] = {p: together(p) for p in ("before", "during")}
+doc["classRatio"] = round(doc["classP99"]["during"] / doc["classP99"]["before"], 2)
 worst = {p: max(doc[p][t]["p99"] for t in ("q0", "q1", "q2", "q3")) for p in ("before", "during")}
 doc["quietP99Ratio"] = round(worst["during"] / worst["before"], 2)
 doc["ratios"] = {t: round(doc["during"][t]["p99"] / doc["before"][t]["p99"], 2) for t in ("q0", "q1", "q2", "q3")}
@@ -131,5 +154,6 @@ for phase in "before", "during":
 for phase, u in doc["used"].items():
     print(f'{phase:7} machine: user {u["user"]:.0%} system {u["system"]:.0%} idle {u["idle"]:.0%} stolen {u["stolen"]:.0%}; of {u["busy"]:.2f} busy processors nodes {u["nodes"]:.2f}, generators {u["generators"]:.2f}, calls {u["calls"]:.2f}')
 print("p99 during / before:", " ".join(f"{t} {x}" for t, x in doc["ratios"].items()), f'refused {sum(doc["during"][t]["refused"] for t in doc["ratios"])}')
+print(f'all quiet calls: p99 {doc["classP99"]["before"]/1000:.2f} ms before, {doc["classP99"]["during"]/1000:.2f} ms during, ratio {doc["classRatio"]}')
 print(f'worst quiet p99: {worst["before"]/1000:.2f} ms before, {worst["during"]/1000:.2f} ms during, ratio {doc["quietP99Ratio"]}; Jain {doc["jain"]}; {out}')
 PY

@@ -144,7 +144,7 @@ func (w *World) arrive(l load.Call) {
 	f := w.functions[l.Function]
 	switch {
 	case w.cfg.CPU.Fixed:
-		n = w.fronts[f.front]
+		n = w.fronts[f.account%len(w.fronts)]
 	case w.cfg.Static:
 		w.turn = (w.turn + 1) % len(w.fronts)
 		n = w.fronts[w.turn]
@@ -343,6 +343,7 @@ func (c *call) lostHost() {
 
 var (
 	errNotStarted = starling.Errorf(starling.Unavailable, "invoke", "the host cannot be reached").With("NotStarted")
+	errShare      = starling.Errorf(starling.Overloaded, "invoke", "the host is crowded").With(overload.Reason)
 	errHostLost   = starling.Errorf(starling.Unavailable, "invoke", "the host was lost during the call; the function may have run").With("HostLost")
 )
 
@@ -350,11 +351,15 @@ var (
 func (c *call) answered() {
 	w, err := c.w, c.err
 	c.err, c.on = nil, nil
-	if c.front.cache.Put(w.now, c.lease, err != nil || c.broken, c.start) {
+	if c.front.cache.Put(w.now, c.lease, err != nil && err != errShare || c.broken, c.start) {
 		c.front.cache.Collect(w.now)
 	}
 	if err == nil {
 		c.end(endAnswer, "")
+		return
+	}
+	if starling.ReasonOf(err) == overload.Reason {
+		c.refused(err)
 		return
 	}
 	if starling.KindOf(err) == starling.Unavailable {

@@ -45,6 +45,7 @@ type instance struct {
 	took     time.Duration // start
 	init     time.Duration
 	born     time.Duration // when its memory was claimed
+	asked    time.Duration // when it was asked for
 	truth    tenancy
 }
 
@@ -87,7 +88,7 @@ func (h *host) start(from starling.NodeID, m *wire.Start) {
 		fail.Fault, fail.Reason, fail.Message = starling.Moved, "OldEpoch", "a later owner of the key was seen"
 	case h.used >= h.n.w.cfg.HostMiB && h.n.w.cfg.Plant != PlantMemory:
 	default:
-		i := &instance{h: h, id: m.Instance, key: m.Key, f: f, owner: from, tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch, Since: m.Epoch, Slots: f.version.Config.Concurrency}}
+		i := &instance{h: h, id: m.Instance, key: m.Key, f: f, owner: from, tenure: guard.Tenure{Partition: m.Partition, Epoch: m.Epoch, Since: m.Epoch, Slots: f.version.Config.Concurrency}, asked: h.n.w.now}
 		h.n.w.checks.started(i, m)
 		h.all[i.id] = i
 		h.order = append(h.order, i)
@@ -103,8 +104,12 @@ func (h *host) start(from starling.NodeID, m *wire.Start) {
 func (h *host) bring() {
 	w := h.n.w
 	for len(h.queue) > 0 && h.bringing < w.cfg.StartMax {
-		i := h.queue[0]
-		h.queue = h.queue[1:]
+		at := h.nextStart()
+		if at < 0 {
+			return
+		}
+		i := h.queue[at]
+		h.queue = slices.Delete(h.queue, at, at+1)
 		if i.gone {
 			continue
 		}
@@ -119,11 +124,25 @@ func (h *host) bring() {
 		h.bringing++
 		i.took, i.init = w.stray(i.f.Start), w.stray(i.f.Init)
 		if h.m != nil {
+			h.m.tenant(i.f).starting++
 			h.n.after(i.took, func() { h.m.add(i.init, do(func() { h.brought(i) })) })
 			continue
 		}
 		h.n.after(i.took+i.init, func() { h.brought(i) })
 	}
+}
+
+// startWait is how long a start waits for its account to be within its bound, as in actors/host.
+const startWait = 10 * time.Second
+
+// nextStart returns the place in the queue of the first start that may begin, -1 for none.
+func (h *host) nextStart() int {
+	for at, i := range h.queue {
+		if h.m == nil || i.gone || h.m.mayStart(i.f) || h.n.w.now-i.asked >= startWait {
+			return at
+		}
+	}
+	return -1
 }
 
 // stray draws a time around its median.
@@ -137,6 +156,9 @@ func (w *World) stray(median time.Duration) time.Duration {
 func (h *host) brought(i *instance) {
 	w := h.n.w
 	h.bringing--
+	if h.m != nil {
+		h.m.tenant(i.f).starting--
+	}
 	defer h.bring()
 	if i.gone {
 		return
@@ -255,6 +277,9 @@ func (h *host) enter(c *call) (*instance, error) {
 	if i == nil || !i.ready || i.f != c.f && !plant {
 		return nil, guard.ErrNoInstance
 	}
+	if h.m != nil && !h.m.tenant(c.f).takes() {
+		return nil, errShare
+	}
 	if err := i.tenure.Enter(&c.lease.Lease, w.clock()); err != nil && !plant {
 		return nil, err
 	}
@@ -266,6 +291,9 @@ func (h *host) enter(c *call) (*instance, error) {
 		return nil, guard.ErrLeaseBusy
 	}
 	i.busy++
+	if h.m != nil {
+		h.m.tenant(c.f).Running++
+	}
 	c.f.running++
 	w.checks.entered(i, c)
 	return i, nil
@@ -276,6 +304,9 @@ func (h *host) leave(i *instance, c *call, broken bool) {
 	w := h.n.w
 	c.f.running--
 	i.tenure.Leave(&c.lease.Lease, w.clock())
+	if h.m != nil {
+		h.m.tenant(c.f).Running--
+	}
 	if i.busy--; i.busy == 0 {
 		i.idle = w.now
 	}

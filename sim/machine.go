@@ -14,7 +14,7 @@ import (
 type CPU struct {
 	Cores float64       // of one machine; 0 for no bound
 	Door  time.Duration // that a frontend needs for each call, refused ones included
-	Shed  bool          // frontends refuse what overloads their machine, as those of a node do
+	Shed  bool          // frontends and hosts refuse what overloads their machine, as those of a node do
 	Fixed bool          // all calls of an account come through one frontend
 }
 
@@ -33,6 +33,16 @@ type machine struct {
 	crowd  overload.Crowd
 	looks  int
 	visits []flow.Demand // what frontends of other machines asked of the host in this window, in the order of their first calls
+
+	level   flow.Level
+	tenants []*tenant // by account; nil for one that has nothing here
+	all     []*flow.Tenant
+}
+
+// A tenant is an account on a machine.
+type tenant struct {
+	flow.Tenant
+	starting int // instances
 }
 
 // A job is some work of a machine.
@@ -76,13 +86,49 @@ func (w *World) addMachines() {
 // look measures the machine as a node does, and has the gate decide once in a window.
 func (m *machine) look() {
 	m.host.n.after(overload.SampleTime, m.look)
-	m.crowd.Sample(len(m.jobs), m.cores)
+	crowd := float64(len(m.jobs)) / m.cores
+	m.crowd.Sample(crowd)
+	m.level.Look(crowd, m.all)
+	for _, t := range m.all {
+		t.Refused = 0
+	}
+	m.host.bring()
 	if m.looks++; m.looks%overload.Samples > 0 {
 		return
 	}
 	f := m.front
 	f.gate.Decide(max(m.crowd.Pressure(), overload.Full(float64(f.open)/frontCalls)), m.visits)
 	m.visits = m.visits[:0]
+}
+
+// tenant returns the account of f here.
+func (m *machine) tenant(f *function) *tenant {
+	for len(m.tenants) <= f.account {
+		m.tenants = append(m.tenants, nil)
+	}
+	if m.tenants[f.account] == nil {
+		t := &tenant{Tenant: flow.Tenant{Part: 1, Bound: flow.NoBound}} // all calls do here is compute
+		m.tenants[f.account], m.all = t, append(m.all, &t.Tenant)
+	}
+	return m.tenants[f.account]
+}
+
+// room reports whether one more call or start of the account may be at work.
+func (t *tenant) room() bool { return int64(t.Running+t.starting) < t.Bound }
+
+// mayStart reports whether an instance of f may be started now, as actors/host has it.
+func (m *machine) mayStart(f *function) bool {
+	t := m.tenant(f)
+	return t.room() && (t.starting == 0 || !m.level.Contended())
+}
+
+// takes is room for a call that is refused otherwise.
+func (t *tenant) takes() bool {
+	if t.room() {
+		return true
+	}
+	t.Refused++
+	return false
 }
 
 // frontCalls is how many calls a frontend has in flight at most, as package frontend has it.

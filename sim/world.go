@@ -104,7 +104,7 @@ type World struct {
 type function struct {
 	load.Function
 	index   int32
-	front   int // of CPU.Fixed: the frontend that its account calls through
+	account int // of the accounts in the order of their first functions
 	version *starling.Version
 	limit   int // slots at work at once
 	running int // calls at work on hosts
@@ -162,14 +162,14 @@ func (w *World) addFunctions() {
 	if w.cfg.Load == nil {
 		return
 	}
-	doors := map[string]int{}
+	accounts := map[string]int{}
 	for i, f := range w.cfg.Load.Functions() {
-		if _, ok := doors[f.Account]; !ok {
-			doors[f.Account] = len(doors) % len(w.fronts)
+		if _, ok := accounts[f.Account]; !ok {
+			accounts[f.Account] = len(accounts)
 		}
 		v := &starling.Version{ID: starling.VersionID(i + 1), Function: starling.FunctionRef{Account: starling.AccountID(f.Account), Name: starling.FunctionName(f.Name)},
 			Config: starling.Config{Runtime: starling.Provided, Handler: "bootstrap", MemoryMiB: max(f.MemoryMiB, 1), TimeoutMS: 900_000, Concurrency: max(f.Slots, 1), InstanceMax: w.cfg.Instances}}
-		fn := &function{Function: f, index: int32(i), front: doors[f.Account], version: v, limit: w.cfg.Accounts}
+		fn := &function{Function: f, index: int32(i), account: accounts[f.Account], version: v, limit: w.cfg.Accounts}
 		if n := w.cfg.Instances * v.Config.Concurrency; n > 0 {
 			fn.limit = min(fn.limit, n)
 		}

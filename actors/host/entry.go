@@ -27,6 +27,7 @@ type entry struct {
 	tenure    guard.Tenure
 	owner     starling.NodeID
 	instance  *vmpool.Instance // nil while it starts
+	account   *account         // nil until the version is known
 	stopping  bool
 	memoryMiB int    // claimed
 	release   func() // of the code; nil before it is there
@@ -88,7 +89,11 @@ func (e *entry) enter(l *starling.Lease, v starling.VersionID, now time.Time) (*
 	if e.instance == nil || l.Version != e.version || v != e.version {
 		return nil, guard.ErrNoInstance
 	}
+	if !e.account.enter() {
+		return nil, errShare
+	}
 	if err := e.tenure.Enter(l, now); err != nil {
+		e.account.leave()
 		return nil, err
 	}
 	return e.instance, nil
@@ -99,6 +104,7 @@ func (e *entry) leave(l *starling.Lease) {
 	now := time.Now()
 	e.mu.Lock()
 	e.tenure.Leave(l, now)
+	e.account.leave()
 	e.mu.Unlock()
 }
 

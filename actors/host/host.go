@@ -45,6 +45,7 @@ type Config struct {
 	InitTimeout time.Duration            // the function's own initialisation; 0 means 10 s
 	LifeMax     time.Duration            // of one instance; 0 means 2 h
 	Rouse       func()                   // told when a start begins and when it ended, to keep the cores awake for it and for the first call; nil for nobody
+	Crowd       func() float64           // threads that want to run for each processor now; nil for those of this machine
 	Log         *slog.Logger
 	Audit       *audit.Log // of the leases that are accepted; nil for none
 }
@@ -77,16 +78,17 @@ const (
 	versionsKept = 64
 )
 
-// A Host runs instances. Create it with New, start it with Open, and Close it. It has one goroutine for reports, one for each
+// A Host runs instances. Create it with New, start it with Open, and Close it. It has one goroutine for reports, one that looks at the machine, one for each
 // start under way, and those of its instances; Close waits for all. It closes neither pool nor post.
 type Host struct {
-	cfg    Config
-	group  *run.Group
-	book   *profile.Book // what calls of each version used
-	starts chan struct{} // one token for each start at work
-	nudge  chan struct{} // capacity 1: the room changed
-	meters *meters
-	shards [shardCount]shard
+	cfg      Config
+	group    *run.Group
+	book     *profile.Book // what calls of each version used
+	starts   chan struct{} // one token for each start at work
+	accounts accounts
+	nudge    chan struct{} // capacity 1: the room changed
+	meters   *meters
+	shards   [shardCount]shard
 
 	served   sync.Pool // of *served: calls of other nodes
 	inflight atomic.Int64
@@ -113,6 +115,7 @@ type shard struct {
 func New(cfg Config) *Host {
 	h := &Host{cfg: cfg.withDefaults(), nudge: make(chan struct{}, 1), book: profile.NewBook(profile.VersionsMax), ended: map[starling.InstanceID]string{}}
 	h.starts = make(chan struct{}, h.cfg.StartMax)
+	h.accounts.byID = map[starling.AccountID]*account{}
 	for i := range h.shards {
 		h.shards[i].entries = map[starling.InstanceID]*entry{}
 	}
@@ -130,6 +133,7 @@ func (h *Host) Open(ctx context.Context) error {
 	h.group = g
 	h.mu.Unlock()
 	g.Go(h.reportLoop)
+	g.Go(h.watchLoop)
 	return nil
 }
 

@@ -137,13 +137,15 @@ func newRig(t testing.TB, change ...func(*host.Config)) *rig {
 		versions[id] = &starling.Version{ID: id, Function: starling.FunctionRef{Account: "acme", Name: "fn"}, Code: "c0de",
 			Config: starling.Config{Runtime: starling.Python311, Handler: h, MemoryMiB: 128, TimeoutMS: 1000}.WithDefaults()}
 	}
+	versions[loud] = &starling.Version{ID: loud, Function: starling.FunctionRef{Account: "loud", Name: "fn"},
+		Config: starling.Config{Runtime: starling.Python311, Handler: "main.slow", MemoryMiB: 128, TimeoutMS: 1000}.WithDefaults()}
 	versions[wide] = &starling.Version{ID: wide, Function: starling.FunctionRef{Account: "acme", Name: "wide"},
 		Config: starling.Config{Runtime: starling.Provided, Handler: "wide", MemoryMiB: 256, Concurrency: 4}.WithDefaults()}
 	r.pool = vmpool.NewPool(vmpool.PoolConfig{Driver: r.driver, Sizes: map[starling.Runtime]int{starling.Python311: 2, starling.Provided: 1}})
 	if err := r.pool.Open(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	cfg := host.Config{Node: 9, Pools: map[starling.Isolation]*vmpool.Pool{starling.IsolationProcess: r.pool}, Catalog: catalog{versions}, Code: r.code, Post: r.post, MemoryMiB: 1024, InstanceMax: 6,
+	cfg := host.Config{Node: 9, Pools: map[starling.Isolation]*vmpool.Pool{starling.IsolationProcess: r.pool}, Catalog: catalog{versions}, Code: r.code, Post: r.post, MemoryMiB: 1024, InstanceMax: 6, Crowd: func() float64 { return 0 },
 		Schedulers: func() []starling.NodeID { return []starling.NodeID{1, 2} }}
 	for _, f := range change {
 		f(&cfg)

@@ -13,7 +13,7 @@ import (
 type meters struct {
 	set                           *metrics.Set
 	ok, handled, unhandled        *metrics.Counter
-	moved, busy                   *metrics.Counter
+	moved, busy, share            *metrics.Counter
 	startFailed, exited, timedOut *metrics.Counter
 	madeRoom                      *metrics.Counter
 	cpu, memory                   *metrics.FloatCounter
@@ -30,6 +30,7 @@ func newMeters(h *Host) *meters {
 		timedOut:    s.NewCounter(`starling_host_calls_total{end="timed_out"}`),
 		moved:       s.NewCounter(`starling_host_refusals_total{kind="moved"}`),
 		busy:        s.NewCounter(`starling_host_refusals_total{kind="overloaded"}`),
+		share:       s.NewCounter(`starling_host_refusals_total{kind="share"}`),
 		startFailed: s.NewCounter(`starling_host_start_failures_total`),
 		exited:      s.NewCounter(`starling_host_exits_total`),
 		madeRoom:    s.NewCounter(`starling_host_idle_ended_total`),
@@ -50,6 +51,8 @@ func newMeters(h *Host) *meters {
 		defer h.mu.Unlock()
 		return float64(h.starting)
 	})
+	s.NewGauge(`starling_host_crowd`, func() float64 { crowd, _ := h.accounts.standing(); return crowd })
+	s.NewGauge(`starling_host_share_processors`, func() float64 { _, level := h.accounts.standing(); return level })
 	return m
 }
 
@@ -77,9 +80,12 @@ func (m *meters) used(v *starling.Version, t *profile.Tally) {
 }
 
 func (m *meters) refused(err error) {
-	if starling.KindOf(err) == starling.Overloaded {
+	switch {
+	case err == errShare:
+		m.share.Inc()
+	case starling.KindOf(err) == starling.Overloaded:
 		m.busy.Inc()
-	} else {
+	default:
 		m.moved.Inc()
 	}
 }

@@ -26,6 +26,7 @@ func (h *Host) note(i *vmpool.Instance, now time.Time) {
 	v, t := i.Version(), i.Tally(now)
 	h.book.Add(v, &t, now)
 	h.meters.used(v, &t)
+	h.accounts.used(v.Function.Account, &t)
 }
 
 // runs returns how long calls of the versions of these instances run here.

@@ -82,21 +82,19 @@ func (h *Host) again(e *entry, to wire.Address) {
 // bring makes the instance ready on a goroutine of its own.
 func (h *Host) bring(ctx context.Context, e *entry) {
 	defer e.cancel()
+	v, pool, err := h.stock(ctx, e.version)
+	if err != nil {
+		h.failed(e, err)
+		return
+	}
+	a := h.join(e, v)
+	h.accounts.start(ctx, a)
+	defer a.started()
 	select {
 	case h.starts <- struct{}{}:
 		defer func() { <-h.starts }()
 	case <-ctx.Done():
 		h.failed(e, closing("start instance"))
-		return
-	}
-	v, err := h.cfg.Catalog.Version(ctx, e.version)
-	if err != nil {
-		h.failed(e, err)
-		return
-	}
-	pool := h.cfg.Pools[v.Isolation()]
-	if pool == nil { // a scheduler of an older release does not ask what we give
-		h.failed(e, starling.Errorf(starling.Unavailable, "start instance", "this host gives no isolation %s", v.Isolation()).With("NoIsolation"))
 		return
 	}
 	if !h.claim(e, v) {
@@ -119,6 +117,28 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 		return
 	}
 	h.ready(e, i, v)
+}
+
+// stock returns a version and the pool that its sandboxes come from.
+func (h *Host) stock(ctx context.Context, id starling.VersionID) (*starling.Version, *vmpool.Pool, error) {
+	v, err := h.cfg.Catalog.Version(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	pool := h.cfg.Pools[v.Isolation()]
+	if pool == nil { // a scheduler of an older release does not ask what we give
+		return nil, nil, starling.Errorf(starling.Unavailable, "start instance", "this host gives no isolation %s", v.Isolation()).With("NoIsolation")
+	}
+	return v, pool, nil
+}
+
+// join counts the instance among those of its account.
+func (h *Host) join(e *entry, v *starling.Version) *account {
+	a := h.accounts.join(v.Function.Account)
+	e.mu.Lock()
+	e.account = a
+	e.mu.Unlock()
+	return a
 }
 
 // claim takes the memory of the instance out of the host's room.
@@ -212,7 +232,7 @@ func (h *Host) forget(e *entry, reason string) {
 	delete(s.entries, e.id)
 	s.mu.Unlock()
 	e.mu.Lock()
-	memory, release := e.memoryMiB, e.release
+	memory, release, a := e.memoryMiB, e.release, e.account
 	e.memoryMiB, e.release = 0, nil
 	e.mu.Unlock()
 	h.mu.Lock()
@@ -224,6 +244,9 @@ func (h *Host) forget(e *entry, reason string) {
 	h.mu.Unlock()
 	if release != nil {
 		release()
+	}
+	if a != nil {
+		h.accounts.part(a)
 	}
 	close(e.done)
 }

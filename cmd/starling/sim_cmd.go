@@ -56,6 +56,7 @@ func simCommand(a *app) *cobra.Command {
 	c.Flags().IntVar(&fair.Machines, "machines", 1, "of fair: machines of two processors, each with a frontend and a host")
 	c.Flags().Float64Var(&fair.Times, "times", 50, "of fair: the loud tenant calls so many times as often as a quiet one")
 	c.Flags().BoolVar(&fair.OneDoor, "one-door", false, "of fair: each tenant calls through one frontend only")
+	c.Flags().Float64Var(&fair.Rate, "rate", 100, "of fair: calls a second of a quiet tenant")
 	c.Flags().BoolVar(&fair.Open, "no-shedding", false, "of fair: frontends refuse nobody, to see what refusing is worth")
 	return c
 }

@@ -18,6 +18,7 @@ import (
 	"starling/cluster/partmap"
 	"starling/frontend/leases"
 	"starling/internal/run"
+	"starling/sched/flow"
 )
 
 // shardCount says into how many parts the cache is cut, so that calls of different functions meet in no lock.
@@ -31,7 +32,8 @@ const ReasonNotStarted = "NotStarted"
 //
 // Its errors say whether the function may have run. Moved (the host does not know the instance or the lease
 // is of a past epoch), Overloaded (the slots of the lease are busy) and Unavailable with ReasonNotStarted
-// mean that it surely did not; after any other error it may have.
+// mean that it surely did not; after any other error it may have. Overloaded with flow.ReasonOverload is the last word: the
+// host is crowded, and this account has its share of it at work.
 type Invoker interface {
 	Invoke(ctx context.Context, l *starling.Lease, inv *starling.Invocation, sink starling.Sink) (starling.Outcome, error)
 }
@@ -200,6 +202,10 @@ func (d *Dispatcher) run(v *starling.Version, l *leases.Lease, inv *starling.Inv
 		d.put(l, out.Status == starling.Unhandled, start)
 		return out, nil
 	}
+	if crowded(err) { // the lease is as good as before
+		d.put(l, false, start)
+		return out, errCrowded
+	}
 	kind := starling.KindOf(err)
 	d.put(l, kind != starling.Invalid && kind != starling.TooLarge, start)
 	if kind == starling.Unavailable {
@@ -212,6 +218,14 @@ func (d *Dispatcher) run(v *starling.Version, l *leases.Lease, inv *starling.Inv
 	return out, err
 }
 
+// errCrowded is what a caller hears whose account has its share of a crowded host at work. Asking again at once, here or
+// at another instance, would be more work for who has too much.
+var errCrowded = starling.Errorf(starling.Overloaded, "invoke function",
+	"the host is overloaded and this account has its fair share of it at work: retry after a pause").With(flow.ReasonOverload).RetryAfter(time.Second)
+
+// crowded reports whether a host refused a call for its account's share.
+func crowded(err error) bool { return starling.ReasonOf(err) == flow.ReasonOverload }
+
 // put gives the slot of a call back.
 func (d *Dispatcher) put(l *leases.Lease, broken bool, start time.Duration) {
 	if d.cache.Put(d.now(), l, broken, start) {
@@ -219,13 +233,13 @@ func (d *Dispatcher) put(l *leases.Lease, broken bool, start time.Duration) {
 	}
 }
 
-// didNotStart reports whether an Invoker's error promises that the function did not run.
+// didNotStart reports whether an Invoker's error promises that the function did not run, so that the call may be placed again.
 func didNotStart(err error) bool {
 	var e *starling.Error
 	if !errors.As(err, &e) {
 		return false
 	}
-	return e.Kind == starling.Moved || e.Kind == starling.Overloaded || e.Kind == starling.Unavailable && e.Reason == ReasonNotStarted
+	return e.Kind == starling.Moved || e.Kind == starling.Overloaded && !crowded(err) || e.Kind == starling.Unavailable && e.Reason == ReasonNotStarted
 }
 
 // failed counts an error that leaves Invoke.

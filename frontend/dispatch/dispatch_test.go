@@ -15,6 +15,7 @@ import (
 	"starling"
 	"starling/actors/wire"
 	"starling/cluster/partmap"
+	"starling/sched/flow"
 )
 
 // A world is a small true cluster without a network: a map, partitions that grant slots of instances they
@@ -544,6 +545,31 @@ func TestCallThatDidNotStartIsPlacedAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestACrowdedHostHasTheLastWord: a call that its host refuses for its account's share is answered at once, with a pause,
+// and its lease serves the next one.
+func TestACrowdedHostHasTheLastWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(100)
+		full := true
+		w.run = func(*starling.Lease, *starling.Invocation, starling.Sink) (starling.Outcome, error) {
+			if full {
+				return starling.Outcome{}, starling.Errorf(starling.Overloaded, "", "crowded").With(flow.ReasonOverload)
+			}
+			return starling.Outcome{}, nil
+		}
+		d := w.open(t)
+		var e *starling.Error
+		_, err := call(d, version(5))
+		if !errors.As(err, &e) || e.Kind != starling.Overloaded || e.Reason != flow.ReasonOverload || e.After < time.Second || w.ran.Load() != 1 {
+			t.Fatalf("%v after %d attempts", err, w.ran.Load())
+		}
+		full = false
+		if _, err := call(d, version(5)); err != nil || w.count(wire.KindAcquire) != 1 {
+			t.Errorf("%v after %d acquires", err, w.count(wire.KindAcquire))
+		}
+	})
 }
 
 func TestCallThatMayHaveRunIsNeverRepeated(t *testing.T) {

@@ -18,10 +18,8 @@ const (
 // at rest.
 type Crowd struct{ mean float64 }
 
-// Sample takes how many want to run at this moment on so many processors. Call it every SampleTime.
-func (c *Crowd) Sample(runnable int, cpus float64) {
-	c.mean += fresh * (float64(runnable)/cpus - c.mean)
-}
+// Sample takes how many want to run at this moment for each processor. Call it every SampleTime.
+func (c *Crowd) Sample(perCPU float64) { c.mean += fresh * (perCPU - c.mean) }
 
 // Pressure returns what the crowd says; from 1 on there is too much work.
 func (c *Crowd) Pressure() float64 { return c.mean / crowdMax }

@@ -13,7 +13,7 @@ import (
 )
 
 // Reason is the stable word of a refusal by a node that has more work than it can do.
-const Reason = "NodeOverload"
+const Reason = flow.ReasonOverload
 
 const countMax = 65_536 // functions that are counted; more are counted from the next window on
 

@@ -9,6 +9,9 @@ import (
 	"starling"
 )
 
+// ReasonOverload is the stable word of a refusal by a node that has more work than it can do.
+const ReasonOverload = "NodeOverload"
+
 // Share returns the part of limit that belongs to the part of f's span inside r, where key is any key of the span.
 // The shares of ranges that tile the span sum to the limit exactly.
 func Share(limit int, key starling.Key64, r starling.Range) int {

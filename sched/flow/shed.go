@@ -20,7 +20,7 @@ const (
 	shrinks      = 0.85 // of the pressure before: a queue that is gone leaves far less of it in a window, noise does not
 	takeBack     = 1.02 // of what is let in, when the node had time left
 	takeBackMost = 1.1  // when it had most of its time left
-	easy         = 0.3  // pressure below which it has; between this and 1 the right amount is found and kept
+	easy         = 0.75 // pressure below which it has; between this and 1 the right amount is found and kept
 	slow         = 0.05 // weight of the newest window in the pressure that has to be easy: the mean of about two seconds
 	patience     = 2    // windows with too much before anybody is refused
 	loud         = 4    // times what the median account asks: who asks for less is never refused

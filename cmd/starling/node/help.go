@@ -73,6 +73,8 @@ var callHelp = map[string]string{
 	"starling_host_memory_claimed_bytes":        "Memory promised to the instances of this host.",
 	"starling_host_profiles":                    "Versions whose use of CPU and memory this host remembers.",
 	"starling_host_profiles_dropped_total":      "Versions forgotten because others were called more lately.",
+	"starling_host_crowd":                       "Threads of the machine that want to run, for each processor.",
+	"starling_host_share_processors":            "Processors' worth of calls that one account may have at work on this crowded host; 0 while nobody is bounded.",
 	"starling_host_refusals_total":              "Calls this host refused before they began, by the kind of error.",
 	"starling_host_start_failures_total":        "Instances this host could not start.",
 	"starling_host_starting":                    "Instances this host is starting.",

@@ -1,0 +1,162 @@
+package host
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"starling"
+	"starling/metrics"
+	"starling/metrics/profile"
+	"starling/sched/flow"
+)
+
+// startWait is how long a start waits for its account to be within its bound; then it goes on whatever the bound.
+const startWait = 10 * time.Second
+
+// errShare refuses a call of an account that has as much at work on a crowded host as each may have.
+var errShare = starling.Errorf(starling.Overloaded, "invoke function",
+	"the host is overloaded and this account has its fair share of it at work: retry after a pause").With(flow.ReasonOverload).RetryAfter(time.Second)
+
+// An account is a tenant with instances on this host. A call adds itself and looks at the bound: no lock, no memory.
+type account struct {
+	id       starling.AccountID
+	running  atomic.Int64 // calls at work
+	starting atomic.Int64 // instances
+	bound    atomic.Int64 // of both together; flow.NoBound mostly
+	refused  atomic.Int64 // since the last look
+
+	entries int // guarded by accounts.mu, as what follows
+	tenant  flow.Tenant
+	cpu     float64 // seconds that calls computed lately
+	run     float64 // seconds that they took
+}
+
+// enter takes a place for a call, if the account has one left.
+func (a *account) enter() bool {
+	n := a.running.Add(1)
+	if b := a.bound.Load(); b == flow.NoBound || n+a.starting.Load() <= b {
+		return true
+	}
+	a.running.Add(-1)
+	a.refused.Add(1)
+	return false
+}
+
+func (a *account) leave() { a.running.Add(-1) }
+
+// start takes a place for a start. It waits while the account has none left, or has another start at work on a host
+// that others want too, for startWait at most.
+func (s *accounts) start(ctx context.Context, a *account) {
+	for until := time.Now().Add(startWait); ; {
+		n := a.starting.Add(1)
+		if n+a.running.Load() <= a.bound.Load() && (n == 1 || !s.contended.Load()) || time.Now().After(until) {
+			return
+		}
+		a.starting.Add(-1)
+		t := time.NewTimer(flow.LookTime)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			a.starting.Add(1)
+			return
+		}
+	}
+}
+
+func (a *account) started() { a.starting.Add(-1) }
+
+// accounts are the tenants of a host and the level that bounds them while it is crowded.
+type accounts struct {
+	contended atomic.Bool // since the last look: an account starts one instance at a time
+
+	mu    sync.Mutex // guards what follows; a leaf
+	byID  map[starling.AccountID]*account
+	level flow.Level
+	all   []*flow.Tenant // of the look under way
+}
+
+// join counts one more entry of an account.
+func (s *accounts) join(id starling.AccountID) *account {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.byID[id]
+	if a == nil {
+		a = &account{id: id, tenant: flow.Tenant{Part: 1, Bound: flow.NoBound}}
+		a.bound.Store(flow.NoBound)
+		s.byID[id] = a
+	}
+	a.entries++
+	return a
+}
+
+// part counts one entry less.
+func (s *accounts) part(a *account) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.entries--; a.entries == 0 {
+		delete(s.byID, a.id)
+	}
+}
+
+// used counts what calls of an account took between two beats. What it did before counts half.
+func (s *accounts) used(id starling.AccountID, t *profile.Tally) {
+	if t.CPU <= 0 || t.CPUCalls == 0 || t.Run <= 0 {
+		return
+	}
+	cpu := t.CPU.Seconds() / float64(t.CPUCalls) * float64(t.Calls)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.byID[id]; a != nil {
+		a.cpu, a.run = a.cpu/2+cpu, a.run/2+t.Run.Seconds()
+		a.tenant.Part = min(max(a.cpu/a.run, leastPart), 1)
+	}
+}
+
+// leastPart is the least that a call at work is taken to want of a processor.
+const leastPart = 1e-3
+
+// look sets the bounds by how many threads want to run for each processor now.
+func (s *accounts) look(crowd float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = s.all[:0]
+	for _, a := range s.byID {
+		a.tenant.Running, a.tenant.Refused = int(a.running.Load()), int(a.refused.Swap(0))
+		s.all = append(s.all, &a.tenant)
+	}
+	s.level.Look(crowd, s.all)
+	s.contended.Store(s.level.Contended())
+	for _, a := range s.byID {
+		a.bound.Store(a.tenant.Bound)
+	}
+}
+
+// standing returns the crowd and the level.
+func (s *accounts) standing() (crowd, level float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.level.Crowd(), s.level.Height()
+}
+
+// watchLoop looks at the machine while the host is open.
+func (h *Host) watchLoop(ctx context.Context) {
+	crowd := h.cfg.Crowd
+	if crowd == nil {
+		r := metrics.OpenRunnable()
+		defer r.Close()
+		crowd = r.PerCPU
+	}
+	t := time.NewTicker(flow.LookTime)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			h.accounts.look(crowd())
+		}
+	}
+}

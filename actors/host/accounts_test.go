@@ -1,0 +1,86 @@
+package host_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"starling"
+	"starling/actors/host"
+	"starling/actors/wire"
+	"starling/sched/flow"
+)
+
+// TestALoudAccountIsHeldOnACrowdedHost: while more threads want to run than there are processors for, of the account with
+// far more calls at work than others only its share begins, the rest is refused for what it is, and its next instance
+// waits; a quiet account notices nothing. When the crowd is gone everybody is let in.
+func TestALoudAccountIsHeldOnACrowdedHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var crowd atomic.Int64
+		r := newRig(t, func(c *host.Config) {
+			c.Crowd = func() float64 { return float64(crowd.Load()) }
+			c.MemoryMiB, c.InstanceMax = 8192, 64
+		})
+		defer r.close(t)
+		const calls = 24
+		r.Receive(1, []wire.Message{startMsg(1, slow)})
+		for n := range uint64(calls) {
+			r.Receive(1, []wire.Message{startMsg(10+n, loud)})
+		}
+		time.Sleep(time.Second)
+		if n := len(r.post.take()); n != 1+calls {
+			t.Fatalf("%d instances were started", n)
+		}
+		var began, refused int
+		var mu sync.Mutex
+		burst := func() {
+			var wg sync.WaitGroup
+			for n := range uint64(calls) {
+				wg.Go(func() {
+					_, err := r.Invoke(t.Context(), lease(10+n, 10+n, loud), invocation(loud, "x"), &sink{})
+					mu.Lock()
+					defer mu.Unlock()
+					switch {
+					case err == nil:
+						began++
+					case starling.KindOf(err) == starling.Overloaded && starling.ReasonOf(err) == flow.ReasonOverload:
+						refused++
+					default:
+						t.Error(err)
+					}
+				})
+			}
+			time.Sleep(50 * time.Millisecond)
+			if _, err := r.Invoke(t.Context(), lease(1, 1, slow), invocation(slow, "q"), &sink{}); err != nil {
+				t.Errorf("the quiet account: %v", err)
+			}
+			wg.Wait()
+		}
+		burst()
+		if began != calls {
+			t.Fatalf("%d of %d calls began on a host with time for all", began, calls)
+		}
+		crowd.Store(8)
+		for range 3 {
+			burst()
+		}
+		began, refused = 0, 0
+		r.Receive(1, []wire.Message{startMsg(100, loud)})
+		burst()
+		if began == 0 || began > 4 || began+refused != calls {
+			t.Errorf("%d calls began and %d were refused on a crowded host", began, refused)
+		}
+		crowd.Store(0)
+		time.Sleep(2 * time.Second)
+		if len(r.post.take()) != 1 {
+			t.Error("the instance that waited did not start")
+		}
+		began = 0
+		burst()
+		if began != calls {
+			t.Errorf("%d of %d calls began after the crowd was gone", began, calls)
+		}
+	})
+}
