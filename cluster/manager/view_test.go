@@ -188,6 +188,7 @@ func TestWhatOthersMayChangeIsNotRepeated(t *testing.T) {
 			defer w.close()
 			n := w.nodes[4]
 			w.waitFor(2*time.Second, "start", func() bool { return n.view.Ready() })
+			n.mustPropose(cluster.SetIsolation{SharedKernel: true})
 			n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
 			n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "empty"}})
 			n.mustPropose(put(1))
