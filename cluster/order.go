@@ -13,13 +13,17 @@ import (
 //
 //	1  the first release
 //	2  the map changes Move, Split and Merge, and SetDraining
-const LevelNow Level = 2
+//	3  packages kept as sealed images only
+const LevelNow Level = 3
 
 // A Level counts what releases added to the replicated commands. It only rises.
 type Level uint8
 
 // LevelOrders is the level from which a replica applies Move, Split, Merge, SetDraining and RenewReplica.
 const LevelOrders Level = 2
+
+// LevelImages is the level from which a node runs packages of which there is no zip.
+const LevelImages Level = 3
 
 // The limits of orders.
 const (
