@@ -47,23 +47,12 @@ await() {
 	done
 	return 1
 }
-mkdir "$work/package"
-/usr/bin/python3 - "$work/package" <<'P'
-import os, random, sys
+/usr/bin/python3 - "$work/package.zip" <<'P'
+import random, sys, zipfile
 r = random.Random(1)
-text = bytes(r.choice(b"abc") for _ in range(1 << 20))
-for i in range(3000):  # 67 KB each, 200 MB; compresses to a fifth
-    d = "%s/lib/d%02d" % (sys.argv[1], i % 60)
-    os.makedirs(d, exist_ok=True)
-    off = r.randrange(len(text))
-    body = (text[off:] + text)[:67000]
-    body = bytearray(body)
-    for j in range(0, len(body), 31):
-        body[j] = r.choice(b"defgh")
-    with open("%s/f%04d.txt" % (d, i), "wb") as f:
-        f.write(b"%06d" % i + body)
-with open(sys.argv[1] + "/main.py", "w") as f:
-    f.write("""import os, time
+text = bytes(r.choice(b"ab") for _ in range(1 << 20))
+with zipfile.ZipFile(sys.argv[1], "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+    z.writestr("main.py", """import os, time
 HERE = os.path.dirname(__file__)
 def handler(event, context):
     n = 0
@@ -73,6 +62,9 @@ def handler(event, context):
     time.sleep(event.get("sleep", 0))
     return n
 """)
+    for i in range(3000):  # 67 KB each, 200 MB; compresses to a fifth or less
+        off = r.randrange(len(text))
+        z.writestr("lib/d%02d/f%04d.txt" % (i % 60, i), b"%06d" % i + (text[off:] + text)[:67000])
 P
 ip0=10.213.7.1
 made=$("$bin" cluster init --data "$work/node0" --listen "$ip0:9000" --name bench --roles manager,frontend,scheduler -o json)
@@ -80,6 +72,10 @@ in_net 0 "$bin" node --data "$work/node0" --name origin --listen "$ip0:9000" --h
 pids+=($!)
 await $ip0
 export STARLING_SERVER=http://$ip0:8080 STARLING_KEY
+# Deployed before there are hosts, so that none of them holds a copy.
+STARLING_KEY=$(field key <<<"$made")
+/usr/bin/time -f 'deploy: %e s' "$bin" deploy "$work/package.zip" --name big --runtime python3.11 --handler main.handler --memory 128 --timeout 60000 >"$work/deploy.log" 2>&1 || { cat "$work/deploy.log" >&2; exit 1; }
+tail -1 "$work/deploy.log"
 for i in $(seq "$hosts"); do
 	ip=10.213.7.$((i + 1))
 	token=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token)
@@ -87,16 +83,13 @@ for i in $(seq "$hosts"); do
 	pids+=($!)
 	await "$ip"
 done
-STARLING_KEY=$(field key <<<"$made")
-/usr/bin/time -f 'deploy: %e s' "$bin" deploy "$work/package" --name big --runtime python3.11 --handler main.handler --memory 128 --timeout 60000 >"$work/deploy.log" 2>&1 || { cat "$work/deploy.log" >&2; exit 1; }
-tail -1 "$work/deploy.log"
 sleep 3
 bytes() { # bytes I: what node I says of blocks and packages that moved
 	curl -fs "http://10.213.7.$(($1 + 1)):8081/metrics" | grep -E '^starling_code_(block_bytes|fetched|blocks_damaged|keys|unpacked_total|shown_total|served)' | grep -v ' 0$' | tr '\n' ' '
 }
 link() { ip -n "$name-$1" -s -j link show eth0 | /usr/bin/python3 -c 'import json,sys; print(json.load(sys.stdin)[0]["stats64"][sys.argv[1]]["bytes"])' "$2"; }
 call() { # call PAYLOAD
-	curl -sS -o "$work/answer" -w '%{http_code} %{time_total} s' -H "Authorization: Bearer $STARLING_KEY" -d "$1" "$STARLING_SERVER/v1/functions/big/invoke"
+	curl -sS -o "$work/answer" -w '%{http_code} %{time_total} s' -H "Authorization: Bearer $STARLING_KEY" -d "$1" "$STARLING_SERVER/v1/functions/big/invocations"
 	echo " $(head -c 80 "$work/answer")"
 }
 before=$(link 0 tx)
