@@ -32,11 +32,12 @@ type Images struct {
 	SmallMax  int64         // plain bytes up to which an image is fetched whole and unpacked in memory
 	SmallMany int           // entries up to which it is
 	IdleTime  time.Duration // a large package that nobody runs is shown for so long
+	RestWait  time.Duration // from when a large package is shown until the rest of it is fetched: the first call comes first
 }
 
 // DefaultImages returns the limits; the rest is the caller's.
 func DefaultImages() Images {
-	return Images{MemoryMax: 512 << 20, SmallMax: 32 << 20, SmallMany: 4000, IdleTime: 5 * time.Minute}
+	return Images{MemoryMax: 512 << 20, SmallMax: 32 << 20, SmallMany: 4000, IdleTime: 5 * time.Minute, RestWait: 500 * time.Millisecond}
 }
 
 // A Peer is another node, or this one.

@@ -13,8 +13,7 @@ import (
 )
 
 const (
-	inodeBytes  = 1 << 10 // of memory for one entry of a package in memory, beside its content
-	restWait    = 500 * time.Millisecond
+	inodeBytes  = 1 << 10          // of memory for one entry of a package in memory, beside its content
 	restTime    = 10 * time.Minute // to fetch what nobody touched; it goes on when the package is next needed
 	keepReading = 16               // opened blocks in memory while a package is unpacked
 )
@@ -128,8 +127,8 @@ func (s *Store) onDemand(ctx context.Context, k key, p *pack, secret []byte) err
 		defer s.working.Done()
 		defer close(p.rest)
 		defer stop()
-		select { // the first call comes first
-		case <-time.After(restWait):
+		select {
+		case <-time.After(s.cfg.Images.RestWait):
 		case <-rest.Done():
 			return
 		}
