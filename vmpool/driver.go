@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"starling"
@@ -51,6 +52,7 @@ type Settler interface {
 // Code is what a sandbox is specialised with. Everything in it belongs to one version of one account.
 type Code struct {
 	Dir       string            // unpacked package on this host, mounted read-only at /var/task
+	Mount     *os.File          // instead of Dir: its root as a mount that stands in no namespace; stays the caller's. Only of a driver that takes mounts
 	Env       map[string]string // the whole environment of the function, platform variables included
 	Handler   string
 	MemoryMiB int

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +26,9 @@ var (
 type InstanceConfig struct {
 	ID          starling.InstanceID
 	Version     *starling.Version
-	Dir         string // the unpacked code on this host
-	Region      string // AWS_REGION of the code
+	Dir         string   // the unpacked code on this host
+	Mount       *os.File // or a mount of it, see Code; used by Start only
+	Region      string   // AWS_REGION of the code
 	Logs        LogSink
 	InitTimeout time.Duration // the function's own initialisation; 0 means 10 s
 	LifeMax     time.Duration // 0 means 2 h; an older instance ends when it is idle
@@ -112,7 +114,7 @@ func (i *Instance) specialise(ctx context.Context, w *warm) error {
 	begun := time.Now()
 	v := i.cfg.Version
 	env := environment(i.cfg, w.sandbox)
-	code := Code{Dir: i.cfg.Dir, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
+	code := Code{Dir: i.cfg.Dir, Mount: i.cfg.Mount, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
 	if err := w.sandbox.Attach(ctx, code); err != nil {
 		return fmt.Errorf("attach code: %w", err)
 	}

@@ -18,12 +18,13 @@ import (
 	"starling/internal/audit"
 	"starling/internal/run"
 	"starling/metrics/profile"
+	"starling/store/code"
 	"starling/vmpool"
 )
 
-// CodeStore gives the unpacked code of a package on this host. The directory stays until release is called.
+// CodeStore gives the code of a version on this host, as a folder or as a mount. Both stay until release is called.
 type CodeStore interface {
-	Path(ctx context.Context, account starling.AccountID, hash starling.CodeHash) (dir string, release func(), err error)
+	Take(ctx context.Context, v *starling.Version) (at code.Place, release func(), err error)
 }
 
 // Config is what a host works with and what it may use.

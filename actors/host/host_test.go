@@ -13,6 +13,7 @@ import (
 	"starling"
 	"starling/actors/host"
 	"starling/actors/wire"
+	store "starling/store/code"
 	"starling/vmpool"
 	"starling/vmpool/fake"
 )
@@ -44,14 +45,14 @@ type code struct {
 	fail error
 }
 
-func (c *code) Path(context.Context, starling.AccountID, starling.CodeHash) (string, func(), error) {
+func (c *code) Take(context.Context, *starling.Version) (store.Place, func(), error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fail != nil {
-		return "", nil, c.fail
+		return store.Place{}, nil, c.fail
 	}
 	c.held++
-	return "/nowhere", func() { c.mu.Lock(); c.held--; c.mu.Unlock() }, nil
+	return store.Place{Dir: "/nowhere"}, func() { c.mu.Lock(); c.held--; c.mu.Unlock() }, nil
 }
 
 // post keeps what a host sends.

@@ -101,7 +101,7 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 		h.failed(e, starling.Errorf(starling.Overloaded, "start instance", "%d MiB do not fit", v.Config.MemoryMiB).With("Full"))
 		return
 	}
-	dir, release, err := h.cfg.Code.Path(ctx, v.Function.Account, v.Code)
+	at, release, err := h.cfg.Code.Take(ctx, v)
 	if err != nil {
 		h.failed(e, err)
 		return
@@ -109,7 +109,7 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 	e.mu.Lock()
 	e.release = release
 	e.mu.Unlock()
-	i, err := pool.Start(ctx, vmpool.InstanceConfig{ID: e.id, Version: v, Dir: dir, Region: h.cfg.Region, Logs: h.cfg.Logs,
+	i, err := pool.Start(ctx, vmpool.InstanceConfig{ID: e.id, Version: v, Dir: at.Dir, Mount: at.Mount, Region: h.cfg.Region, Logs: h.cfg.Logs,
 		InitTimeout: h.cfg.InitTimeout, LifeMax: h.cfg.LifeMax, Log: h.cfg.Log,
 		Ended: func(_ *vmpool.Instance, reason string) { h.exited(e, reason) }})
 	if err != nil {

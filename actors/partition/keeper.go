@@ -82,6 +82,7 @@ type Keeper struct {
 	relayed   *metrics.Counter // messages handed on to a next owner
 	ready     atomic.Bool      // may take states
 
+	placed placements
 	floors atomic.Pointer[sched.Provisioned]               // the newest list; nil before the first
 	actors atomic.Pointer[map[starling.PartitionID]*actor] // replaced whole by the map's goroutine, never edited
 	strays atomic.Pointer[map[starling.PartitionID]*stray] // replaced whole, never edited; nil for none

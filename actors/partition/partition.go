@@ -77,7 +77,7 @@ func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p
 // the one of the same epoch that it replaces, or nil.
 func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, error) {
 	a := &actor{keeper: k, entry: p}
-	a.out.post = k.cfg.Post
+	a.out.post, a.out.placed, a.out.clock = k.cfg.Post, &k.placed, k.cfg.Now
 	now := k.cfg.Now()
 	a.statusAt = now
 	a.sched = sched.New(k.cfg.Sched, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())))
@@ -94,6 +94,9 @@ func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, 
 		seq = max(seq, failed.sched.Seq()+1) // which may have gone on from another node's clock
 	}
 	if h := k.find(p); h != nil && failed == nil {
+		for _, i := range h.state.Instances { // whose starts may still be under way
+			k.placed.note(i.Version, i.Host, now)
+		}
 		ref.Tell(sched.Restore{Partition: p.ID, Epoch: p.Epoch, Since: p.Since, Range: p.Range, Seq: seq, Snapshot: *h.state, Versions: h.versions}, 1)
 		for n := range k.dead { // maybe on the way
 			ref.Tell(sched.NodeDown{Node: n}, 1)
@@ -229,6 +232,8 @@ func (a *actor) publish(now time.Time) {
 // outgoing copies the scheduler's effects, which live until its next step only, into messages of their own.
 type outgoing struct {
 	post   actors.Post
+	placed *placements
+	clock  func() time.Time
 	grants []wire.Grant
 }
 
@@ -254,6 +259,7 @@ func (o *outgoing) send(to wire.Address, m wire.Message) {
 		c.Leases = append([]starling.LeaseID(nil), e.Leases...)
 		m = &c
 	case *wire.Start:
+		o.placed.note(e.Version, to.Node, o.clock()) // before the host can ask for the key of the code
 		c := *e
 		m = &c
 	case *wire.Stop:

@@ -6,6 +6,7 @@ package identity
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -82,6 +83,20 @@ func (ca *CA) Certificate() []byte { return ca.cert.Raw }
 
 // Fingerprint is the SHA-256 of the CA's certificate.
 func (ca *CA) Fingerprint() [32]byte { return sha256.Sum256(ca.cert.Raw) }
+
+// Secret derives 32 bytes for one purpose from the CA's key: who has the key can derive them again, on any manager and after a
+// restore, and nobody else can. They say nothing about the key or about another purpose's.
+func (ca *CA) Secret(purpose string) ([]byte, error) {
+	key, err := ca.key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("derive secret: %w", err)
+	}
+	secret, err := hkdf.Key(sha256.New, key, nil, "starling "+purpose, 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive secret: %w", err)
+	}
+	return secret, nil
+}
 
 // Sign issues a certificate for the key in a PKCS #10 request, in DER. Of the request only the key and the
 // proof that the sender holds it are used: what the certificate says comes from the grant.

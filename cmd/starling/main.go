@@ -4,12 +4,23 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"starling/cmd/starling/node"
+	"starling/store/lazy"
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == node.ShowImages {
+		if err := lazy.Main(); err != nil {
+			fmt.Fprintln(os.Stderr, "starling: show images:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, newApp(os.Stdin, os.Stdout, os.Stderr, os.Environ()), os.Args[1:])
 	stop()

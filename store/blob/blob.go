@@ -128,6 +128,20 @@ func (b *Bucket) Get(ctx context.Context, key string) (io.ReadCloser, int64, err
 	return r, r.Size(), nil
 }
 
+// Range returns n bytes of an object from off; one that is not there is NotFound, one that is shorter Unavailable.
+func (b *Bucket) Range(ctx context.Context, key string, off, n int64) ([]byte, error) {
+	r, err := b.bucket.NewRangeReader(ctx, key, off, n, nil)
+	if err != nil {
+		return nil, classify("get part of object", key, err)
+	}
+	defer r.Close()
+	p := make([]byte, n)
+	if _, err := io.ReadFull(r, p); err != nil {
+		return nil, classify("get part of object", key, err)
+	}
+	return p, nil
+}
+
 // Exists reports whether an object is there.
 func (b *Bucket) Exists(ctx context.Context, key string) (bool, error) {
 	ok, err := b.bucket.Exists(ctx, key)

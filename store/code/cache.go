@@ -9,19 +9,31 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"starling"
 	"starling/internal/crash"
+	"starling/store/lazy"
 )
 
-// A pack is one package on this host: being unpacked until ready is closed, then unpacked or failed.
+// A pack is one package on this host: being made ready until ready is closed, then ready or failed.
 type pack struct {
+	key   key
 	ready chan struct{}
-	err   error  // set before ready is closed
-	dir   string // set before ready is closed
+	err   error  // set before ready is closed, like what follows
+	dir   string // of a package that is unpacked on disk
 	bytes int64  // on disk; 0 until known
-	refs  int    // users of dir; guarded by Store.mu
+
+	mount  *os.File           // of a package that is unpacked in memory or shown on demand
+	memory int64              // bytes of it in memory; 0 for one that is shown
+	shown  *lazy.Image        // of one that is shown
+	blocks *blocks            // of one that comes from an image, held
+	stop   context.CancelFunc // ends fetching what nobody touched, nil for none; rest is closed when it ended
+	rest   chan struct{}
+
+	refs  int // users; guarded by Store.mu, like what follows
 	used  uint64
+	timer *time.Timer // of a pack that is shown and not used
 }
 
 func (p *pack) done() bool {
@@ -33,35 +45,41 @@ func (p *pack) done() bool {
 	}
 }
 
-// Path returns the folder of the unpacked package, which stays until release is called. It fetches and
-// unpacks once however many ask, from this host's bucket first and then from the other nodes. A package
-// that nobody has is NotFound; a host whose cache is full of packages in use, or whose disk is full, is
-// Unavailable, and works again once there is room.
-func (s *Store) Path(ctx context.Context, account starling.AccountID, hash starling.CodeHash) (dir string, release func(), err error) {
-	k := key{account, hash}
+// A Place is where the files of a package are: in a folder, or in a mount that stands in no namespace.
+type Place struct {
+	Dir   string
+	Mount *os.File // nil for a folder; the store's, to be duplicated by who keeps it longer than until release
+}
+
+// Take returns the package of v, which stays until release is called. It is fetched and made ready once however many ask, from this
+// host's bucket first and then from the other nodes. A package that nobody has is NotFound; a host whose cache is full of packages in use,
+// or whose disk is full, is Unavailable, and works again once there is room. Denied says that v is not placed on this host.
+func (s *Store) Take(ctx context.Context, v *starling.Version) (at Place, release func(), err error) {
+	k := key{v.Function.Account, v.Code}
 	if err := k.validate(); err != nil {
-		return "", nil, err
+		return Place{}, nil, err
 	}
-	p, err := s.hold(k)
+	p, err := s.hold(k, v.ID, nil)
 	if err != nil {
-		return "", nil, err
+		return Place{}, nil, err
 	}
 	select {
 	case <-p.ready:
 	case <-ctx.Done():
 		s.drop(p)
-		return "", nil, starling.Errorf(starling.Timeout, "fetch code", "the package did not come in time: %w", ctx.Err())
+		return Place{}, nil, starling.Errorf(starling.Timeout, "fetch code", "the package did not come in time: %w", ctx.Err())
 	}
 	if p.err != nil {
 		s.drop(p)
-		return "", nil, p.err
+		return Place{}, nil, p.err
 	}
 	var once sync.Once
-	return p.dir, func() { once.Do(func() { s.drop(p) }) }, nil
+	return Place{p.dir, p.mount}, func() { once.Do(func() { s.drop(p) }) }, nil
 }
 
-// hold returns the pack of k with one more user and starts unpacking it when nobody has.
-func (s *Store) hold(k key) (*pack, error) {
+// hold returns the pack of k with one more user and starts making it ready when nobody has. The key of its image is asked for in the
+// name of version, unless it is known.
+func (s *Store) hold(k key, version starling.VersionID, fresh []byte) (*pack, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -69,39 +87,64 @@ func (s *Store) hold(k key) (*pack, error) {
 	}
 	s.clock++
 	p, ok := s.packages[k]
-	if ok && p.done() && p.err != nil {
-		ok = false // a failure is told to those who waited for it, and tried again by the next
+	if ok && p.done() && (p.err != nil || p.shown != nil && p.shown.Broken()) {
+		// A failure is told to those who waited for it, and tried again by the next.
+		s.strike(p)
+		if ok = false; p.err == nil && p.refs == 0 {
+			s.working.Go(func() { s.end(p) })
+		}
 	}
 	if ok {
 		s.count.hits.Inc()
 		p.refs++
 		p.used = s.clock
+		if p.timer != nil {
+			p.timer.Stop() // one that has fired sees the user
+		}
 		return p, nil
 	}
-	p = &pack{ready: make(chan struct{}), refs: 1, used: s.clock}
+	p = &pack{key: k, ready: make(chan struct{}), refs: 1, used: s.clock}
 	s.packages[k] = p
 	s.working.Add(1)
 	go func() {
 		defer s.working.Done()
-		err := s.make(s.ctx, k, p)
+		err := s.make(s.ctx, p, version, fresh)
+		if err != nil {
+			s.end(p)
+		}
 		s.mu.Lock()
 		if p.err = err; err != nil && s.packages[k] == p {
-			delete(s.packages, k)
-			s.bytes -= p.bytes
+			s.strike(p)
 		}
 		close(p.ready)
+		if p.refs == 0 {
+			s.unused(p)
+		}
 		s.mu.Unlock()
 	}()
 	return p, nil
 }
 
-// prepare unpacks k without waiting for it, where that is wanted. A failure is not told: the first who needs the
-// package tries again.
-func (s *Store) prepare(k key) {
-	if !s.cfg.Prepare {
+// strike takes p out of the books. The caller holds mu, and sees to what p has.
+func (s *Store) strike(p *pack) {
+	if s.packages[p.key] == p {
+		delete(s.packages, p.key)
+		s.bytes -= p.bytes
+		s.memory -= p.memory
+	}
+}
+
+// prepare makes k ready without waiting for it, where that is wanted. A failure is not told: the first who needs the
+// package tries again. Of an image that was not made here the key is not known, and a large one needs no preparation.
+func (s *Store) prepare(k key, im *sealed) {
+	if !s.cfg.Prepare || im != nil && im.index.Size() > s.cfg.Images.SmallMax {
 		return
 	}
-	if p, err := s.hold(k); err == nil {
+	var fresh []byte
+	if im != nil {
+		fresh = im.key
+	}
+	if p, err := s.hold(k, 0, fresh); err == nil {
 		s.drop(p)
 	}
 }
@@ -109,12 +152,31 @@ func (s *Store) prepare(k key) {
 func (s *Store) drop(p *pack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p.refs--
+	if p.refs--; p.refs == 0 && p.done() {
+		s.unused(p)
+	}
 }
 
-// make fetches, checks and unpacks k. A full disk is met once by evicting everything not in use.
-func (s *Store) make(ctx context.Context, k key, p *pack) error {
-	f, size, err := s.fetch(ctx, k)
+// unused is called when nobody uses p any more, under mu.
+func (s *Store) unused(p *pack) {
+	switch {
+	case s.closed || p.err != nil:
+	case s.packages[p.key] != p: // its helper died, and another has taken its place
+		s.working.Go(func() { s.end(p) })
+	default:
+		s.idle(p)
+	}
+}
+
+// make fetches k and makes it ready, from its image or, for one that was uploaded to an older release, from its zip.
+func (s *Store) make(ctx context.Context, p *pack, version starling.VersionID, fresh []byte) error {
+	if s.cfg.Images != nil {
+		err := s.makeImage(ctx, p.key, p, version, fresh)
+		if starling.KindOf(err) != starling.NotFound || p.blocks != nil {
+			return err
+		}
+	}
+	f, size, err := s.fetch(ctx, p.key)
 	if err != nil {
 		return err
 	}
@@ -126,10 +188,16 @@ func (s *Store) make(ctx context.Context, k key, p *pack) error {
 	if err := s.reserve(p, plan.blocks); err != nil {
 		return err
 	}
-	p.dir, err = s.place(ctx, k, plan)
+	return s.unpackTo(p, func(root *os.Root) error { return plan.unpack(ctx, root) })
+}
+
+// unpackTo has fill write p's files to a folder of the cache. A full disk is met once by evicting everything not in use.
+func (s *Store) unpackTo(p *pack, fill func(root *os.Root) error) error {
+	var err error
+	p.dir, err = s.place(p.key, fill)
 	if fullDisk(err) {
 		s.evict(s.cfg.UnpackedMax)
-		p.dir, err = s.place(ctx, k, plan)
+		p.dir, err = s.place(p.key, fill)
 	}
 	if err != nil {
 		return diskError("unpack code", err)
@@ -140,20 +208,20 @@ func (s *Store) make(ctx context.Context, k key, p *pack) error {
 
 // place unpacks beside the cache and renames: a folder in the cache is whole or not there. Its name ends in
 // a random part, so that an eviction of the same package at the same time touches another folder.
-func (s *Store) place(ctx context.Context, k key, plan *plan) (string, error) {
+func (s *Store) place(k key, fill func(root *os.Root) error) (string, error) {
 	tmp, err := os.MkdirTemp(s.spoolDir(), string(k.hash)+"-*")
 	if err != nil {
 		return "", err
 	}
 	dir := filepath.Join(s.unpackedDir(), string(k.account), filepath.Base(tmp))
-	if err := s.fill(ctx, tmp, dir, plan); err != nil {
+	if err := fillAndMove(tmp, dir, fill); err != nil {
 		os.RemoveAll(tmp)
 		return "", err
 	}
 	return dir, nil
 }
 
-func (s *Store) fill(ctx context.Context, tmp, dir string, plan *plan) error {
+func fillAndMove(tmp, dir string, fill func(root *os.Root) error) error {
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}
@@ -162,7 +230,7 @@ func (s *Store) fill(ctx context.Context, tmp, dir string, plan *plan) error {
 		return err
 	}
 	defer root.Close()
-	if err := plan.unpack(ctx, root); err != nil {
+	if err := fill(root); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
@@ -218,19 +286,25 @@ func (s *Store) evictOne(free int64) string {
 	if s.bytes <= s.cfg.UnpackedMax-free {
 		return ""
 	}
-	var victim key
-	var found *pack
-	for k, p := range s.packages {
-		if p.refs == 0 && p.done() && (found == nil || p.used < found.used) {
-			victim, found = k, p
-		}
-	}
-	if found == nil {
+	p := s.victim(func(p *pack) bool { return p.dir != "" })
+	if p == nil {
 		return ""
 	}
-	delete(s.packages, victim)
-	s.bytes -= found.bytes
-	return found.dir
+	return p.dir
+}
+
+// victim strikes the longest unused of the packages that may go; nil for none. The caller holds mu, and ends it.
+func (s *Store) victim(may func(*pack) bool) *pack {
+	var found *pack
+	for _, p := range s.packages {
+		if p.refs == 0 && p.done() && may(p) && (found == nil || p.used < found.used) {
+			found = p
+		}
+	}
+	if found != nil {
+		s.strike(found)
+	}
+	return found
 }
 
 // fetch returns the zip of k in a nameless file, its hash checked: from the bucket, else from a peer, whose
@@ -309,7 +383,7 @@ func (s *Store) sweep() error {
 			}
 			continue
 		}
-		p := &pack{ready: ready, dir: dir, bytes: diskBytes(dir)}
+		p := &pack{key: k, ready: ready, dir: dir, bytes: diskBytes(dir)}
 		s.packages[k] = p
 		s.bytes += p.bytes
 	}

@@ -74,6 +74,12 @@ func open(t testing.TB, change func(*Config)) *Store {
 	return s
 }
 
+// take returns the folder of a package that was uploaded before there were images.
+func take(ctx context.Context, s *Store, account starling.AccountID, hash starling.CodeHash) (string, func(), error) {
+	at, release, err := s.Take(ctx, &starling.Version{Function: starling.FunctionRef{Account: account}, Code: hash})
+	return at.Dir, release, err
+}
+
 func put(t testing.TB, s *Store, account starling.AccountID, data []byte) starling.CodeHash {
 	t.Helper()
 	hash, size, err := s.Put(context.Background(), account, bytes.NewReader(data))
@@ -110,7 +116,7 @@ func TestStoreUnpacksWhatWasUploaded(t *testing.T) {
 		item{"lib/a.so", "a.so.1", fs.ModeSymlink | 0o777},
 		item{"bin/a", "../lib/a.so", fs.ModeSymlink | 0o777},
 	))
-	dir, release, err := s.Path(context.Background(), "acme", hash)
+	dir, release, err := take(context.Background(), s, "acme", hash)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +133,7 @@ func TestStoreUnpacksWhatWasUploaded(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "bin/a")); err != nil || string(b) != "elf" {
 		t.Errorf("through two links: %q, %v", b, err)
 	}
-	if _, _, err := s.Path(context.Background(), "other", hash); starling.KindOf(err) != starling.NotFound {
+	if _, _, err := take(context.Background(), s, "other", hash); starling.KindOf(err) != starling.NotFound {
 		t.Errorf("another account's package: %v", err)
 	}
 }
@@ -281,7 +287,7 @@ func TestPathUnpacksOnceForMany(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() {
-			dir, release, err := s.Path(context.Background(), "acme", hash)
+			dir, release, err := take(context.Background(), s, "acme", hash)
 			if err != nil {
 				t.Error(err)
 				return
@@ -307,7 +313,7 @@ func TestCacheEvictsTheLongestUnusedButNothingInUse(t *testing.T) {
 	}
 	ctx := context.Background()
 	use := func(i int) (string, func()) {
-		dir, release, err := s.Path(ctx, "acme", hashes[i])
+		dir, release, err := take(ctx, s, "acme", hashes[i])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -324,7 +330,7 @@ func TestCacheEvictsTheLongestUnusedButNothingInUse(t *testing.T) {
 	if _, err := os.Stat(dir0); err != nil {
 		t.Errorf("package 0 is in use and gone: %v", err)
 	}
-	if _, _, err := s.Path(ctx, "acme", hashes[4]); starling.ReasonOf(err) != "CodeCacheFull" {
+	if _, _, err := take(ctx, s, "acme", hashes[4]); starling.ReasonOf(err) != "CodeCacheFull" {
 		t.Errorf("with everything in use: %v", err)
 	}
 	release0()
@@ -338,7 +344,7 @@ func TestCacheEvictsTheLongestUnusedButNothingInUse(t *testing.T) {
 func TestReopenKeepsThisBootsPackagesOnly(t *testing.T) {
 	s := open(t, nil)
 	hash := put(t, s, "acme", pack1(t, item{"a", "1", 0}))
-	dir, release, err := s.Path(context.Background(), "acme", hash)
+	dir, release, err := take(context.Background(), s, "acme", hash)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -350,7 +356,7 @@ func TestReopenKeepsThisBootsPackagesOnly(t *testing.T) {
 	if err := again.Open(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	same, release, err := again.Path(context.Background(), "acme", hash)
+	same, release, err := take(context.Background(), again, "acme", hash)
 	if err != nil || same != dir || again.count.unpacked.Get() != 0 {
 		t.Fatalf("same boot: %q (was %q), %v", same, dir, err)
 	}
@@ -376,7 +382,7 @@ func TestDamagedBlobIsNeverUnpacked(t *testing.T) {
 	if err := s.cfg.Bucket.Put(context.Background(), key{"acme", hash}.object(), bytes.NewReader(evil)); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.Path(context.Background(), "acme", hash); err == nil {
+	if _, _, err := take(context.Background(), s, "acme", hash); err == nil {
 		t.Fatal("unpacked a replaced package")
 	}
 	empty(t, s.unpackedDir())
@@ -393,10 +399,10 @@ func TestCollectDeletesWhatNobodyWants(t *testing.T) {
 	if n, err := s.Collect(context.Background(), time.Hour, time.Now().Add(2*time.Hour), live); n != 1 || err != nil {
 		t.Fatalf("old packages: %d, %v", n, err)
 	}
-	if _, _, err := s.Path(context.Background(), "acme", old); starling.KindOf(err) != starling.NotFound {
+	if _, _, err := take(context.Background(), s, "acme", old); starling.KindOf(err) != starling.NotFound {
 		t.Fatalf("collected: %v", err)
 	}
-	if _, release, err := s.Path(context.Background(), "acme", kept); err != nil {
+	if _, release, err := take(context.Background(), s, "acme", kept); err != nil {
 		t.Fatal(err)
 	} else {
 		release()
@@ -416,7 +422,7 @@ func TestFullDiskIsToldAndRecovered(t *testing.T) {
 	rand.NewChaCha8([32]byte{1}).Read(noise)
 	first := put(t, s, "acme", pack1(t, item{"a", string(noise), 0}))
 	second := put(t, s, "acme", pack1(t, item{"b", string(noise), 0}))
-	_, release1, err := s.Path(ctx, "acme", first)
+	_, release1, err := take(ctx, s, "acme", first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,11 +431,11 @@ func TestFullDiskIsToldAndRecovered(t *testing.T) {
 	if err := os.WriteFile(filler, noise, 0o600); err != nil { // 300 KiB left: the zip fits, the files only after evicting
 		t.Fatal(err)
 	}
-	_, release2, err := s.Path(ctx, "acme", second)
+	_, release2, err := take(ctx, s, "acme", second)
 	if err != nil {
 		t.Fatalf("with something to evict: %v", err)
 	}
-	if _, _, err := s.Path(ctx, "acme", first); starling.ReasonOf(err) != "DiskFull" || starling.KindOf(err) != starling.Unavailable {
+	if _, _, err := take(ctx, s, "acme", first); starling.ReasonOf(err) != "DiskFull" || starling.KindOf(err) != starling.Unavailable {
 		t.Fatalf("with everything in use: %v", err)
 	}
 	if _, _, err := s.Put(ctx, "acme", bytes.NewReader(pack1(t, item{"c", string(noise) + string(noise[:200<<10]), 0}))); starling.ReasonOf(err) != "DiskFull" {
@@ -438,7 +444,7 @@ func TestFullDiskIsToldAndRecovered(t *testing.T) {
 	empty(t, s.spoolDir())
 	release2()
 	os.Remove(filler)
-	_, release1, err = s.Path(ctx, "acme", first)
+	_, release1, err = take(ctx, s, "acme", first)
 	if err != nil {
 		t.Fatalf("with room again: %v", err)
 	}
@@ -456,11 +462,12 @@ type endpoint struct {
 	net     *wire
 	addr    string
 	node    starling.NodeID
+	roles   starling.Roles
 	handler map[transport.Channel]func(transport.Stream)
 }
 
 func (w *wire) endpoint(addr string, node starling.NodeID) *endpoint {
-	e := &endpoint{w, addr, node, map[transport.Channel]func(transport.Stream){}}
+	e := &endpoint{w, addr, node, ^starling.Roles(0), map[transport.Channel]func(transport.Stream){}}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.nodes[addr] = e
@@ -479,7 +486,7 @@ func (e *endpoint) Open(ctx context.Context, addr string, ch transport.Channel) 
 	}
 	e.net.opens.Add(1)
 	up, down := newPipe(), newPipe()
-	go to.handler[ch](&stream{in: up, out: down, peer: transport.Peer{Node: e.node}})
+	go to.handler[ch](&stream{in: up, out: down, peer: transport.Peer{Node: e.node, Roles: e.roles}})
 	return &stream{in: down, out: up, peer: transport.Peer{Node: to.node}}, nil
 }
 
@@ -539,7 +546,7 @@ func TestPackageOutlivesTheNodeThatTookIt(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			_, release, err := s[2].Path(context.Background(), "acme", hash)
+			_, release, err := take(context.Background(), s[2], "acme", hash)
 			if err != nil {
 				t.Error(err)
 				return
@@ -554,7 +561,7 @@ func TestPackageOutlivesTheNodeThatTookIt(t *testing.T) {
 	if ok, _ := s[2].cfg.Bucket.Exists(context.Background(), key{"acme", hash}.object()); !ok {
 		t.Error("the fetched package is not kept")
 	}
-	if _, _, err := s[2].Path(context.Background(), "other", hash); err == nil {
+	if _, _, err := take(context.Background(), s[2], "other", hash); err == nil {
 		t.Error("another account fetched it")
 	}
 }
@@ -581,7 +588,7 @@ func TestLyingPeerIsNotBelieved(t *testing.T) {
 	if err := s[0].cfg.Bucket.Put(context.Background(), key{"acme", hash}.object(), bytes.NewReader(evil)); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s[1].Path(context.Background(), "acme", hash); starling.ReasonOf(err) != "CodeUnreachable" {
+	if _, _, err := take(context.Background(), s[1], "acme", hash); starling.ReasonOf(err) != "CodeUnreachable" {
 		t.Fatalf("%v", err)
 	}
 	if w.opens.Load() == 0 {
@@ -682,6 +689,19 @@ func FuzzPackage(f *testing.F) {
 	})
 }
 
+func FuzzBlocksRequest(f *testing.F) {
+	f.Add(blocksRequest{first: 3, count: 8, relay: true}.append(nil))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		q, err := readBlocksRequest(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if again := q.append(nil); !bytes.Equal(again, data[:len(again)]) || q.count > rowMax {
+			t.Fatalf("%x became %x", data, again)
+		}
+	})
+}
+
 func FuzzRequest(f *testing.F) {
 	f.Add(appendRequest(nil, operationGet, key{"acme", starling.CodeHash(strings.Repeat("ab", 32))}))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -714,7 +734,7 @@ func BenchmarkColdPackage(b *testing.B) {
 	for b.Loop() {
 		account := starling.AccountID(fmt.Sprintf("a%d", n))
 		n++
-		_, release, err := s.Path(ctx, account, put(b, s, account, data))
+		_, release, err := take(ctx, s, account, put(b, s, account, data))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -728,7 +748,7 @@ func BenchmarkWarmPackage(b *testing.B) {
 	hash := put(b, s, "acme", pack1(b, item{"a", "1", 0}))
 	b.ReportAllocs()
 	for b.Loop() {
-		_, release, err := s.Path(context.Background(), "acme", hash)
+		_, release, err := take(context.Background(), s, "acme", hash)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -52,6 +52,8 @@ func (s *Store) serve(st transport.Stream) {
 			err = s.serveGet(ctx, st, k)
 		case operationKeep:
 			err = s.serveKeep(ctx, st, r, k)
+		default:
+			err = s.serveImage(ctx, st, r, op, k)
 		}
 	}
 	if err != nil {
@@ -101,7 +103,9 @@ func (s *Store) serveKeep(ctx context.Context, st transport.Stream, r io.Reader,
 	if err := s.cfg.Bucket.Put(ctx, k.object(), io.NewSectionReader(f, 0, n)); err != nil {
 		return err
 	}
-	s.prepare(k)
+	if s.cfg.Images == nil {
+		s.prepare(k, nil)
+	}
 	_, err = st.Write([]byte{0})
 	return err
 }
@@ -117,7 +121,7 @@ func readRequest(r io.Reader) (op byte, k key, err error) {
 		return 0, k, starling.Errorf(starling.Invalid, "read code request", "cut: %w", err)
 	}
 	k = key{starling.AccountID(account), starling.CodeHash(hex.EncodeToString(head[1:33]))}
-	if head[0] != operationGet && head[0] != operationKeep {
+	if head[0] < operationGet || head[0] > operationPlaced {
 		return 0, k, starling.Errorf(starling.Invalid, "read code request", "no operation %d", head[0])
 	}
 	return head[0], k, k.validate()
@@ -185,9 +189,16 @@ func (s *Store) get(ctx context.Context, addr string, k key) (*os.File, int64, e
 	return s.verified(k, io.LimitReader(r, int64(size)))
 }
 
-// replicate hands an upload to other nodes, so that it outlives this one. A shared bucket needs no copies.
-// Failures are logged: the upload itself is safe here, and a node that lacks the package asks for it.
+// replicate hands an uploaded zip to other nodes.
 func (s *Store) replicate(ctx context.Context, k key, f io.ReaderAt, size int64) {
+	s.replicateTo(ctx, k, func(ctx context.Context, addr string) error {
+		return s.keep(ctx, addr, k, io.NewSectionReader(f, 0, size), size)
+	})
+}
+
+// replicateTo hands an upload to other nodes, so that it outlives this one. A shared bucket needs no copies.
+// Failures are logged: the upload itself is safe here, and a node that lacks the package asks for it.
+func (s *Store) replicateTo(ctx context.Context, k key, send func(ctx context.Context, addr string) error) {
 	if s.cfg.Bucket.Shared() {
 		return
 	}
@@ -198,7 +209,7 @@ func (s *Store) replicate(ctx context.Context, k key, f io.ReaderAt, size int64)
 		if kept == s.cfg.Replicas || ctx.Err() != nil {
 			break
 		}
-		if err := s.keep(ctx, addr, k, io.NewSectionReader(f, 0, size), size); err != nil {
+		if err := send(ctx, addr); err != nil {
 			s.cfg.Log.Warn("copy code to a node", "addr", addr, "hash", k.hash, "error", err)
 			continue
 		}

@@ -24,6 +24,8 @@ import (
 
 	"starling"
 	"starling/store/blob"
+	"starling/store/image"
+	"starling/store/lazy"
 	"starling/transport"
 )
 
@@ -36,7 +38,8 @@ type Config struct {
 	Limits      Limits          // of one package
 	Replicas    int             // other nodes that get a copy of an upload, when the bucket is this node's own
 	Peers       func() []string // QUIC addresses of the other nodes, the likeliest holder first; nil for none
-	Prepare     bool            // unpack here what is uploaded here or handed over, before anybody calls it
+	Prepare     bool            // make ready here what is uploaded here or handed over, before anybody calls it
+	Images      *Images         // nil: packages are kept as zips
 	Log         *slog.Logger
 }
 
@@ -60,12 +63,23 @@ type Store struct {
 	clock    uint64 // rises with every use, for the order of eviction
 	closed   bool
 	working  sync.WaitGroup
-	ctx      context.Context // ends with Close: unpacking belongs to the store, not to whom asked first
-	cancel   context.CancelFunc
+	memory   int64 // of packages in memory
+
+	images     map[image.Digest]*blocks
+	blockBytes int64                         // of all images' files, as if they were whole
+	kept       map[image.Digest]*image.Index // of images in the bucket that were asked for
+	sulking    map[string]time.Time          // nodes that failed to share, until when
+
+	helper *lazy.Helper    // nil for none
+	ctx    context.Context // ends with Close: unpacking belongs to the store, not to whom asked first
+	cancel context.CancelFunc
 }
 
 type counters struct {
 	uploads, refused, hits, unpacked, evicted, fetchedBucket, fetchedPeer, served *metrics.Counter
+
+	sealed, shown, damaged, keysReleased, keysRefused                 *metrics.Counter
+	bucketBytes, fetchedHost, fetchedOrigin, servedHost, servedOrigin *metrics.Counter // bytes of blocks
 }
 
 // A key names a package of one account: two accounts that upload the same zip share nothing, so neither
@@ -91,7 +105,8 @@ func (k key) validate() error {
 
 // New returns a store that does nothing yet.
 func New(cfg Config) *Store {
-	s := &Store{cfg: cfg, uploads: make(chan struct{}, max(cfg.UploadMax, 1)), packages: map[key]*pack{}, set: metrics.NewSet()}
+	s := &Store{cfg: cfg, uploads: make(chan struct{}, max(cfg.UploadMax, 1)), packages: map[key]*pack{}, set: metrics.NewSet(),
+		images: map[image.Digest]*blocks{}, kept: map[image.Digest]*image.Index{}, sulking: map[string]time.Time{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	c := s.set.NewCounter
 	s.count = counters{
@@ -99,6 +114,14 @@ func New(cfg Config) *Store {
 		hits: c("starling_code_hits_total"), unpacked: c("starling_code_unpacked_total"), evicted: c("starling_code_evicted_total"),
 		fetchedBucket: c(`starling_code_fetched_total{from="bucket"}`), fetchedPeer: c(`starling_code_fetched_total{from="peer"}`),
 		served: c("starling_code_served_total"),
+		sealed: c("starling_code_sealed_total"), shown: c("starling_code_shown_total"), damaged: c("starling_code_blocks_damaged_total"),
+		keysReleased: c(`starling_code_keys_total{given="yes"}`), keysRefused: c(`starling_code_keys_total{given="no"}`),
+		bucketBytes: c(`starling_code_block_bytes_total{from="bucket"}`), fetchedHost: c(`starling_code_block_bytes_total{from="host"}`),
+		fetchedOrigin: c(`starling_code_block_bytes_total{from="origin"}`), servedHost: c(`starling_code_block_bytes_served_total{as="host"}`),
+		servedOrigin: c(`starling_code_block_bytes_served_total{as="origin"}`),
+	}
+	if cfg.Images != nil && len(cfg.Images.Helper) > 0 {
+		s.helper = lazy.New(lazy.Config{Command: cfg.Images.Helper, Log: cfg.Log})
 	}
 	s.set.NewGauge("starling_code_unpacked_bytes", func() float64 {
 		s.mu.Lock()
@@ -121,7 +144,7 @@ func (s *Store) Open(ctx context.Context) error {
 	if err := os.Chmod(s.spoolDir(), 0o700); err != nil {
 		return fmt.Errorf("open code store: %w", err)
 	}
-	return s.sweep()
+	return errors.Join(s.sweep(), s.takeOver())
 }
 
 // Close ends unpacking in progress and waits for it. The cache stays on disk.
@@ -131,13 +154,26 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	s.working.Wait()
+	s.mu.Lock()
+	packs, images := s.packages, s.images
+	s.packages, s.images = map[key]*pack{}, map[image.Digest]*blocks{}
+	s.mu.Unlock()
+	for _, p := range packs {
+		s.end(p)
+	}
+	if s.helper != nil {
+		s.helper.Close()
+	}
+	for _, b := range images {
+		b.file.Close()
+	}
 	return nil
 }
 
 func (s *Store) spoolDir() string    { return filepath.Join(s.cfg.Dir, "spool") }
 func (s *Store) unpackedDir() string { return filepath.Join(s.cfg.Dir, "unpacked") }
 
-// Put checks one zip and keeps it for account. When it returns nil the package survives a loss of power
+// Put checks one zip and keeps it for account, as a sealed image where this store makes them. When it returns nil the package survives a loss of power
 // here and, if the bucket is this node's own, lies on Replicas other nodes as far as they answered. A
 // package that breaks a rule is Invalid or TooLarge and named by its entry; too many uploads at once are
 // Overloaded; a full disk is Unavailable.
@@ -159,14 +195,25 @@ func (s *Store) Put(ctx context.Context, account starling.AccountID, r io.Reader
 	}
 	defer f.Close()
 	k := key{account, sum}
-	if _, err := inspect(ctx, f, size, s.cfg.Limits); err != nil {
+	plan, err := inspect(ctx, f, size, s.cfg.Limits)
+	if err != nil {
 		s.count.refused.Inc()
 		return "", 0, err
+	}
+	if s.cfg.Images != nil {
+		if err := s.putImage(ctx, k, plan, size); err != nil {
+			return "", 0, err
+		}
+		if s.cfg.Images.Mixed == nil || !s.cfg.Images.Mixed(ctx) {
+			return sum, size, nil
+		}
 	}
 	if err := s.cfg.Bucket.Put(ctx, k.object(), io.NewSectionReader(f, 0, size)); err != nil {
 		return "", 0, err
 	}
-	s.prepare(k)
+	if s.cfg.Images == nil {
+		s.prepare(k, nil)
+	}
 	s.replicate(ctx, k, f, size)
 	return sum, size, nil
 }
@@ -177,6 +224,18 @@ func (s *Store) Size(ctx context.Context, account starling.AccountID, hash starl
 	k := key{account, hash}
 	if err := k.validate(); err != nil {
 		return 0, err
+	}
+	if s.cfg.Images != nil {
+		x, err := s.bucketIndex(ctx, k)
+		if starling.KindOf(err) == starling.NotFound {
+			x, err = s.adopt(ctx, k)
+		}
+		if err == nil {
+			return int64(x.Zip), nil
+		}
+		if starling.KindOf(err) != starling.NotFound {
+			return 0, err
+		}
 	}
 	n, err := s.cfg.Bucket.Size(ctx, k.object())
 	if err == nil || starling.KindOf(err) != starling.NotFound {
@@ -214,37 +273,51 @@ func hexSum(h hash.Hash) starling.CodeHash {
 	return starling.CodeHash(hex.EncodeToString(h.Sum(nil)))
 }
 
-// Delete removes a package from the bucket. Instances that run it keep their unpacked copy.
+// Delete removes a package from the bucket. Instances that run it keep their copy.
 func (s *Store) Delete(ctx context.Context, account starling.AccountID, hash starling.CodeHash) error {
 	k := key{account, hash}
 	if err := k.validate(); err != nil {
 		return err
 	}
-	return s.cfg.Bucket.Delete(ctx, k.object())
+	for _, object := range []string{k.index(), k.blocks(), k.object()} {
+		if err := s.cfg.Bucket.Delete(ctx, object); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Collect deletes packages that live does not want and that are older than keep, which must be longer than
 // the time between an upload and the function made of it. It returns how many it deleted.
 func (s *Store) Collect(ctx context.Context, keep time.Duration, now time.Time, live func(starling.AccountID, starling.CodeHash) bool) (int, error) {
-	var dead []key
-	err := s.cfg.Bucket.List(ctx, "code/", func(o blob.Object) error {
-		account, file, _ := strings.Cut(strings.TrimPrefix(o.Key, "code/"), "/")
-		k := key{starling.AccountID(account), starling.CodeHash(strings.TrimSuffix(file, ".zip"))}
-		if k.validate() == nil && now.Sub(o.Changed) > keep && !live(k.account, k.hash) {
-			dead = append(dead, k)
-		}
-		return nil
-	})
-	for _, k := range dead {
-		if err == nil {
-			err = s.cfg.Bucket.Delete(ctx, k.object())
+	dead := map[key]bool{}
+	for _, prefix := range []string{"code/", "image/"} {
+		err := s.cfg.Bucket.List(ctx, prefix, func(o blob.Object) error {
+			account, rest, _ := strings.Cut(strings.TrimPrefix(o.Key, prefix), "/")
+			hash, _, _ := strings.Cut(rest, "/")
+			k := key{starling.AccountID(account), starling.CodeHash(strings.TrimSuffix(hash, ".zip"))}
+			if k.validate() == nil && now.Sub(o.Changed) > keep && !live(k.account, k.hash) {
+				dead[k] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, err
 		}
 	}
-	return len(dead), err
+	for k := range dead {
+		if err := s.Delete(ctx, k.account, k.hash); err != nil {
+			return len(dead), err
+		}
+	}
+	return len(dead), nil
 }
 
 // diskError gives a full disk the kind that callers act on.
 func diskError(op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	if fullDisk(err) {
 		return starling.Errorf(starling.Unavailable, op, "the disk of the code store is full: free space or lower the cache's limit: %w", err).With("DiskFull")
 	}

@@ -164,7 +164,11 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 			return starling.Errorf(starling.TooLarge, op, "the environment needs %d bytes: make it smaller", n)
 		}
 	}
-	entrypoint, err := b.life.attach(ctx, m)
+	var mount []int
+	if code.Mount != nil {
+		mount = []int{int(code.Mount.Fd())}
+	}
+	entrypoint, err := b.life.attach(ctx, m, mount...)
 	if err != nil {
 		return starling.Errorf(starling.Unavailable, op, "%w", err)
 	}

@@ -156,7 +156,7 @@ func (l *life) closeLanes() {
 
 // attach has a sandbox given its code over a lane of its own. ctx bounds the wait for a lane only: what follows is a mount, a
 // few limits and an execution, and a lane with an answer that nobody took would be lost.
-func (l *life) attach(ctx context.Context, m *link.Message) (entrypoint string, err error) {
+func (l *life) attach(ctx context.Context, m *link.Message, mount ...int) (entrypoint string, err error) {
 	var lane *link.Conn
 	select {
 	case lane = <-l.lanes:
@@ -167,7 +167,7 @@ func (l *life) attach(ctx context.Context, m *link.Message) (entrypoint string, 
 		return "", errWardenGone
 	}
 	defer func() { l.lanes <- lane }() // there is room: it was taken from there
-	if err := lane.Send(m); err != nil {
+	if err := lane.Send(m, mount...); err != nil {
 		return "", errWardenGone
 	}
 	answer, _, err := lane.Receive()

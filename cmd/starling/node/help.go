@@ -11,6 +11,12 @@ func (n *Node) describe() {
 }
 
 var nodeHelp = map[string]string{
+	"starling_code_block_bytes_served_total":   "Bytes of sealed blocks given to other nodes, as an origin or as a host that had fetched them.",
+	"starling_code_block_bytes_total":          "Bytes of sealed blocks fetched, by where they came from.",
+	"starling_code_blocks_damaged_total":       "Blocks that were not what their index says, and were asked for elsewhere.",
+	"starling_code_keys_total":                 "Keys of images asked for by hosts, and whether they were given.",
+	"starling_code_sealed_total":               "Packages sealed into images on this node.",
+	"starling_code_shown_total":                "Large packages shown on demand.",
 	"starling_code_evicted_total":              "Unpacked packages removed from this host to make room.",
 	"starling_code_fetched_total":              "Packages fetched because this host did not have them, by where they came from.",
 	"starling_code_hits_total":                 "Starts that found their package unpacked on this host.",

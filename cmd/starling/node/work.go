@@ -57,6 +57,9 @@ func (n *Node) openStores(ctx context.Context) error {
 	if n.cfg.CodeCacheMiB > 0 {
 		cfg.UnpackedMax = int64(n.cfg.CodeCacheMiB) << 20
 	}
+	if cfg.Images, err = n.images(); err != nil {
+		return err
+	}
 	n.code = code.New(cfg)
 	n.code.Serve(n.endpoint)
 	if err := n.code.Open(ctx); err != nil {

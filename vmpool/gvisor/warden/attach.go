@@ -18,13 +18,16 @@ import (
 // lane gives sandboxes code, one after the other, until the node is gone.
 func (w *warden) lane(lane *link.Line) {
 	for {
-		m, _, err := lane.Receive()
+		m, fds, err := lane.Receive()
 		if err != nil {
 			return
 		}
 		reply := &link.Message{Op: link.Attach, ID: m.ID}
-		if reply.Entrypoint, err = w.attach(m); err != nil {
+		if reply.Entrypoint, err = w.attach(m, fds); err != nil {
 			reply.Error = err.Error()
+		}
+		for _, fd := range fds {
+			unix.Close(fd)
 		}
 		if lane.Send(reply) != nil {
 			return
@@ -33,14 +36,17 @@ func (w *warden) lane(lane *link.Line) {
 }
 
 // attach gives a sandbox its code and its limits, and for provided starts the bootstrap; entrypoint says why it cannot.
-func (w *warden) attach(m *link.Message) (entrypoint string, err error) {
+func (w *warden) attach(m *link.Message, fds []int) (entrypoint string, err error) {
 	w.mu.Lock()
 	b := w.boxes[m.ID]
 	w.mu.Unlock()
 	if b == nil {
 		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
 	}
-	if !filepath.IsAbs(m.Code) {
+	mount := unix.AT_FDCWD
+	if len(fds) > 0 {
+		mount = fds[0]
+	} else if !filepath.IsAbs(m.Code) {
 		return "", fmt.Errorf("code folder %q is not absolute", m.Code)
 	}
 	b.use.Lock()
@@ -48,7 +54,7 @@ func (w *warden) attach(m *link.Message) (entrypoint string, err error) {
 	if b.over {
 		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
 	}
-	if err := show(m.Code, b.at("var/task")); err != nil {
+	if err := show(mount, m.Code, b.at("var/task")); err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
 	}
 	if err := b.group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
@@ -60,11 +66,12 @@ func (w *warden) attach(m *link.Message) (entrypoint string, err error) {
 	return b.control.start(m.Env)
 }
 
-// show mounts code read-only at a folder of the box, whose mount is shared with the gofer's: it is there at once.
-func show(code, at string) error {
-	tree, err := unix.OpenTree(unix.AT_FDCWD, code, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// show mounts the folder code of mount, or mount itself when there is no folder, read-only at a folder of the box, whose mount is
+// shared with the gofer's: it is there at once.
+func show(mount int, code, at string) error {
+	tree, err := unix.OpenTree(mount, code, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", code, err)
+		return fmt.Errorf("open it: %w", err)
 	}
 	defer unix.Close(tree)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}

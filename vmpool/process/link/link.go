@@ -28,7 +28,7 @@ type Op uint8
 const (
 	Open   Op = 1 // Setup
 	Clone  Op = 2 // Argv, MemoryBytes, Weight; descriptors: stdout, stderr and, for a shipped runtime, channel. The answer may carry the listener
-	Attach Op = 3 // Code, Limits; for provided Env. The answer comes when the bootstrap runs, or says in Entrypoint why it cannot
+	Attach Op = 3 // Code or the descriptor of a mount, Limits; for provided Env. The answer comes when the bootstrap runs, or says in Entrypoint why it cannot
 	Kill   Op = 4
 )
 

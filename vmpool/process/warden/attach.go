@@ -31,12 +31,16 @@ func (w *warden) startLane(lane *link.Line) error {
 		started <- err
 		for err == nil {
 			var m *link.Message
-			if m, _, err = lane.Receive(); err != nil {
+			var fds []int
+			if m, fds, err = lane.Receive(); err != nil {
 				return // the node is gone, which serve sees too
 			}
 			reply := &link.Message{Op: link.Attach, ID: m.ID}
-			if reply.Entrypoint, err = w.attach(m, int(home.Fd())); err != nil {
+			if reply.Entrypoint, err = w.attach(m, fds, int(home.Fd())); err != nil {
 				reply.Error = err.Error()
+			}
+			for _, fd := range fds {
+				unix.Close(fd)
 			}
 			err = lane.Send(reply)
 		}
@@ -47,12 +51,15 @@ func (w *warden) startLane(lane *link.Line) error {
 // attach gives a sandbox its code and its limits. The code is there before the limits rise, and both before a word is
 // said to the program inside: by the node, or for provided by the warden itself, whose word is the bootstrap's start. Then it
 // waits until the bootstrap runs; entrypoint says why it cannot.
-func (w *warden) attach(m *link.Message, home int) (entrypoint string, err error) {
+func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string, err error) {
 	b, err := w.find(m.ID)
 	if err != nil {
 		return "", err
 	}
-	if !filepath.IsAbs(m.Code) {
+	code := layer{dir: m.Code, mount: -1}
+	if len(fds) > 0 {
+		code.mount = fds[0]
+	} else if !filepath.IsAbs(m.Code) {
 		return "", fmt.Errorf("code folder %q is not absolute", m.Code)
 	}
 	b.use.Lock()
@@ -62,7 +69,7 @@ func (w *warden) attach(m *link.Message, home int) (entrypoint string, err error
 	}
 	control := b.control
 	// What lies in /tmp is memory of the function: with half of it a full /tmp is an error that code can handle, and not its death.
-	entrypoint, err = furnish(b, m.Code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, filepath.Join(w.root, "opt"))
+	entrypoint, err = furnish(b, code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, filepath.Join(w.root, "opt"))
 	if err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
 	}
@@ -110,10 +117,10 @@ func awaitBootstrap(control *link.Line) (entrypoint string, err error) {
 
 // furnish mounts code read-only at /var/task of the sandbox's mount namespace and gives /tmp its size in bytes. home is the
 // thread's own mount namespace, empty an empty folder. entrypoint says what is wrong with the bootstrap, if one is needed.
-func furnish(b *box, code string, tmp int64, home int, empty string) (entrypoint string, err error) {
+func furnish(b *box, code layer, tmp int64, home int, empty string) (entrypoint string, err error) {
 	tree, err := overlay(code, empty)
-	if err != nil {
-		tree, err = bind(code)
+	if err != nil && code.mount < 0 {
+		tree, err = bind(code.dir)
 	}
 	if err != nil {
 		return "", err
@@ -137,23 +144,29 @@ func furnish(b *box, code string, tmp int64, home int, empty string) (entrypoint
 	return entrypoint, err
 }
 
-// overlay returns the folder code as a mount of its own kind: a bind mount would show the sandbox where the code lies
+// A layer is where the code is: in a folder, or in a mount that stands in no namespace.
+type layer struct {
+	dir   string
+	mount int // -1 for a folder
+}
+
+// overlay returns code as a mount of its own kind: a bind mount would show the sandbox where the code lies
 // on the host, in /proc/self/mountinfo. The layers are named "." for the same reason. Two layers, because an overlay
 // needs two; the second is empty.
-func overlay(code, empty string) (int, error) {
+func overlay(code layer, empty string) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(fs)
 	err = unix.FsconfigSetString(fs, "source", "task")
-	for _, dir := range []string{code, empty} {
-		if err == nil {
-			err = unix.Chdir(dir)
-		}
-		if err == nil {
-			err = unix.FsconfigSetString(fs, "lowerdir+", ".")
-		}
+	if err == nil && code.mount >= 0 {
+		err = unix.FsconfigSetFd(fs, "lowerdir+", code.mount)
+	} else if err == nil {
+		err = lower(fs, code.dir)
+	}
+	if err == nil {
+		err = lower(fs, empty)
 	}
 	if err == nil {
 		err = unix.FsconfigCreate(fs)
@@ -162,6 +175,14 @@ func overlay(code, empty string) (int, error) {
 		return -1, errors.Join(err, back)
 	}
 	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, codeFlags)
+}
+
+// lower adds the folder dir below the layers that fs has.
+func lower(fs int, dir string) error {
+	if err := unix.Chdir(dir); err != nil {
+		return err
+	}
+	return unix.FsconfigSetString(fs, "lowerdir+", ".")
 }
 
 // bind returns a detached, read-only copy of the mount at code, for kernels before 6.8 and without overlayfs.
