@@ -12,7 +12,7 @@ import (
 )
 
 // TestSmallFunctionStartsOnAWholeCPU: warm and behind, a sandbox weighs little; with code it has one CPU until it
-// settles, and then its share. Version 1 of cgroups only, where the groups of the tests are.
+// settles, and then its share of the time and the same weight. Version 1 of cgroups only, where the groups of the tests are.
 func TestSmallFunctionStartsOnAWholeCPU(t *testing.T) {
 	d := newDriver(t, nil)
 	tpl := template(t, d, starling.Python311)
@@ -37,7 +37,7 @@ func TestSmallFunctionStartsOnAWholeCPU(t *testing.T) {
 		t.Errorf("with code: quota %d µs, weight %d", quota, shares)
 	}
 	must(t, s.(vmpool.Settler).Settle())
-	if quota, shares := read("cpu.cfs_quota_us"), read("cpu.shares"); quota != 25_000 || shares != 256 {
+	if quota, shares := read("cpu.cfs_quota_us"), read("cpu.shares"); quota != 25_000 || shares != 1024 {
 		t.Errorf("settled: quota %d µs, weight %d", quota, shares)
 	}
 }

@@ -87,6 +87,9 @@ var callHelp = map[string]string{
 }
 
 var clusterHelp = map[string]string{
+	"starling_manager_heartbeat_bytes_total":   "Bytes of heartbeats this manager received as leader.",
+	"starling_manager_sent_bytes_total":        "Bytes of answers and pushes this manager sent as leader.",
+	"starling_manager_sent_messages_total":     "Answers and pushes this manager sent as leader.",
 	"starling_manager_heartbeats_total":        "Heartbeats this manager received as leader.",
 	"starling_manager_imbalance_ratio":         "Load of the most loaded scheduler node over the mean, as this manager saw it last while it led.",
 	"starling_manager_orders_in_flight":        "Moves, splits and merges that owners were ordered to make and have not answered.",
