@@ -192,7 +192,7 @@ func (c *change) awaitDivisible(end time.Duration) {
 
 // divisible reports whether the partition may be cut, if the order is to cut it.
 func (c *change) divisible() bool {
-	return c.order.Kind != partmap.Split || c.parts[0].sched.Divisible() || c.k.n.w.cfg.Plant == PlantHasty
+	return c.order.Kind != partmap.Split || c.parts[0].sched.Divisible()
 }
 
 // freeze stops the schedulers and takes their states.

@@ -27,7 +27,6 @@ const (
 	PlantStaleState       // a target keeps the first state it was given, whatever became of it
 	PlantHonour           // hosts honour leases from before the last recovery
 	PlantAgain            // a scheduler that failed is made anew although its state is being handed over
-	PlantHasty            // a partition is cut before the ledgers know what it holds
 	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 

@@ -78,7 +78,6 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"thaw after an open proposal", PlantThaw, Check{Owners: true}, "grant", manyOrders},
 		{"two changes at once", PlantTwice, Check{Owners: true}, "at epoch", manyOrders},
 		{"all permits twice", PlantPermits, Check{Account: true}, "slots in all partitions", manyOrders},
-		{"cut too soon", PlantHasty, Check{Account: true}, "slots in all partitions", hasty},
 		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
 		{"made anew while handed over", PlantAgain, Check{Owners: true}, "with a state after which", failingActors},
 		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
@@ -128,12 +127,6 @@ func manyOrders(c *Config) {
 	c.Managers, c.Fronts, c.Accounts = 3, 1, 3
 	c.Net.Slow, c.Faults.Orders = 0.3, 20
 	c.Faults.Cut, c.Faults.Healed = 1, 500*time.Millisecond
-}
-
-// hasty makes worlds in which partitions are joined and cut all the time, and ledgers hear of it late.
-func hasty(c *Config) {
-	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Partitions, c.Accounts = 1, 1, 4, 2048, 2, 6
-	c.Net.Slow, c.Net.Loss, c.Faults = 0, 0.3, Faults{Orders: 60}
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.
