@@ -1,12 +1,16 @@
-// Command starling-guest is the program around and inside process sandboxes. It is started by the node and by itself,
-// never by a person.
+// Command starling-guest is the program around and inside sandboxes: warden and first process of process sandboxes, first
+// process of microVMs, and what stands before QEMU. It is started by the node, by starling-vmd, by kernels and by itself, never
+// by a person.
 package main
 
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 
+	"starling/vmpool/kata/agent"
+	"starling/vmpool/kata/shim"
 	"starling/vmpool/process/jail"
 	"starling/vmpool/process/warden"
 )
@@ -22,13 +26,17 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) == 2 {
-		switch args[1] {
-		case "init":
-			return jail.Main()
-		case "warden":
-			return warden.Main()
-		}
+	switch {
+	case filepath.Base(args[0]) == shim.Name:
+		return shim.Main(args)
+	case args[0] == "/init" && os.Getpid() == 1:
+		runtime.UnlockOSThread()
+		agent.Halt(agent.Main())
+		return nil
+	case len(args) == 2 && args[1] == "init":
+		return jail.Main()
+	case len(args) == 2 && args[1] == "warden":
+		return warden.Main()
 	}
 	return fmt.Errorf("usage: starling-guest init|warden, started by starling itself")
 }
