@@ -59,8 +59,10 @@ func sandboxedPool(t testing.TB) *vmpool.Pool {
 }
 
 // TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.
-func TestSandboxedInstances(t *testing.T) {
-	p := sandboxedPool(t)
+func TestSandboxedInstances(t *testing.T) { instancesWork(t, sandboxedPool(t), 2*time.Second) }
+
+// instancesWork calls functions of every runtime in sandboxes of p, good ones and bad ones; limit is what a call may take.
+func instancesWork(t *testing.T, p *vmpool.Pool, limit time.Duration) {
 	goDir := goBootstrap(t, "./runtimeapi/testdata/echo")
 	os.Chmod(goDir, 0o755)
 	python := "import os, time\ndef echo(e, c): print('seen', e); return [e, os.getcwd(), os.environ['GREETING']]\n" +
@@ -95,7 +97,7 @@ func TestSandboxedInstances(t *testing.T) {
 			i := start(t, p, v, dir, sink)
 			defer i.Close()
 			for n := range 3 {
-				out, a, id := call(t, i, c.payload, func(inv *starling.Invocation) { inv.Deadline = time.Now().Add(2 * time.Second) })
+				out, a, id := call(t, i, c.payload, func(inv *starling.Invocation) { inv.Deadline = time.Now().Add(limit) })
 				if out.Status != c.status || out.ErrorType != c.kind || a.String() != c.want {
 					t.Fatalf("call %d ended %v %q %s with %q", n, out.Status, out.ErrorType, out.Error, a.String())
 				}
