@@ -13,21 +13,29 @@ help: ## list the targets
 
 build: ## static binaries into bin/
 	@mkdir -p bin
-	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/starling ./cmd/starling-guest
+	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/starling ./cmd/starling-guest ./cmd/starling-vmd
 
 functions: build ## the demo and bench functions as zips into bin/functions
 	bench/functions/build.sh bin/functions
 
-demo: needs functions ## a real cluster of three nodes, three real functions, called; KEEP=1 leaves it running
-	KEEP=$(KEEP) bench/demo.sh
+DRIVER ?= process
 
-test: needs functions ## everything CI checks by default: tests, then the same with -race where goroutines meet
+demo: needs functions $(if $(filter kata,$(DRIVER)),guest-images) ## a real cluster of three nodes, three real functions, called; DRIVER=kata gives each a microVM, KEEP=1 leaves it running
+	KEEP=$(KEEP) DRIVER=$(DRIVER) bench/demo.sh
+
+guest-images: needs ## what microVMs boot, into the user's cache: Debian's cloud kernel, a root for each runtime
+	vmpool/kata/images/roots.sh
+
+guest-kernel: needs ## a small guest kernel in place of Debian's, built from its source in a quarter of an hour, once
+	vmpool/kata/images/kernel.sh
+
+test: needs functions guest-images ## everything CI checks by default: tests, then the same with -race where goroutines meet
 	internal/leaks.sh before
 	go test -timeout 8m $(ARGS) ./...
 	$(MAKE) --no-print-directory race
 	internal/leaks.sh after
 
-RACE ?= ./transport/... ./cluster/... ./sched/... ./actors/... ./vmpool ./vmpool/framed ./vmpool/runtimeapi ./frontend/... ./store/... ./internal/run
+RACE ?= ./transport/... ./cluster/... ./sched/... ./actors/... ./vmpool ./vmpool/framed ./vmpool/runtimeapi ./vmpool/kata/... ./frontend/... ./store/... ./internal/run
 
 race: ## tests of everything concurrent with the race detector
 	CGO_ENABLED=1 go test -race -short -timeout 8m $(ARGS) $(RACE)
@@ -63,4 +71,4 @@ needs: ## install what is missing from Debian's packages, saying so
 clean: ## remove what the targets made
 	rm -rf bin
 
-.PHONY: help build functions demo test race check fuzz attack e2e bench sim soak needs clean
+.PHONY: help build functions demo guest-images guest-kernel test race check fuzz attack e2e bench sim soak needs clean

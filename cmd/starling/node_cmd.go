@@ -137,7 +137,7 @@ func (a *app) nodeConfig() (node.Config, error) {
 		Dir: s.text("node.data"), Name: s.text("node.name"), Listen: s.text("node.listen"), Advertise: s.text("node.advertise"), HTTP: s.text("node.http"),
 		TLSCert: s.text("node.tls-cert"), TLSKey: s.text("node.tls-key"), Admin: s.text("node.admin"), Roles: roles, Zone: starling.Zone(s.text("node.zone")),
 		Bucket: s.text("node.bucket"), CodeCacheMiB: s.number("node.code-cache"), MemoryMiB: s.number("node.memory"), InstanceMax: s.number("node.instances"),
-		Pool: s.number("node.pool"), Python: s.text("node.python"), Node: s.text("node.node"), Drain: s.duration("node.drain"), Log: log,
+		Pool: s.number("node.pool"), Python: s.text("node.python"), Node: s.text("node.node"), Driver: s.text("node.driver"), KataImages: s.text("node.kata-images"), KataMemory: s.number("node.kata-memory"), Drain: s.duration("node.drain"), Log: log,
 		Record: s.text("node.record"), Scaling: s.text("node.scale-config"), Audit: s.text("node.audit"),
 	}, nil
 }

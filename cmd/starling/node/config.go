@@ -33,6 +33,9 @@ type Config struct {
 	Pool         int    // warm sandboxes kept for each runtime
 	Python, Node string // interpreters
 	Guest        string // the starling-guest binary; beside this binary when empty
+	Driver       string // what isolates functions: DriverProcess, also when empty, or DriverKata
+	KataImages   string // folder of what microVMs boot; the user's cache when empty
+	KataMemory   int    // MiB of the largest function in a microVM; the driver's own when 0
 
 	Record  string // folder to record calls to (role frontend); empty to record none
 	Scaling string // file with settings of the scaling policy (role scheduler); the defaults when empty
@@ -65,6 +68,9 @@ func (c Config) Validate() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		return starling.Errorf(starling.Invalid, op, "--tls-cert and --tls-key go together")
+	}
+	if c.Driver != "" && c.Driver != DriverProcess && c.Driver != DriverKata {
+		return starling.Errorf(starling.Invalid, op, "--driver %s: use process or kata", c.Driver)
 	}
 	if c.Pool < 0 || c.Pool > 1000 {
 		return starling.Errorf(starling.Invalid, op, "--pool %d: use 0-1000", c.Pool)

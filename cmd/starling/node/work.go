@@ -103,7 +103,7 @@ func (n *Node) openHost(ctx context.Context) error {
 	for _, rt := range starling.Runtimes {
 		sizes[rt] = n.cfg.Pool
 	}
-	pool := vmpool.NewPool(vmpool.PoolConfig{Driver: driver, Sizes: sizes, Log: n.log("pool")})
+	pool := vmpool.NewPool(vmpool.PoolConfig{Driver: driver, Sizes: sizes, ReadyTime: n.cloneTime(), Log: n.log("pool")})
 	if err := pool.Open(ctx); err != nil {
 		return err
 	}
@@ -133,8 +133,8 @@ func (n *Node) drainHost() error {
 
 var tagUnfit = regexp.MustCompile(`[^a-z0-9-]+`)
 
-// driver makes the process driver over the shipped runtimes.
-func (n *Node) driver(ctx context.Context) (*process.Driver, error) {
+// driver makes the driver of this host over the shipped runtimes.
+func (n *Node) driver(ctx context.Context) (sandboxDriver, error) {
 	guest, err := n.cfg.guest()
 	if err != nil {
 		return nil, err
@@ -157,6 +157,9 @@ func (n *Node) driver(ctx context.Context) (*process.Driver, error) {
 	cfg.Tag = n.tag()
 	cfg.Command = func(rt starling.Runtime) []string {
 		return runtimes.Command(rt, runtimes.Dir, n.cfg.Python, n.cfg.Node)
+	}
+	if n.cfg.Driver == DriverKata {
+		return n.microVMs(cfg)
 	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err
