@@ -13,7 +13,7 @@ help: ## list the targets
 
 build: ## static binaries into bin/
 	@mkdir -p bin
-	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/starling ./cmd/starling-guest
+	go build -trimpath -ldflags '-s -w' -o bin/ ./cmd/starling ./cmd/starling-guest ./cmd/starling-vmd
 
 functions: build ## the demo and bench functions as zips into bin/functions
 	bench/functions/build.sh bin/functions
@@ -21,18 +21,24 @@ functions: build ## the demo and bench functions as zips into bin/functions
 runsc: ## gVisor's runsc into bin/, for isolation gvisor: built from its Go module, once
 	internal/runsc.sh
 
+guest-images: needs ## what microVMs boot, into the user's cache: Debian's cloud kernel, a root for each runtime
+	vmpool/kata/images/roots.sh
+
+guest-kernel: needs ## a small guest kernel in place of Debian's, built from its source in a quarter of an hour, once
+	vmpool/kata/images/kernel.sh
+
 DRIVER ?= process
 
-demo: needs functions $(if $(filter gvisor,$(DRIVER)),runsc) ## a real cluster of three nodes, three real functions, called; DRIVER=gvisor isolates them so, KEEP=1 leaves it running
+demo: needs functions $(if $(filter gvisor,$(DRIVER)),runsc) $(if $(filter kata,$(DRIVER)),guest-images) ## a real cluster of three nodes, three real functions, called; DRIVER=gvisor or kata isolates them so, KEEP=1 leaves it running
 	KEEP=$(KEEP) DRIVER=$(DRIVER) bench/demo.sh
 
-test: needs functions runsc ## everything CI checks by default: tests, then the same with -race where goroutines meet
+test: needs functions runsc guest-images ## everything CI checks by default: tests, then the same with -race where goroutines meet
 	internal/leaks.sh before
 	go test -timeout 8m $(ARGS) ./...
 	$(MAKE) --no-print-directory race
 	internal/leaks.sh after
 
-RACE ?= ./transport/... ./cluster/... ./sched/... ./actors/... ./vmpool ./vmpool/framed ./vmpool/runtimeapi ./frontend/... ./store/... ./internal/run
+RACE ?= ./transport/... ./cluster/... ./sched/... ./actors/... ./vmpool ./vmpool/framed ./vmpool/runtimeapi ./vmpool/kata/... ./frontend/... ./store/... ./internal/run
 
 race: ## tests of everything concurrent with the race detector
 	CGO_ENABLED=1 go test -race -short -timeout 8m $(ARGS) $(RACE)
@@ -68,4 +74,4 @@ needs: ## install what is missing from Debian's packages, saying so
 clean: ## remove what the targets made
 	rm -rf bin
 
-.PHONY: help build functions runsc demo test race check fuzz attack e2e bench sim soak needs clean
+.PHONY: help build functions runsc guest-images guest-kernel demo test race check fuzz attack e2e bench sim soak needs clean

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # The demo: a real cluster of three nodes on this machine, three real functions, called over HTTP and QUIC; one
 # node is killed and the calls go on; at the end nothing is left. KEEP=1 leaves the cluster running.
-# DRIVER=gvisor isolates them with a kernel of their own in user space (default: process).
+# DRIVER=gvisor isolates them with a kernel of their own in user space, DRIVER=kata with a microVM each (default: process).
 # PHOTO=file.jpg uses a photo of yours instead of the one from Debian's package python-matplotlib-data.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
 bin=$PWD/bin/starling
 functions=$PWD/bin/functions
+driver=${DRIVER:-process}
+pool=2
+[ "$driver" = process ] || pool=1 # a microVM that is emulated keeps a core busy while it starts
 work=$(mktemp -d "${TMPDIR:-/tmp}/starling-demo.XXXXXX")
 export XDG_CONFIG_HOME=$work/config
-driver=${DRIVER:-process}
 pids=()
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -75,7 +77,7 @@ admin() { echo "127.0.0.1:${ports[$1 + 5]}"; }
 start_node() { # start_node N [FLAG...]
 	local n=$1
 	shift
-	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool 2 --isolation "$driver" "$@" \
+	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool "$pool" --isolation "$driver" "$@" \
 		>"$work/node$n.log" 2>&1 &
 	pids[n - 1]=$!
 	for _ in $(seq 300); do
@@ -118,6 +120,21 @@ for n in 2 3; do
 done
 export STARLING_PIN=${token##*.} # the second half of a join token is the fingerprint of the cluster's CA
 STARLING_KEY=$root show "$bin" nodes
+
+if [ "$driver" != process ]; then
+	step "A clone of each runtime on each node"
+	begun=$SECONDS
+	for n in 1 2 3; do
+		for rt in python3.11 nodejs20 provided; do
+			until curl -fs "http://$(admin "$n")/metrics" | grep -q "^starling_pool_ready{.*runtime=\"$rt\".*} [1-9]"; do
+				[ $((SECONDS - begun)) -lt 300 ] || { echo "no clone of $rt on node$n" >&2; exit 1; }
+				sleep 0.3
+			done
+		done
+	done
+	echo "after $((SECONDS - begun)) s"
+	grep -h -E 'microVMs|template built' "$work"/node*.log | sort -u | cut -c1-200 || true # templates are built where the cache has none
+fi
 
 step "Three functions"
 for f in thumbnail hello-node orders-go; do show "$bin" deploy "$functions/$f.zip" --isolation "$driver"; done

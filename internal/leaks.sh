@@ -3,7 +3,8 @@
 set -euo pipefail
 state=${TMPDIR:-/tmp}/starling-leaks.$(id -u)
 snapshot() {
-	echo "processes $(ps -eo args= | grep -cE '(^|/)(starling(-guest)?|runsc(-[a-z]+)?)( |$)' || true)"
+	echo "processes $(ps -eo args= | grep -cE '(^|/)(starling(-guest|-vmd)?|runsc(-[a-z]+)?)( |$)' || true)"
+	echo "microVMs $(ps -eo args= | grep -c '[q]emu-system.*sstreamport' || true)"
 	echo "cgroups $(find /sys/fs/cgroup -type d -name '*starling*' 2>/dev/null | wc -l)"
 	echo "mounts $(grep -c starling /proc/self/mountinfo || true)"
 	echo "namespaces $(ip netns list 2>/dev/null | grep -c starling || true)"

@@ -16,6 +16,9 @@ need make command -v make
 need curl command -v curl
 need gcc command -v gcc # the race detector links with it
 need libc6-dev test -e /usr/include/stdlib.h
+need qemu-system-x86 command -v qemu-system-x86_64 # microVMs
+need erofs-utils command -v mkfs.erofs
+need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 if [ "$(id -u)" != 0 ]; then
 	echo "missing: ${missing[*]}; run as root, or install them with: apt-get install ${missing[*]}" >&2

@@ -78,12 +78,12 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 // TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.
 func TestSandboxedInstances(t *testing.T) {
 	for _, i := range []starling.Isolation{starling.IsolationProcess, starling.IsolationGVisor} {
-		t.Run(string(i), func(t *testing.T) { sandboxedInstances(t, i) })
+		t.Run(string(i), func(t *testing.T) { instancesWork(t, sandboxedPool(t, i), 2*time.Second) })
 	}
 }
 
-func sandboxedInstances(t *testing.T, isolation starling.Isolation) {
-	p := sandboxedPool(t, isolation)
+// instancesWork calls functions of every runtime in sandboxes of p, good ones and bad ones; limit is what a call may take.
+func instancesWork(t *testing.T, p *vmpool.Pool, limit time.Duration) {
 	goDir := goBootstrap(t, "./runtimeapi/testdata/echo")
 	os.Chmod(goDir, 0o755)
 	python := "import os, time\ndef echo(e, c): print('seen', e); return [e, os.getcwd(), os.environ['GREETING']]\n" +
@@ -118,7 +118,7 @@ func sandboxedInstances(t *testing.T, isolation starling.Isolation) {
 			i := start(t, p, v, dir, sink)
 			defer i.Close()
 			for n := range 3 {
-				out, a, id := call(t, i, c.payload, func(inv *starling.Invocation) { inv.Deadline = time.Now().Add(2 * time.Second) })
+				out, a, id := call(t, i, c.payload, func(inv *starling.Invocation) { inv.Deadline = time.Now().Add(limit) })
 				if out.Status != c.status || out.ErrorType != c.kind || a.String() != c.want {
 					t.Fatalf("call %d ended %v %q %s with %q", n, out.Status, out.ErrorType, out.Error, a.String())
 				}

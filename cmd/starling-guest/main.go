@@ -1,14 +1,18 @@
-// Command starling-guest is the program around and inside process and gVisor sandboxes. It is started by the node and by
-// itself, never by a person.
+// Command starling-guest is the program around and inside sandboxes: warden and first process of process and gVisor sandboxes, first
+// process of microVMs, and what stands before QEMU. It is started by the node, by starling-vmd, by kernels and by itself, never
+// by a person.
 package main
 
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"starling/vmpool/gvisor/inside"
 	gvisor "starling/vmpool/gvisor/warden"
+	"starling/vmpool/kata/agent"
+	"starling/vmpool/kata/shim"
 	"starling/vmpool/process/jail"
 	"starling/vmpool/process/warden"
 )
@@ -24,6 +28,14 @@ func main() {
 }
 
 func run(args []string) error {
+	switch {
+	case filepath.Base(args[0]) == shim.Name:
+		return shim.Main(args)
+	case args[0] == "/init" && os.Getpid() == 1:
+		runtime.UnlockOSThread()
+		agent.Halt(agent.Main())
+		return nil
+	}
 	if len(args) == 2 {
 		switch args[1] {
 		case "init":

@@ -214,9 +214,24 @@ func checkDriver(ctx context.Context, a *app) []finding {
 	out = append(out, driverFindings("process driver: ", driver.Check(ctx), wanted.Has(starling.IsolationProcess))...)
 	runsc, err := node.FindRunsc(a.set.text("node.runsc"))
 	if err != nil && !wanted.Has(starling.IsolationGVisor) {
-		return append(out, noteworthy("gvisor driver", "make runsc, and start the node with --isolation process,gvisor", "no runsc: this machine cannot give isolation gvisor"))
+		out = append(out, noteworthy("gvisor driver", "make runsc, and start the node with --isolation process,gvisor", "no runsc: this machine cannot give isolation gvisor"))
+	} else {
+		out = append(out, driverFindings("gvisor driver: ", gvisor.Check(ctx, runsc), wanted.Has(starling.IsolationGVisor))...)
 	}
-	return append(out, driverFindings("gvisor driver: ", gvisor.Check(ctx, runsc), wanted.Has(starling.IsolationGVisor))...)
+	return append(out, microVMFinding(a.set.text("node.kata-images"), wanted.Has(starling.IsolationKata)))
+}
+
+// microVMFinding says whether this machine has what microVMs are made of. Whether they run shows only when a node boots one.
+func microVMFinding(images string, needed bool) finding {
+	const name, fix = "kata driver", "make build guest-images, and start the node with --isolation process,kata"
+	emulator, err := node.FindMicroVMs(images)
+	switch {
+	case err == nil:
+		return healthy(name, "starling-vmd, guest images and %s are there; the node says whether the hardware helps", emulator)
+	case needed:
+		return broken(name, fix, "%v", err)
+	}
+	return noteworthy(name, fix, "this machine cannot give isolation kata: %v", err)
 }
 
 // driverFindings are one driver's; what fails is broken only when the driver is needed.

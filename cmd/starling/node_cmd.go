@@ -142,6 +142,7 @@ func (a *app) nodeConfig() (node.Config, error) {
 		TLSCert: s.text("node.tls-cert"), TLSKey: s.text("node.tls-key"), Admin: s.text("node.admin"), Roles: roles, Zone: starling.Zone(s.text("node.zone")),
 		Bucket: s.text("node.bucket"), CodeCacheMiB: s.number("node.code-cache"), MemoryMiB: s.number("node.memory"), InstanceMax: s.number("node.instances"),
 		Pool: s.number("node.pool"), Awake: s.duration("node.awake"), Python: s.text("node.python"), Node: s.text("node.node"), Drain: s.duration("node.drain"), Log: log,
+		KataImages: s.text("node.kata-images"), KataMemory: s.number("node.kata-memory"),
 		Record: s.text("node.record"), Scaling: s.text("node.scale-config"), Audit: s.text("node.audit"),
 		Isolations: isolations, Runsc: s.text("node.runsc"), PoolStrong: s.number("node.pool-strong"), SharedKernel: s.flagged("node.allow-shared-kernel"),
 	}, nil

@@ -39,6 +39,8 @@ type Config struct {
 	Runsc        string              // gVisor's binary; beside this binary or in PATH when empty
 	PoolStrong   int                 // warm sandboxes kept for each runtime of every isolation but process, at most Pool
 	SharedKernel bool                // functions of several accounts may share this host's kernel
+	KataImages   string              // folder of what microVMs boot; the user's cache when empty
+	KataMemory   int                 // MiB of the largest function in a microVM; the driver's own when 0
 
 	Record  string // folder to record calls to (role frontend); empty to record none
 	Scaling string // file with settings of the scaling policy (role scheduler); the defaults when empty

@@ -49,6 +49,10 @@ func (n *Node) images() (*code.Images, error) {
 	if !n.cfg.Roles.Has(starling.RoleHost) {
 		return &im, nil
 	}
+	if n.cfg.isolations().Has(starling.IsolationKata) { // an image for a VM's disk is made of a folder, and kept under its name
+		n.log("code").Warn("packages are unpacked on disk, where they lie open: microVMs need them so")
+		return &im, nil
+	}
 	if err := lazy.Supported(); err != nil {
 		n.log("code").Warn("packages are unpacked on disk, where they lie open", slog.Any("error", err))
 		return &im, nil

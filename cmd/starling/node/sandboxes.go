@@ -39,7 +39,11 @@ func (n *Node) openPools(ctx context.Context) (map[starling.Isolation]*vmpool.Po
 				sizes[rt] = min(n.cfg.Pool, n.cfg.PoolStrong)
 			}
 		}
-		pool := vmpool.NewPool(vmpool.PoolConfig{Driver: d, Sizes: sizes, Log: n.log("pool")})
+		cfg := vmpool.PoolConfig{Driver: d, Sizes: sizes, Log: n.log("pool")}
+		if i == starling.IsolationKata {
+			cfg.ReadyTime = vmCloneTime
+		}
+		pool := vmpool.NewPool(cfg)
 		if err := pool.Open(ctx); err != nil {
 			return nil, err
 		}
@@ -97,6 +101,8 @@ func (n *Node) driver(i starling.Isolation, cfg process.Config) (driver, error) 
 		}
 		cfg = gvisor.Config(cfg, runsc)
 		return process.New(cfg), cfg.Validate()
+	case starling.IsolationKata:
+		return n.microVMs(cfg)
 	}
 	return nil, starling.Errorf(starling.Invalid, "open host", "--isolation %s: this release has no driver for it", i)
 }

@@ -390,6 +390,18 @@ function adopt(env) {
   for (const k of Object.keys(env)) if (process.env[k] !== env[k]) process.env[k] = env[k];
 }
 
+// reseed gives Math.random a state of its own: the engine's is that of the template when this process was cloned with its
+// machine, and then all clones draw the same numbers. (xoshiro128**, over words of the system's generator.)
+function reseed() {
+  let [a, b, c, d] = require('crypto').randomFillSync(new Uint32Array(4));
+  const word = () => {
+    const r = Math.imul(b, 5), out = Math.imul((r << 7) | (r >>> 25), 9) >>> 0, t = b << 9;
+    c ^= a; d ^= b; b ^= c; a ^= d; c ^= t; d = (d << 11) | (d >>> 21);
+    return out;
+  };
+  Math.random = function random() { return ((word() >>> 5) * 67108864 + (word() >>> 6)) / 9007199254740992; };
+}
+
 // take becomes the function that the init frame tells of.
 async function take() {
   adopt(setup.env);
@@ -427,11 +439,14 @@ async function rehearse() {
 
 async function main() {
   await rehearse();
+  const cloned = process.env.STARLING_CLONED; // what starts here is saved with its machine and cloned
+  if (cloned) require('crypto');
   write(begin(READY, 0));
   const { kind, length } = frame();
   if (kind !== INIT) process.reallyExit(70);
   setup = JSON.parse(buffer.utf8Slice(5, 5 + length));
   drop(5 + length);
+  if (cloned) reseed();
   try {
     await take();
   } catch (e) {

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/client"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"starling/vmpool/kata/agent"
+	"starling/vmpool/kata/link"
+)
+
+// dialSeconds bounds the wait for QEMU's socket.
+const dialSeconds = 10
+
+// An agentConn is Kata's client of the agent in one guest.
+type agentConn struct{ *client.AgentClient }
+
+func dialAgent(socket string) (*agentConn, error) {
+	if err := awaitSocket(socket); err != nil {
+		return nil, err
+	}
+	c, err := client.NewAgentClient(context.Background(), "remote://"+socket, dialSeconds)
+	if err != nil {
+		return nil, fmt.Errorf("reach the agent: %w", err)
+	}
+	return &agentConn{c}, nil
+}
+
+// awaitSocket waits until QEMU made one of its sockets, which it does before anything else.
+func awaitSocket(path string) error {
+	for end := time.Now().Add(dialSeconds * time.Second); ; time.Sleep(time.Millisecond) {
+		_, err := os.Stat(path)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (a *agentConn) version(ctx context.Context) (string, error) {
+	v, err := a.HealthClient.Version(ctx, &pb.CheckRequest{})
+	if err != nil {
+		return "", fmt.Errorf("ask the agent: %w", err)
+	}
+	return v.AgentVersion, nil
+}
+
+// seedBytes is how much randomness a clone gets, as Kata gives.
+const seedBytes = 512
+
+// renew gives a clone what it must not share with its template: randomness first, because the rest is made from it.
+func (a *agentConn) renew(ctx context.Context, name string) error {
+	seed := make([]byte, seedBytes)
+	rand.Read(seed)
+	if _, err := a.AgentServiceClient.ReseedRandomDev(ctx, &pb.ReseedRandomDevRequest{Data: seed}); err != nil {
+		return fmt.Errorf("reseed: %w", err)
+	}
+	if err := a.setTime(ctx); err != nil {
+		return err
+	}
+	if _, err := a.AgentServiceClient.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: name}); err != nil {
+		return fmt.Errorf("name the guest: %w", err)
+	}
+	return nil
+}
+
+func (a *agentConn) setTime(ctx context.Context) error {
+	now := time.Now()
+	_, err := a.AgentServiceClient.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)})
+	if err != nil {
+		return fmt.Errorf("set the guest's clock: %w", err)
+	}
+	return nil
+}
+
+// specialise limits the function's memory and mounts its code.
+func (a *agentConn) specialise(ctx context.Context, memory int64) error {
+	limit := &pb.LinuxResources{Memory: &pb.LinuxMemory{Limit: memory}}
+	if _, err := a.AgentServiceClient.UpdateContainer(ctx, &pb.UpdateContainerRequest{Resources: limit}); err != nil {
+		return fmt.Errorf("limit memory: %w", err)
+	}
+	storage := &pb.Storage{Source: agent.CodeDisk, Fstype: "erofs", MountPoint: "/var/task"}
+	if _, err := a.AgentServiceClient.UpdateEphemeralMounts(ctx, &pb.UpdateEphemeralMountsRequest{Storages: []*pb.Storage{storage}}); err != nil {
+		return fmt.Errorf("mount code: %w", err)
+	}
+	return nil
+}
+
+// bootstrap starts a provided function; entrypoint says why it cannot start, which is its developer's fault.
+func (a *agentConn) bootstrap(ctx context.Context, argv, env []string) (entrypoint string, err error) {
+	_, err = a.AgentServiceClient.ExecProcess(ctx, &pb.ExecProcessRequest{Process: &pb.Process{Args: argv, Env: env, Cwd: "/var/task"}})
+	if s, ok := status.FromError(err); ok && s.Code() == codes.InvalidArgument {
+		return s.Message(), nil
+	}
+	return "", err
+}
+
+// wait returns how the function's process ended, when it does.
+func (a *agentConn) wait(ctx context.Context) (unix.WaitStatus, bool, error) {
+	r, err := a.AgentServiceClient.WaitProcess(ctx, &pb.WaitProcessRequest{})
+	if err != nil {
+		return 0, false, err
+	}
+	return unix.WaitStatus(r.Status &^ agent.OutOfMemory), r.Status&agent.OutOfMemory != 0, nil
+}
+
+func (a *agentConn) use(ctx context.Context) (*link.Use, error) {
+	r, err := a.AgentServiceClient.StatsContainer(ctx, &pb.StatsContainerRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("read use: %w", err)
+	}
+	g := r.GetCgroupStats()
+	m := g.GetMemoryStats().GetUsage()
+	return &link.Use{MemoryBytes: int64(m.GetUsage()), MemoryMax: int64(m.GetMaxUsage()), Processes: int(g.GetPidsStats().GetCurrent()),
+		CPU: time.Duration(g.GetCpuStats().GetCpuUsage().GetTotalUsage())}, nil
+}

@@ -1,0 +1,135 @@
+// Package shim stands in for QEMU's path in Kata's configuration: it is started with the arguments that Kata worked out,
+// adds what Kata has no setting for, and becomes QEMU. What it adds is the same for a template and its clones, because a
+// saved state fits the same devices only.
+package shim
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Name is the file name under which starling-guest acts as the shim.
+const Name = "starling-qemu"
+
+// Files beside the shim, which say what to add.
+const (
+	QEMUFile  = "qemu"       // link to the QEMU to become
+	AccelFile = "accel"      // "kvm" or "tcg"
+	RootFile  = "root.erofs" // the guest's root
+	CodeFile  = "code.img"   // what is in the code slot before there is code
+)
+
+// Sockets in the folder of each VM.
+const (
+	AgentSocket   = "agent.sock"
+	StreamSocket  = "stream.sock"
+	MonitorSocket = "monitor.sock" // QMP, besides Kata's own
+)
+
+// Nodes of QEMU's block layer that make up the code slot.
+const (
+	CodeNode = "code"
+	codeFile = "codefile"
+)
+
+// Accelerators.
+const (
+	KVM = "kvm"
+	TCG = "tcg" // software emulation
+)
+
+// emulator is what replaces hardware help: a small cache of translated code, for there are many of these.
+const emulator = "tcg,thread=single,tb-size=32"
+
+// Args returns Kata's arguments with what is added: the files beside the shim in dir. It fails when Kata's arguments do
+// not say where the VM's folder is.
+func Args(in []string, dir, accel string) ([]string, error) {
+	var out []string
+	vm := ""
+	for i := 0; i < len(in); i++ {
+		arg, next := in[i], ""
+		if i+1 < len(in) {
+			next = in[i+1]
+		}
+		switch {
+		case arg == "-pidfile":
+			vm = filepath.Dir(next)
+		case accel != TCG:
+		case arg == "-machine":
+			out = append(out, arg, emulated(next))
+			i++
+			continue
+		case arg == "-cpu":
+			out = append(out, arg, "max")
+			i++
+			continue
+		case arg == "-global" && strings.HasPrefix(next, "kvm-"):
+			i++
+			continue
+		}
+		out = append(out, arg)
+	}
+	if vm == "" {
+		return nil, fmt.Errorf("Kata's arguments name no pidfile: %q", in)
+	}
+	if accel == TCG {
+		out = append(out, "-accel", emulator)
+	}
+	return append(out, added(dir, vm)...), nil
+}
+
+// emulated takes the words of hardware help out of a machine's options.
+func emulated(options string) string {
+	var keep []string
+	for _, o := range strings.Split(options, ",") {
+		if o != "" && o != "accel=kvm" && !strings.HasPrefix(o, "kernel_irqchip=") {
+			keep = append(keep, o)
+		}
+	}
+	return strings.Join(keep, ",")
+}
+
+// added is a monitor of ours, the two ports of the guest and its two disks.
+func added(dir, vm string) []string {
+	socket := func(id, file string) string {
+		return "socket,id=" + id + ",path=" + filepath.Join(vm, file) + ",server=on,wait=off"
+	}
+	return []string{
+		"-chardev", socket("smonitor", MonitorSocket), "-mon", "chardev=smonitor,mode=control",
+		"-chardev", socket("sagent", AgentSocket), "-device", "virtserialport,chardev=sagent,name=agent.0,id=sagentport",
+		"-chardev", socket("sstream", StreamSocket), "-device", "virtserialport,chardev=sstream,name=stream.0,id=sstreamport",
+		"-blockdev", "driver=file,node-name=rootfile,read-only=on,filename=" + filepath.Join(dir, RootFile),
+		"-blockdev", "driver=raw,node-name=root,read-only=on,file=rootfile",
+		"-device", "virtio-blk-pci,drive=root,serial=root,id=rootdisk",
+		"-blockdev", "driver=file,node-name=" + codeFile + ",read-only=on,filename=" + filepath.Join(dir, CodeFile),
+		"-blockdev", "driver=raw,node-name=" + CodeNode + ",read-only=on,file=" + codeFile,
+		"-device", "virtio-blk-pci,drive=" + CodeNode + ",serial=code,id=codedisk",
+	}
+}
+
+// Main becomes QEMU. It returns only with a failure.
+func Main(args []string) error {
+	dir := filepath.Dir(args[0])
+	accel, err := os.ReadFile(filepath.Join(dir, AccelFile))
+	if err != nil {
+		return err
+	}
+	qemu, err := os.Readlink(filepath.Join(dir, QEMUFile))
+	if err != nil {
+		return err
+	}
+	out, err := Args(args[1:], dir, strings.TrimSpace(string(accel)))
+	if err != nil {
+		return err
+	}
+	// A VM must not outlive the program that knows of it.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+		return err
+	}
+	return syscall.Exec(qemu, append([]string{qemu}, out...), []string{"PATH=/usr/bin:/bin", "MALLOC_ARENA_MAX=1"}) // an arena for each thread is memory of every VM
+}
