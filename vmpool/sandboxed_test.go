@@ -77,8 +77,11 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 
 // TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.
 func TestSandboxedInstances(t *testing.T) {
-	for _, i := range []starling.Isolation{starling.IsolationProcess, starling.IsolationGVisor} {
-		t.Run(string(i), func(t *testing.T) { instancesWork(t, sandboxedPool(t, i), 2*time.Second) })
+	for i, limit := range map[starling.Isolation]time.Duration{
+		starling.IsolationProcess: 2 * time.Second,
+		starling.IsolationGVisor:  6 * time.Second, // a gigabyte takes its time to touch
+	} {
+		t.Run(string(i), func(t *testing.T) { instancesWork(t, sandboxedPool(t, i), limit) })
 	}
 }
 
