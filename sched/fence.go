@@ -12,6 +12,7 @@ func (s *Scheduler) activate(ev Activate) {
 	}
 	s.id, s.epoch, s.since, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Epoch, ev.Range, Activating
 	s.seq, s.first, s.life, s.permits.seq = ev.Seq, ev.Seq, uint32(ev.Seq), ev.Seq
+	s.settleCut(ev.Cut.Sub(s.base))
 	if ev.Again {
 		s.quiet = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
 	}
@@ -47,6 +48,7 @@ func (s *Scheduler) mayBecomeActive() {
 	if s.phase == Activating && s.gates == 0 && s.census.open == 0 && s.now >= s.quiet {
 		s.phase = Active
 		s.answerAudits() // first: the ledger takes no Borrow of one that it has not heard yet
+		s.settleSoon()
 		s.pumpHungry()
 	}
 }

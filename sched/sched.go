@@ -149,7 +149,7 @@ type Scheduler struct {
 	starting  instanceList    // by next look
 	fenceAt   instant         // not before this is a gate due to be fenced again
 	gates     int             // hosts that activation still waits for, or that a restored scheduler has not heard of
-	settles   []*version      // that began with an uneven part of their leases
+	settles   []settle        // spans that were cut lately: two at most, but for what was joined
 	begun     instant         // of a restored one
 	quiet     instant         // activation waits for this, too
 	census    census

@@ -28,6 +28,8 @@ const (
 	PlantHonour           // hosts honour leases from before the last recovery
 	PlantAgain            // a scheduler that failed is made anew although its state is being handed over
 	PlantHasty            // a partition is cut before the ledgers know what it holds
+	PlantUneven           // a new owner does not know of a cut
+	PlantCensus           // a new owner does not ask frontends about hosts that died
 	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 
