@@ -191,6 +191,7 @@ type host struct {
 	avoid    instant // not used before this
 	starting int
 	ready    int
+	strange  bool // had instances of our keys, at its last answer, that are not in the books: their Stop may be lost
 	all      instanceList
 	gives    starling.Isolations
 	pools    []stock
