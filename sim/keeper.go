@@ -163,10 +163,7 @@ func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 		w.checks.begun(p)
 		ev := sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: seq, Again: again, Cut: k.borders.Drawn(k.n.view.topology.Map, e),
 			Fronts: k.fronts(), Missing: k.missing()}
-		switch w.cfg.Plant {
-		case PlantUneven:
-			ev.Cut = time.Time{}
-		case PlantCensus:
+		if w.cfg.Plant == PlantCensus {
 			ev.Fronts, ev.Missing = nil, nil
 		}
 		p.step(ev)
