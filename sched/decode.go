@@ -170,7 +170,7 @@ func list[T any](n int) []T {
 // The least bytes of each kind of element: they bound what a count may claim.
 const (
 	hostBytes, accountBytes, bookBytes, loanBytes = 10, 10, 8, 14
-	versionBytes, rememberedBytes                 = 30, 7
+	versionBytes, rememberedBytes                 = 28, 7
 	instanceBytes, leaseBytes, callBytes          = 9, 7, 6
 	settleBytes                                   = 3
 )
