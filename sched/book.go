@@ -99,11 +99,10 @@ type versionRest struct {
 	lookedAt   instant // for instances of other versions that could make way
 	lookupAt   instant
 	emptyAt    instant
-	listed     bool    // in Scheduler.empty
-	hungryAt   int     // in Scheduler.hungry; -1 when nobody waits
-	accountAt  int     // in account.hungry; -1 when not there
-	settling   instant // until then withheld counts, and no lease above limit is renewed
-	withheld   int     // slots of our share of the limit that the other half of the span still uses
+	listed     bool // in Scheduler.empty
+	hungryAt   int  // in Scheduler.hungry; -1 when nobody waits
+	accountAt  int  // in account.hungry; -1 when not there
+	share      int  // slots that renewed leases may make up while a cut span settles
 }
 
 type state uint8
@@ -192,6 +191,7 @@ type host struct {
 	avoid    instant // not used before this
 	starting int
 	ready    int
+	strange  bool // had instances of our keys, at its last answer, that are not in the books: their Stop may be lost
 	all      instanceList
 	gives    starling.Isolations
 	pools    []stock

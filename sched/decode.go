@@ -33,6 +33,9 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 			s.Hosts[k].Gives = starling.Isolations(r.below(math.MaxUint8))
 		}
 	}
+	if v > 2 {
+		r.settling(s)
+	}
 	switch {
 	case r.bad != "":
 		return nil, starling.Errorf(starling.Invalid, op, "the state is damaged: %s", r.bad)
@@ -167,8 +170,9 @@ func list[T any](n int) []T {
 // The least bytes of each kind of element: they bound what a count may claim.
 const (
 	hostBytes, accountBytes, bookBytes, loanBytes = 10, 10, 8, 14
-	versionBytes, rememberedBytes                 = 30, 7
+	versionBytes, rememberedBytes                 = 28, 7
 	instanceBytes, leaseBytes, callBytes          = 9, 7, 6
+	settleBytes                                   = 3
 )
 
 // The most elements of each kind. Those of a partition that works are a tenth of it at most.
@@ -196,7 +200,10 @@ func (r *snapshotReader) snapshot() *Snapshot {
 	}
 	s.Versions = list[VersionState](r.atMost(thingMax, versionBytes))
 	for k := range s.Versions {
-		s.Versions[k] = r.version()
+		var e SettleState
+		if s.Versions[k], e = r.version(); e.Left > 0 {
+			s.Settling = joinSettling(s.Settling, []SettleState{e})
+		}
 	}
 	s.Remembered = list[RememberedState](r.atMost(rememberedMax, rememberedBytes))
 	for k := range s.Remembered {
@@ -265,20 +272,31 @@ func (r *snapshotReader) book() ledger.BookState {
 	return b
 }
 
-func (r *snapshotReader) version() VersionState {
-	v := VersionState{ID: starling.VersionID(r.num()), Account: starling.AccountID(r.text(wire.WordMax)), Key: r.key(), Limit: r.count(), Failures: r.count(), Troubles: r.count(),
-		Dead: r.count(), Want: r.count(), Keep: r.count(), Withheld: r.count(), Ahead: uint32(r.count())}
+// settling reads the spans that settle.
+func (r *snapshotReader) settling(s *Snapshot) {
+	s.Settling = list[SettleState](r.atMost(thingMax, settleBytes))
+	for k := range s.Settling {
+		s.Settling[k] = SettleState{Key: r.key(), Withheld: r.count(), Left: r.span()}
+	}
+}
+
+// version reads a version, and what earlier releases have its span observe.
+func (r *snapshotReader) version() (v VersionState, e SettleState) {
+	v = VersionState{ID: starling.VersionID(r.num()), Account: starling.AccountID(r.text(wire.WordMax)), Key: r.key(), Limit: r.count(), Failures: r.count(), Troubles: r.count(),
+		Dead: r.count(), Want: r.count(), Keep: r.count()}
+	e = SettleState{Key: spanOf(v.Key), Withheld: r.count()}
+	v.Ahead = uint32(r.count())
 	fs := r.flags(3)
 	v.Gone, v.Floored = fs[0], fs[1]
 	v.Homes = r.homes()
-	v.Hold, v.IdleKeep, v.Again, v.Settling = r.span(), r.span(), r.span(), r.span()
+	v.Hold, v.IdleKeep, v.Again, e.Left = r.span(), r.span(), r.span(), r.span()
 	if !fs[2] {
 		v.Again = -1
 	}
 	v.Reason, v.Text, v.Trouble = r.text(wire.WordMax), r.text(wire.TextMax), r.text(wire.TextMax)
 	if len(r.b) < 4 {
 		r.fail("it ends too early")
-		return v
+		return v, e
 	}
 	v.Retries = math.Float32frombits(binary.BigEndian.Uint32(r.b))
 	r.b = r.b[4:]
@@ -286,5 +304,5 @@ func (r *snapshotReader) version() VersionState {
 		r.fail("a number is too large")
 	}
 	v.Learned = r.learned()
-	return v
+	return v, e
 }

@@ -3,6 +3,7 @@ package sched
 import (
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -60,4 +61,14 @@ func TestCutSnapshotIsRefused(t *testing.T) {
 			t.Fatalf("cut to %d of %d bytes: %v", n, len(raw), err)
 		}
 	}
+}
+
+// TestTheLeastVersionIsRead: a state that ends with versions of which nothing is known is whole.
+func TestTheLeastVersionIsRead(t *testing.T) {
+	w := snapshotWriter{}
+	w.version(&VersionState{Again: -1})
+	if len(w.b) < versionBytes {
+		t.Errorf("a version may take %d bytes, a count is believed for %d each", len(w.b), versionBytes)
+	}
+	coded(t, Snapshot{Versions: slices.Repeat([]VersionState{{Again: -1}}, 20)})
 }

@@ -50,6 +50,7 @@ func (s Snapshot) Divide(at starling.Key64) (low, high Snapshot) {
 	for k := range s.Versions {
 		d.divideVersion(&s.Versions[k])
 	}
+	d.settle()
 	for _, r := range s.Remembered {
 		for h, share := range d.shares(r.Key) {
 			if share > 0 {
@@ -153,7 +154,6 @@ func (d *division) divideVersion(v *VersionState) {
 			part.Learned = v.Learned.Part(share[h])
 			part.Want, part.Keep, part.Again = 0, 0, 0 // planned anew at once
 			part.Ahead, part.Retries = v.Ahead/2, v.Retries/2
-			d.settle(&part, h)
 		}
 		d.half[h].Versions = append(d.half[h].Versions, part)
 		if v.Account != "" {
@@ -162,17 +162,28 @@ func (d *division) divideVersion(v *VersionState) {
 	}
 }
 
-// settle has a half leave unused what the other half has leased above its share of a function's limit.
-func (d *division) settle(v *VersionState, h int) {
-	if v.Account == "" {
-		return
+// settle has a half leave unused what the other half has leased above its share of a limit of the function that is cut.
+func (d *division) settle() {
+	var over [2]int
+	for k := range d.from.Versions {
+		v := &d.from.Versions[k]
+		if v.Account == "" || v.Key != spanOf(d.at) {
+			continue
+		}
+		for h := range over {
+			over[h] = max(over[h], d.leased[h][spanRef{v.Account, v.Key}]-flow.Share(v.Limit, v.Key, d.half[h].Range))
+		}
 	}
-	over := func(h int) int {
-		return max(d.leased[h][spanRef{v.Account, v.Key}]-flow.Share(v.Limit, v.Key, d.half[h].Range), 0)
-	}
-	if over(0)+over(1) > 0 {
-		v.Withheld += over(1 - h)
-		v.Settling = max(v.Settling, d.left+strays)
+	for h := range d.half {
+		half := &d.half[h]
+		for _, e := range d.from.Settling {
+			if d.shares(e.Key)[h] > 0 {
+				half.Settling = append(half.Settling, e)
+			}
+		}
+		if over[0]+over[1] > 0 {
+			half.Settling = joinSettling(half.Settling, []SettleState{{Key: spanOf(d.at), Withheld: over[1-h], Left: d.left + strays}})
+		}
 	}
 }
 
@@ -205,6 +216,7 @@ func Join(low, high Snapshot) Snapshot {
 	out.Instances = slices.Concat(low.Instances, high.Instances)
 	out.Leases = slices.SortedStableFunc(slices.Values(slices.Concat(low.Leases, high.Leases)), sooner)
 	out.Waiting = slices.Concat(low.Waiting, high.Waiting)
+	out.Settling = joinSettling(low.Settling, high.Settling)
 	inUse := make(map[starling.VersionID]int, len(out.Versions))
 	for k := range out.Versions {
 		inUse[out.Versions[k].ID] = k
@@ -238,6 +250,19 @@ func join[T any, K cmp.Ordered](a, b []T, key func(T) K, both func(a, b T) T) (o
 	return append(append(out, a...), b...)
 }
 
+// joinSettling leaves unused what either says, which may be more than need be.
+func joinSettling(a, b []SettleState) []SettleState {
+	out := slices.Clone(a)
+	for _, e := range b {
+		if k := slices.IndexFunc(out, func(o SettleState) bool { return o.Key == e.Key }); k >= 0 {
+			out[k].Withheld, out[k].Left = out[k].Withheld+e.Withheld, max(out[k].Left, e.Left)
+		} else {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // joinHosts believes the less of two: the host's next report knows better.
 func joinHosts(a, b HostState) HostState {
 	if !a.Reported {
@@ -268,7 +293,6 @@ func joinVersions(a, b VersionState) VersionState {
 	a.Failures, a.Troubles, a.Dead = max(a.Failures, b.Failures), max(a.Troubles, b.Troubles), max(a.Dead, b.Dead)
 	a.Retries, a.Ahead = min(a.Retries+b.Retries, retryMax), a.Ahead+b.Ahead
 	a.Want, a.Keep, a.IdleKeep, a.Again = a.Want+b.Want, a.Keep+b.Keep, max(a.IdleKeep, b.IdleKeep), 0
-	a.Withheld, a.Settling = a.Withheld+b.Withheld, max(a.Settling, b.Settling)
 	a.Learned = a.Learned.Join(b.Learned)
 	return a
 }

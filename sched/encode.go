@@ -15,8 +15,8 @@ import (
 const SnapshotMax = 64 << 20
 
 // snapshotVersion is that of the encoding. A later release reads all earlier ones. Version 2 says at its end which isolations
-// the hosts give; where all give process alone, version 1 is written, which the release before reads.
-const snapshotVersion = 2
+// the hosts give, and version 3 after that which spans settle; what is not needed is not written, so that earlier releases can read it.
+const snapshotVersion = 3
 
 // snapshotMagic begins every encoded snapshot.
 const snapshotMagic = "SSNP"
@@ -92,8 +92,11 @@ func (w *snapshotWriter) snapshot(s *Snapshot, remembered []RememberedState) {
 	version := uint64(1)
 	for k := range s.Hosts {
 		if s.Hosts[k].Gives != starling.OnlyProcess {
-			version = snapshotVersion
+			version = 2
 		}
+	}
+	if len(s.Settling) > 0 {
+		version = snapshotVersion
 	}
 	w.num(version, uint64(s.Partition), uint64(s.Epoch), uint64(s.Range.Lo), uint64(s.Range.Hi), s.Seq, uint64(s.Generation), s.Number)
 	w.count(len(s.Hosts))
@@ -128,6 +131,18 @@ func (w *snapshotWriter) snapshot(s *Snapshot, remembered []RememberedState) {
 		for k := range s.Hosts {
 			w.num(uint64(s.Hosts[k].Gives))
 		}
+	}
+	if version > 2 {
+		w.settling(s)
+	}
+}
+
+func (w *snapshotWriter) settling(s *Snapshot) {
+	w.count(len(s.Settling))
+	for _, e := range s.Settling {
+		w.num(uint64(e.Key))
+		w.count(e.Withheld)
+		w.span(e.Left)
 	}
 }
 
@@ -200,10 +215,10 @@ func (w *snapshotWriter) version(v *VersionState) {
 	w.num(uint64(v.ID))
 	w.text(string(v.Account), wire.WordMax)
 	w.num(uint64(v.Key))
-	w.count(v.Limit, v.Failures, v.Troubles, v.Dead, v.Want, v.Keep, v.Withheld, int(v.Ahead))
+	w.count(v.Limit, v.Failures, v.Troubles, v.Dead, v.Want, v.Keep, 0, int(v.Ahead)) // 0: earlier releases settled by version
 	w.flags(v.Gone, v.Floored, v.Again >= 0)
 	w.homes(v.Homes)
-	w.span(v.Hold, v.IdleKeep, v.Again, v.Settling)
+	w.span(v.Hold, v.IdleKeep, v.Again, 0)
 	w.text(v.Reason, wire.WordMax)
 	w.text(v.Text, wire.TextMax)
 	w.text(v.Trouble, wire.TextMax)

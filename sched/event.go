@@ -30,6 +30,7 @@ type Activate struct {
 	Seq       uint64
 	Again     bool
 
+	Cut     time.Time         // when the later of Range's borders was drawn, or any time after that: what is cut there may be uneven for a lease's time
 	Fronts  []starling.NodeID // the living frontends
 	Missing []starling.NodeID // hosts that died lately, and may go on for frontends that reach them: Fronts are asked about them
 }

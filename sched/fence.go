@@ -12,6 +12,7 @@ func (s *Scheduler) activate(ev Activate) {
 	}
 	s.id, s.epoch, s.since, s.keys, s.phase = ev.Partition, ev.Epoch, ev.Epoch, ev.Range, Activating
 	s.seq, s.first, s.life, s.permits.seq = ev.Seq, ev.Seq, uint32(ev.Seq), ev.Seq
+	s.settleCut(ev.Cut.Sub(s.base))
 	if ev.Again {
 		s.quiet = s.now + s.cfg.LeaseTTL + s.cfg.LeaseGrace
 	}
@@ -47,6 +48,7 @@ func (s *Scheduler) mayBecomeActive() {
 	if s.phase == Activating && s.gates == 0 && s.census.open == 0 && s.now >= s.quiet {
 		s.phase = Active
 		s.answerAudits() // first: the ledger takes no Borrow of one that it has not heard yet
+		s.settleSoon()
 		s.pumpHungry()
 	}
 }
@@ -72,13 +74,14 @@ func (s *Scheduler) fenced(from starling.NodeID, m *wire.Fenced) {
 	}
 	h := s.addHost(from)
 	first := !h.fenced
-	h.fenced = true
+	h.fenced, h.strange = true, false
 	for i := h.all.front; i != nil; i = i.in[byHost].next {
 		i.seen = false
 	}
 	for k := range m.Instances {
 		s.reported(h, &m.Instances[k], first)
 	}
+	s.strange = s.strange || h.strange
 	for _, r := range m.Runs {
 		if v := s.versions.find(r.Version); v != nil && v.governor == nil { // which learns it when there is one
 			v.news.Done, v.news.Busy = v.news.Done+1, v.news.Busy+r.Mean
@@ -103,6 +106,7 @@ func (s *Scheduler) reported(h *host, r *wire.InstanceReport, first bool) {
 	case i == nil && first && s.keys.Contains(r.Key):
 		s.adopt(h, r)
 	case i == nil && s.keys.Contains(r.Key):
+		h.strange = true
 		s.sendStop(h.node, r.Instance, false) // given up before
 	case i == nil || i.host != h:
 	case i.state == isStarting && r.Ready:
@@ -284,10 +288,14 @@ func (s *Scheduler) fenceAgain() {
 		s.censusAgain()
 		s.mayBecomeActive()
 	}
+	s.strange = false
+	for _, h := range s.order {
+		s.strange = s.strange || h.strange
+	}
 	for range min(16, len(s.order)) {
 		s.cursor = (s.cursor + 1) % len(s.order)
 		h := s.order[s.cursor]
-		if h.fenced && h.all.n > 0 && s.now-h.asked >= s.cfg.Audit {
+		if h.fenced && (h.all.n > 0 || h.strange) && s.now-h.asked >= s.cfg.Audit {
 			s.fence(h)
 		}
 	}

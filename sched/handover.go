@@ -88,6 +88,7 @@ func (s *Scheduler) restore(ev Restore) {
 	for k := range from.Hosts {
 		s.restoreHost(&from.Hosts[k])
 	}
+	s.restoreSettles(from.Settling)
 	s.restoreVersions(from, ev.Versions)
 	s.restoreInstances(from.Instances)
 	s.restoreLeases(from.Leases)
@@ -136,10 +137,6 @@ func (s *Scheduler) restoreVersions(from *Snapshot, list []VersionKnown) {
 		s.wanted += v.want
 		if v.floored {
 			s.floors = append(s.floors, v)
-		}
-		if st.Settling > 0 {
-			v.settling, v.withheld = s.now+st.Settling, st.Withheld
-			s.settles = append(s.settles, v)
 		}
 		handed := st.Learned
 		s.memory.inherited[v.id] = learned{handed: &handed, at: s.now, key: st.Key, account: st.Account, limit: st.Limit, homes: st.Homes}

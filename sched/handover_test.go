@@ -47,6 +47,7 @@ type ring struct {
 	kept    []func() error // for frozen ones
 	open    map[callKey]*wire.Acquire
 	leases  map[leaseKey]*right
+	ended   map[starling.InstanceID]bool
 	calls   uint64
 	last    starling.PartitionID
 	faults  bool
@@ -62,7 +63,7 @@ type life struct {
 	since  starling.Epoch
 	keys   starling.Range
 	frozen bool
-	cut    time.Time // when its range was cut last
+	cut    time.Time // when its lower border was drawn
 }
 
 type right struct {
@@ -74,7 +75,7 @@ type right struct {
 func newRing(n uint64) *ring {
 	rng := rand.New(rand.NewPCG(n, n))
 	w := &ring{rng: rng, cfg: DefaultConfig(), now: time.Unix(1_700_000_000, 0), hosts: map[starling.NodeID]*fakeHost{}, config: map[starling.VersionID]*starling.Version{},
-		account: 1 + rng.IntN(20), open: map[callKey]*wire.Acquire{}, leases: map[leaseKey]*right{}, last: 1, faults: n%3 != 0}
+		account: 1 + rng.IntN(20), open: map[callKey]*wire.Acquire{}, leases: map[leaseKey]*right{}, ended: map[starling.InstanceID]bool{}, last: 1, faults: n%3 != 0}
 	w.cfg.Bounds.Function, w.cfg.Bounds.Age, w.cfg.Audit = 5+rng.IntN(30), time.Second+time.Duration(rng.IntN(5))*time.Second, time.Second
 	for v := starling.VersionID(1); v <= 4; v++ {
 		w.config[v] = &starling.Version{ID: v, Function: starling.FunctionRef{Account: "acme", Name: starling.FunctionName(fmt.Sprint("f", v%3))},
@@ -97,7 +98,11 @@ func (w *ring) begin(p *life, from *Snapshot) error {
 		return err
 	}
 	if from == nil {
-		return w.step(p, Activate{Partition: p.id, Epoch: p.epoch, Range: p.keys, Hosts: slices.Sorted(maps.Keys(w.hosts))})
+		cut := p.cut
+		if p.keys.Hi != 0 && w.at(p.keys.Hi).cut.After(cut) {
+			cut = w.at(p.keys.Hi).cut
+		}
+		return w.step(p, Activate{Partition: p.id, Epoch: p.epoch, Range: p.keys, Hosts: slices.Sorted(maps.Keys(w.hosts)), Cut: cut})
 	}
 	raw, err := EncodeSnapshot(from)
 	if err == nil {
@@ -307,6 +312,7 @@ func (w *ring) exit() error {
 
 func (w *ring) lose(h *fakeHost, id starling.InstanceID) {
 	delete(h.runs, id)
+	w.ended[id] = true
 	h.room += 128
 	maps.DeleteFunc(w.leases, func(_ leaseKey, r *right) bool { return r.lease.Instance == id })
 }
@@ -368,7 +374,7 @@ func (w *ring) cut(k int, snap Snapshot) error {
 	w.last++
 	q := &life{id: w.last, epoch: p.epoch + 1, since: p.since, keys: starling.Range{Lo: at, Hi: p.keys.Hi}}
 	p.epoch, p.keys.Hi = p.epoch+1, at
-	p.cut, q.cut = w.now, w.now
+	q.cut = w.now
 	low, high := snap.Divide(at)
 	w.parts = slices.Insert(w.parts, k+1, q)
 	q.frozen = true // until it has begun
@@ -383,19 +389,12 @@ func (w *ring) merge(k int, snap Snapshot) error {
 	w.merges++
 	joined := Join(snap, q.s.Snapshot(w.now))
 	p.epoch, p.since, p.keys.Hi = max(p.epoch, q.epoch)+1, max(p.since, q.since), q.keys.Hi
-	if p.cut.Before(q.cut) {
-		p.cut = q.cut
-	}
 	w.parts = slices.Delete(w.parts, k+1, k+2)
 	return w.goOn(w.begin(p, &joined))
 }
 
-// recover is a new owner that asks the hosts; the frontends ask again. It does not know what the life before left unused for the other
-// half of a cut function (the open finding in sched/DESIGN.md), so it does not follow a cut too soon.
+// recover is a new owner that asks the hosts; the frontends ask again.
 func (w *ring) recover(p *life) error {
-	if w.now.Sub(p.cut) < w.cfg.LeaseTTL+w.cfg.LeaseGrace+strays {
-		return nil
-	}
 	p.epoch++
 	p.since = p.epoch
 	err := w.begin(p, nil)
@@ -523,8 +522,11 @@ func (w *ring) fence(p *life, h *fakeHost, m wire.Fence) {
 func (w *ring) start(h *fakeHost, m wire.Start) {
 	w.later(func() error {
 		started := Message{h.id, &wire.Started{Host: h.id, Instance: m.Instance, Start: time.Millisecond, Init: time.Millisecond}}
-		if h.runs[m.Instance] != nil {
+		switch {
+		case h.runs[m.Instance] != nil:
 			return w.spread(started)
+		case w.ended[m.Instance]: // hosts remember what has ended: a Start that comes twice does not bring it back
+			return w.spread(Message{h.id, &wire.Exited{Host: h.id, Instance: m.Instance, Reason: starling.ErrExit}})
 		}
 		failed := &wire.StartFailed{Host: h.id, Instance: m.Instance, Fault: starling.Overloaded, Reason: "Full", Message: "full"}
 		switch n := w.rng.IntN(10); {

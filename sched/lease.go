@@ -201,11 +201,15 @@ func (s *Scheduler) renew(from starling.NodeID, m *wire.Renew) {
 	s.out.send(from, r)
 }
 
-// renewable reports whether l may live on: its instance serves, and its function is within what it may have while the halves of
-// its span settle.
+// renewable reports whether l may live on: its instance serves, and its function is within its share while the halves of its span
+// settle. Of a function that is not known yet nobody can tell: its leases wait for their end.
 func (s *Scheduler) renewable(l *lease) bool {
-	v := l.instance.version
-	return l.instance.state != isLost && (len(s.settles) == 0 || v.settling <= s.now || v.of == nil || v.of.inUse() <= int(v.limit))
+	i := l.instance
+	if i.state == isLost {
+		return false
+	}
+	e := s.settleOf(i.key)
+	return e == nil || e.even <= s.now || i.version.of != nil && i.version.of.inUse() <= i.version.share
 }
 
 // demand takes a frontend's report of its versions.

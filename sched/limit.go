@@ -53,11 +53,12 @@ func (s *Scheduler) place(v *version, c *starling.Version) {
 // setLimits derives what v may use from its configuration, its account and the partition's share of its span.
 func (s *Scheduler) setLimits(v *version, c *starling.Version) {
 	share := flow.Share(v.spanLimit(), c.Key(), s.keys)
-	if v.settling > s.now {
-		share = max(share-v.withheld, 0)
-	}
 	if len(s.memory.inherited) > 0 {
 		share = max(share-s.unplaced(v), 0)
+	}
+	v.share = share
+	if e := s.settleOf(c.Key()); e != nil {
+		share = max(share-e.withheld, 0)
 	}
 	v.limit = int32(min(share, math.MaxInt32))
 	v.most = (share + int(v.slots) - 1) / int(v.slots)
@@ -84,22 +85,4 @@ func (v *version) spanLimit() int {
 		slots = n * int(v.slots)
 	}
 	return slots
-}
-
-// settle gives versions their full share when the other half of their span must be within its own.
-func (s *Scheduler) settle() {
-	kept := s.settles[:0]
-	for _, v := range s.settles {
-		if v.settling > s.now {
-			kept = append(kept, v)
-			continue
-		}
-		v.withheld = 0
-		if v.known() {
-			s.setLimits(v, v.config)
-			s.pump(v, nil, 0, 0)
-		}
-	}
-	clear(s.settles[len(kept):])
-	s.settles = kept
 }

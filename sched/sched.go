@@ -149,11 +149,12 @@ type Scheduler struct {
 	starting  instanceList    // by next look
 	fenceAt   instant         // not before this is a gate due to be fenced again
 	gates     int             // hosts that activation still waits for, or that a restored scheduler has not heard of
-	settles   []*version      // that began with an uneven part of their leases
+	settles   []settle        // spans that were cut lately: two at most, but for what was joined
 	begun     instant         // of a restored one
 	quiet     instant         // activation waits for this, too
 	census    census
 	cursor    int                              // of the audit, into order
+	strange   bool                             // some host had instances of our keys that are not in the books
 	starved   [starling.IsolationCount]int     // MiB that no host of an isolation had room for since the last news of room; 0 when none
 	missing   [starling.IsolationCount]instant // since when no host gives an isolation that calls wait for; 0 when one does
 	starvedAt instant                          // since when; it is forgotten after a while, because a host may be of use again without news
@@ -333,7 +334,7 @@ func (s *Scheduler) NextTick() time.Time {
 	}
 	if len(s.hungry) > 0 || len(s.unknown) > 0 || s.phase == Activating || s.gates > 0 || len(s.settles) > 0 || len(s.permits.asking.all) > 0 || len(s.permits.lending.all) > 0 {
 		next = min(next, s.now+100*time.Millisecond)
-	} else if len(s.instances) > 0 || len(s.permits.shelf) > 0 {
+	} else if len(s.instances) > 0 || s.strange || len(s.permits.shelf) > 0 {
 		next = min(next, s.now+s.cfg.Audit/10)
 	}
 	if next == never {

@@ -28,6 +28,14 @@ type Snapshot struct {
 	Instances  []InstanceState    // by host, in the order of their starts
 	Leases     []LeaseState       // soonest end first
 	Waiting    []WaitingState     // by version and frontend, in the order of their turns
+	Settling   []SettleState      // spans that were cut lately
+}
+
+// A SettleState is what a part of a cut span observes until the leases from before the cut have ended.
+type SettleState struct {
+	Key      starling.Key64 // the first of the span
+	Withheld int            // slots of our share that the other parts of the span may still use
+	Left     time.Duration  // so long they are withheld, and leases above our share are not renewed
 }
 
 // A HostState is what is known of one host.
@@ -73,8 +81,6 @@ type VersionState struct {
 	Want, Keep               int // instances, by the last plan
 	IdleKeep                 time.Duration
 	Again                    time.Duration // until the next plan; below 0 for none
-	Withheld                 int           // slots of our share that the other half of the span still uses
-	Settling                 time.Duration // so long they are withheld, and leases above our share are not renewed
 	Learned                  scale.State
 }
 
@@ -159,6 +165,7 @@ func (s *Scheduler) Snapshot(now time.Time) Snapshot {
 		s.snapHost(&out, h, at)
 	}
 	s.snapLeases(&out, at)
+	s.snapSettles(&out, at)
 	return out
 }
 
@@ -199,9 +206,6 @@ func (s *Scheduler) snapVersion(out *Snapshot, v *version, at instant) {
 		st.Account, st.Key, st.Limit = v.account.id, spanOf(v.config.Key()), v.spanLimit()
 	} else if l, ok := s.memory.inherited[v.id]; ok {
 		st.Account, st.Key, st.Limit = l.account, l.key, l.limit
-	}
-	if v.settling > at {
-		st.Withheld, st.Settling = int(v.withheld), v.settling-at
 	}
 	if v.slot >= 0 {
 		st.Again = max(v.wakeAt-at, 0)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"starling"
+	"starling/actors/partition/handover"
 	"starling/actors/wire"
 	"starling/cluster/partmap"
 	"starling/sched"
@@ -27,6 +28,8 @@ type keeper struct {
 	busy   map[starling.PartitionID]bool     // being changed as ordered
 	dead   map[starling.NodeID]time.Duration // those that died lately
 	first  time.Duration                     // when it heard who lives
+
+	borders handover.Borders
 }
 
 // A part is one partition in one epoch.
@@ -78,6 +81,7 @@ func (k *keeper) follow() {
 	if k.first == 0 && len(k.alive) > 0 {
 		k.first = w.now
 	}
+	k.borders.Note(w.clock(), v.topology.Map)
 	var order, began []*part
 	for _, e := range v.topology.Map.Partitions {
 		if e.Owner != k.n.id {
@@ -157,7 +161,12 @@ func (k *keeper) begin(e partmap.Partition, hosts []starling.NodeID) *part {
 		w.trace("%v owns %v epoch %d", k.n.id, e.ID, e.Epoch)
 		p.recovered = e.Epoch
 		w.checks.begun(p)
-		p.step(sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: seq, Again: again, Fronts: k.fronts(), Missing: k.missing()})
+		ev := sched.Activate{Partition: e.ID, Epoch: e.Epoch, Range: e.Range, Hosts: hosts, Seq: seq, Again: again, Cut: k.borders.Drawn(k.n.view.topology.Map, e),
+			Fronts: k.fronts(), Missing: k.missing()}
+		if w.cfg.Plant == PlantCensus {
+			ev.Fronts, ev.Missing = nil, nil
+		}
+		p.step(ev)
 		return p
 	}
 	w.trace("%v goes on with %v epoch %d since %d", k.n.id, e.ID, e.Epoch, e.Since)

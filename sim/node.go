@@ -296,7 +296,8 @@ func (n *node) barred() bool { return n.leaseUntil()-starling.NodeLeaseGuard <= 
 
 // leaseUntil is when the node lease ends.
 func (n *node) leaseUntil() time.Duration {
-	if n.w.cfg.Static || n.w.cfg.Plant == PlantNoGuard {
+	switch p := n.w.cfg.Plant; {
+	case n.w.cfg.Static, p == PlantNoGuard, p == PlantNoFence, p == PlantHonour:
 		return 100 * 365 * 24 * time.Hour
 	}
 	return n.view.until

@@ -14,7 +14,7 @@ const (
 	PlantLoseAnswer       // a frontend forgets to answer some calls
 	PlantNoGuard          // schedulers never hear that their node lease ends
 	PlantCorruptNet       // the network swaps the instances of grants, and hosts do not look
-	PlantNoFence          // hosts answer fences and do not obey them
+	PlantNoFence          // hosts answer fences and do not obey them; nobody hears that a node lease ends, or frontends would begin nothing there
 	PlantSlots            // hosts do not count the calls of an instance
 	PlantMemory           // hosts are never full
 	PlantLimit            // the catalog answers with ten times the limits
@@ -25,8 +25,9 @@ const (
 	PlantThaw             // an owner thaws although its proposal may come true
 	PlantPermits          // both halves of a partition keep all permits
 	PlantStaleState       // a target keeps the first state it was given, whatever became of it
-	PlantHonour           // hosts honour leases from before the last recovery
+	PlantHonour           // hosts honour leases from before the last recovery; node leases as with PlantNoFence
 	PlantAgain            // a scheduler that failed is made anew although its state is being handed over
+	PlantCensus           // a new owner does not ask frontends about hosts that died
 	PlantHoard            // what borrowers say when they want no permits any more is lost
 )
 

@@ -81,6 +81,7 @@ func TestEveryCheckerCanFail(t *testing.T) {
 		{"stale state", PlantStaleState, Check{Owners: true}, "with a state after which", manyOrders},
 		{"made anew while handed over", PlantAgain, Check{Owners: true}, "with a state after which", failingActors},
 		{"leases from before", PlantHonour, Check{Fences: true}, "honours a lease of epoch", stoppedFronts},
+		{"dead hosts not asked about", PlantCensus, Check{Limits: true}, "its limit is", lostHosts},
 		{"permits", PlantHoard, Check{Permits: true}, "permits are not back", nil},
 		{"rest: instances", PlantZombie, Check{Rest: true}, "the schedulers know of", nil},
 		{"rest: answers", PlantLoseAnswer, Check{Rest: true}, "calls have no answer", nil},
@@ -127,6 +128,14 @@ func manyOrders(c *Config) {
 	c.Managers, c.Fronts, c.Accounts = 3, 1, 3
 	c.Net.Slow, c.Faults.Orders = 0.3, 20
 	c.Faults.Cut, c.Faults.Healed = 1, 500*time.Millisecond
+}
+
+// lostHosts makes worlds in which hosts are cut off while owners die, and calls take long.
+func lostHosts(c *Config) {
+	c.Managers, c.Fronts, c.Hosts, c.HostMiB, c.Partitions, c.Accounts, c.Instances = 1, 1, 4, 2048, 8, 40, 1
+	c.Faults = Faults{Cut: 4, Healed: 2 * time.Second, Crash: 2, Down: 300 * time.Millisecond}
+	l := c.Load.(*chatter)
+	l.functions, l.exec = l.functions[:1], 1500*time.Millisecond
 }
 
 // stoppedFronts makes worlds in which grants often wait at a stopped frontend while the partition moves.

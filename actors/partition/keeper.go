@@ -12,6 +12,7 @@ import (
 
 	"starling"
 	"starling/actors"
+	"starling/actors/partition/handover"
 	"starling/actors/protoactor"
 	"starling/actors/wire"
 	"starling/cluster"
@@ -101,6 +102,8 @@ type Keeper struct {
 	dead  map[starling.NodeID]time.Time // those that died lately; of the map's goroutine
 	first time.Time                     // when this node heard who lives; of the map's goroutine
 	born  time.Time                     // Seqs count on from here
+
+	borders handover.Borders // of the map's goroutine
 }
 
 var _ actors.PartitionReceiver = (*Keeper)(nil)
@@ -214,6 +217,7 @@ func (k *Keeper) follow() {
 	if m == nil {
 		return
 	}
+	k.borders.Note(k.cfg.Now(), m)
 	old := *k.actors.Load()
 	now := make(map[starling.PartitionID]*actor, len(old))
 	var begun, ended []*actor
@@ -233,7 +237,7 @@ func (k *Keeper) follow() {
 		if a != nil && a.entry.Epoch != p.Epoch {
 			failed = nil
 		}
-		b, err := k.begin(p, who, failed)
+		b, err := k.begin(p, who, k.borders.Drawn(m, p), failed)
 		if err != nil {
 			k.cfg.Log.Error("partition could not begin here", "partition", p.ID.String(), "epoch", uint64(p.Epoch), "err", err)
 			continue

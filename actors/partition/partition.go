@@ -73,9 +73,9 @@ type frozen struct {
 // name is the actor's name: another epoch is another actor.
 func name(p partmap.Partition) string { return fmt.Sprintf("partition/%s/e%d", p.ID, uint64(p.Epoch)) }
 
-// begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. failed is
-// the one of the same epoch that it replaces, or nil.
-func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, error) {
+// begin spawns the actor of a map entry: with the state that was handed over for it, or to fence the living hosts. Its borders
+// were drawn at the instant cut; failed is the one of the same epoch that it replaces, or nil.
+func (k *Keeper) begin(p partmap.Partition, who census, cut time.Time, failed *actor) (*actor, error) {
 	a := &actor{keeper: k, entry: p}
 	a.out.post, a.out.placed, a.out.clock = k.cfg.Post, &k.placed, k.cfg.Now
 	now := k.cfg.Now()
@@ -103,7 +103,7 @@ func (k *Keeper) begin(p partmap.Partition, who census, failed *actor) (*actor, 
 		}
 		a.from = h
 	} else {
-		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: who.hosts, Seq: seq, Again: failed != nil, Fronts: who.fronts, Missing: who.missing}, 1)
+		ref.Tell(sched.Activate{Partition: p.ID, Epoch: p.Epoch, Range: p.Range, Hosts: who.hosts, Seq: seq, Again: failed != nil, Cut: cut, Fronts: who.fronts, Missing: who.missing}, 1)
 		k.tellRooms(a, who.hosts)
 	}
 	k.tellFloors(a)
