@@ -14,6 +14,8 @@ import (
 	"starling"
 	"starling/vmpool"
 	"starling/vmpool/gvisor"
+	"starling/vmpool/kata"
+	"starling/vmpool/kata/katatest"
 	"starling/vmpool/process"
 	"starling/vmpool/runtimes"
 )
@@ -30,6 +32,34 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 	if os.Geteuid() != 0 {
 		t.Skip("making sandboxes needs root")
 	}
+	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelError}))
+	cfg := vmpool.PoolConfig{Log: log, Sizes: sizes}
+	if isolation == starling.IsolationKata {
+		cfg.Driver, cfg.ReadyTime = kata.New(katatest.Config(t)), katatest.Patience
+	} else {
+		cfg.Driver = jailDriver(t, isolation, log)
+	}
+	d := cfg.Driver
+	r := &recorder{Driver: d}
+	cfg.Driver = r
+	p := vmpool.NewPool(cfg)
+	if err := p.Open(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, r
+}
+
+// jailDriver returns the driver of isolation process or gvisor.
+func jailDriver(t testing.TB, isolation starling.Isolation, log *slog.Logger) *process.Driver {
+	t.Helper()
 	dir := t.TempDir()
 	guest := filepath.Join(dir, "starling-guest")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", guest, "starling/cmd/starling-guest")
@@ -41,7 +71,6 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 	if err := runtimes.Write(programs); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelError}))
 	cfg := process.DefaultConfig()
 	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "process"), guest, programs, log
 	cfg.Tag = fmt.Sprintf("pool-%d-%d", os.Getpid(), time.Now().UnixNano()%1_000_000)
@@ -58,21 +87,7 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 		}
 		cfg = gvisor.Config(cfg, runsc)
 	}
-	d := process.New(cfg)
-	r := &recorder{Driver: d}
-	p := vmpool.NewPool(vmpool.PoolConfig{Driver: r, Log: log, Sizes: sizes})
-	if err := p.Open(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return p, r
+	return process.New(cfg)
 }
 
 // TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.

@@ -42,7 +42,10 @@ func (t *recordedTemplate) Clone(ctx context.Context) (vmpool.Sandbox, error) {
 
 // CloneBehind does, too.
 func (t *recordedTemplate) CloneBehind(ctx context.Context) (vmpool.Sandbox, error) {
-	return t.remember(t.Template.(vmpool.BehindCloner).CloneBehind(ctx))
+	if behind, ok := t.Template.(vmpool.BehindCloner); ok {
+		return t.remember(behind.CloneBehind(ctx))
+	}
+	return t.Clone(ctx)
 }
 
 func (t *recordedTemplate) remember(s vmpool.Sandbox, err error) (vmpool.Sandbox, error) {
@@ -92,7 +95,7 @@ func subjects(b *testing.B) (out []subject) {
 	return out
 }
 
-// isolations are those of STARLING_BENCH_ISOLATION, or all that have a driver.
+// isolations are those of STARLING_BENCH_ISOLATION, or the two whose sandboxes are not machines.
 func isolations() []starling.Isolation {
 	if word := os.Getenv("STARLING_BENCH_ISOLATION"); word != "" {
 		return []starling.Isolation{starling.Isolation(word)}
