@@ -2,6 +2,7 @@ package balance
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"starling"
@@ -96,7 +97,8 @@ func (p *Planner) Refused(now time.Time, id starling.PartitionID) {
 // draining nodes, for which the operator's word, or the node's own, is enough; and, once Look has begun to even the nodes out,
 // more moves of partitions without load, which cost next to nothing and whose weight is known.
 func (p *Planner) GoOn(now time.Time, pic Picture) []Proposal {
-	if !pic.calm() {
+	leaving := slices.ContainsFunc(pic.Nodes, func(n Node) bool { return n.Draining })
+	if !leaving && !p.idle.on || !pic.calm() {
 		return nil
 	}
 	r := p.newRound(now, pic)

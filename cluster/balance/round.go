@@ -205,9 +205,11 @@ func (r *round) hand(i int, from, to *share, format string, args ...any) {
 // awaitsCut reports whether a partition is too hot and can be cut, or is being cut.
 func (r *round) awaitsCut(i int) bool {
 	part := r.pic.Map.Partitions[i]
-	_, hot := r.tooHot(i)
+	if _, hot := r.tooHot(i); !hot || len(r.pic.Map.Partitions) >= starling.PartitionMax {
+		return false
+	}
 	_, cuttable := bestCut(part.Range, r.entries[part.ID].busiest, 0)
-	return hot && cuttable && len(r.pic.Map.Partitions) < starling.PartitionMax
+	return cuttable
 }
 
 // halve splits the heaviest partition of a node that has too much and none small enough to give away.
