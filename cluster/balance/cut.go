@@ -1,6 +1,8 @@
 package balance
 
 import (
+	"math"
+
 	"starling"
 	"starling/cluster/partmap"
 )
@@ -17,7 +19,8 @@ type point struct {
 
 // bestCut returns where a partition's load is parted best. A cut between functions is preferred, as a function in one
 // piece keeps its limit in one piece: it is taken when the larger part has at most three quarters of the load, or at most
-// enough, a node's fair share, if the smaller one has a twentieth at least. Otherwise the busiest function is cut in half.
+// enough, a node's fair share, if the smaller one has a twentieth at least. Otherwise the busiest function is cut so that each
+// part is made of equal shares, as many as nodes are needed for it: three nodes get a third each, after one cut at a third and another one.
 // Load that no function of hot accounts for is taken to be even over the keys. ok is false when there is nothing to cut.
 func bestCut(r starling.Range, hot []partmap.Hot, enough float64) (best point, ok bool) {
 	var keys []starling.Key64
@@ -46,7 +49,11 @@ func bestCut(r starling.Range, hot []partmap.Hot, enough float64) (best point, o
 			h = x
 		}
 	}
-	at, cuttable := Middle(r, partmap.Span(h.Function))
+	shares := uint64(2)
+	if enough > 0 { // a little more than n times what is enough is taken to be n times: the load is never quite even
+		shares = max(shares, uint64(math.Ceil(float64(h.Share)/1000/enough-0.2)))
+	}
+	at, cuttable := cutAt(r, partmap.Span(h.Function), shares/2, shares)
 	if !cuttable {
 		return best, ok
 	}
@@ -65,12 +72,15 @@ func Cut(r starling.Range, l partmap.Load) (at starling.Key64, ok bool) {
 }
 
 // Middle returns the key that cuts in half what of s lies in r; false when that cannot be cut.
-func Middle(r, s starling.Range) (at starling.Key64, ok bool) {
+func Middle(r, s starling.Range) (at starling.Key64, ok bool) { return cutAt(r, s, 1, 2) }
+
+// cutAt returns the key below which lie n of so many equal parts of what of s lies in r; false when it cannot be cut there.
+func cutAt(r, s starling.Range, n, of uint64) (at starling.Key64, ok bool) {
 	if uint64(r.Hi)-1 < uint64(s.Lo) || uint64(s.Hi)-1 < uint64(r.Lo) {
 		return 0, false
 	}
 	part := overlap(r, s)
-	at = part.Lo + starling.Key64(size(part)/2+1)
+	at = part.Lo + starling.Key64((size(part)+1)/of*n+(size(part)+1)%of*n/of)
 	return at, size(part) > 0 && at > r.Lo && r.Contains(at)
 }
 

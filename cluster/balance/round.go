@@ -1,9 +1,7 @@
 package balance
 
 import (
-	"cmp"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -14,54 +12,29 @@ import (
 // refusedPause is the time after which a refused order is tried again when a node is to be emptied.
 const refusedPause = time.Second
 
-// A round is one look at work: the loads as they will be when everything in flight and planned so far is done.
+// A round is one look at work: the loads as they will be when everything in flight and planned so far is done. Load is
+// evened by weight; partitions without load by number, apart from it, so that load that comes and goes does not move them.
 type round struct {
+	*shares         // by weight
+	idles   *shares // by number, of those without load
 	cfg     Config
 	now     time.Time
 	pic     Picture
 	entries map[starling.PartitionID]entry
-	nodes   []*share // that may own partitions, by id
-	leaving []*share // draining ones, by id
-	zones   map[starling.Zone]*zoneShare
-	mean    float64
 	taken   map[int]bool // indexes of partitions with a change in flight or planned
 	room    int          // changes that may still be planned
 	out     []Proposal
 }
 
-// A share is one node with what it has.
-type share struct {
-	Node
-	weight float64
-	parts  []int // indexes into the map
-}
-
-type zoneShare struct {
-	weight float64
-	nodes  int
-}
-
 func (p *Planner) newRound(now time.Time, pic Picture) *round {
-	r := &round{cfg: p.cfg, now: now, pic: pic, entries: p.entries, zones: map[starling.Zone]*zoneShare{}, taken: map[int]bool{},
-		room: p.cfg.InFlight - len(pic.Busy)}
-	byID := map[starling.NodeID]*share{}
-	for _, n := range pic.Nodes {
-		s := &share{Node: n}
-		byID[n.ID] = s
-		if n.Draining {
-			r.leaving = append(r.leaving, s)
-			continue
+	r := &round{cfg: p.cfg, now: now, pic: pic, entries: p.entries, taken: map[int]bool{}, room: p.cfg.InFlight - len(pic.Busy)}
+	r.shares = newShares(p.cfg, pic.Nodes, r.weight)
+	r.idles = newShares(p.cfg, pic.Nodes, func(i int) float64 {
+		if r.idle(i) {
+			return 1
 		}
-		r.nodes = append(r.nodes, s)
-		if r.zones[n.Zone] == nil {
-			r.zones[n.Zone] = &zoneShare{}
-		}
-		r.zones[n.Zone].nodes++
-	}
-	byName := func(a, b *share) int { return cmp.Compare(a.ID, b.ID) }
-	slices.SortFunc(r.nodes, byName)
-	slices.SortFunc(r.leaving, byName)
-	total := 0.0
+		return 0
+	})
 	for i, part := range pic.Map.Partitions {
 		owner := part.Owner
 		if to, busy := pic.Busy[part.ID]; busy {
@@ -70,12 +43,9 @@ func (p *Planner) newRound(now time.Time, pic Picture) *round {
 				owner = to
 			}
 		}
-		total += r.weight(i)
-		if s := byID[owner]; s != nil {
-			r.give(s, i)
-		}
+		r.add(owner, i)
+		r.idles.add(owner, i)
 	}
-	r.mean = total / float64(max(len(r.nodes), 1))
 	return r
 }
 
@@ -86,80 +56,21 @@ func (r *round) weight(i int) float64 {
 	return r.cfg.Base
 }
 
-func (r *round) give(s *share, i int) {
-	s.weight += r.weight(i)
-	s.parts = append(s.parts, i)
-	if z := r.zones[s.Zone]; z != nil && !s.Draining {
-		z.weight += r.weight(i)
-	}
+// free reports whether a partition may be moved or merged now.
+func (r *round) free(i int) bool { return r.rested(i, r.cfg.Pause) }
+
+// ripe reports whether a partition may be split now: it need not stay for longer than it takes to weigh it.
+func (r *round) ripe(i int) bool { return r.rested(i, r.cfg.Settle) }
+
+// rested reports whether a partition has stayed as it is for as long as it must, but at most for the time given.
+func (r *round) rested(i int, most time.Duration) bool {
+	part := r.pic.Map.Partitions[i]
+	e := r.entries[part.ID]
+	return !r.taken[i] && e.epoch == part.Epoch && r.now.Sub(e.refused) >= r.cfg.Pause &&
+		(e.touched.IsZero() || r.now.Sub(e.touched) >= min(e.rest, most))
 }
 
-func (r *round) take(s *share, i int) {
-	s.weight -= r.weight(i)
-	s.parts = slices.DeleteFunc(s.parts, func(j int) bool { return j == i })
-	if z := r.zones[s.Zone]; z != nil && !s.Draining {
-		z.weight -= r.weight(i)
-	}
-}
-
-// least returns the node that should get the next partition: the least loaded; of those about equal the one in the zone
-// with the least for each of its nodes; then the lowest id. nil when there is none.
-func (r *round) least() *share {
-	if len(r.nodes) == 0 {
-		return nil
-	}
-	step := max(r.mean/20, 1)
-	return slices.MinFunc(r.nodes, func(a, b *share) int {
-		za, zb := r.zones[a.Zone], r.zones[b.Zone]
-		return cmp.Or(cmp.Compare(math.Floor(a.weight/step), math.Floor(b.weight/step)),
-			cmp.Compare(za.weight/float64(za.nodes), zb.weight/float64(zb.nodes)), cmp.Compare(a.weight, b.weight), cmp.Compare(a.ID, b.ID))
-	})
-}
-
-// most returns the node that should give one away; nil when there is none.
-func (r *round) most() *share {
-	if len(r.nodes) == 0 {
-		return nil
-	}
-	return slices.MinFunc(r.nodes, func(a, b *share) int {
-		return cmp.Or(cmp.Compare(b.weight, a.weight), cmp.Compare(a.ID, b.ID))
-	})
-}
-
-func (r *round) imbalance() float64 {
-	if s := r.most(); s != nil && r.mean > 0 {
-		return s.weight / r.mean
-	}
-	return 0
-}
-
-// skewed reports whether some node has so much, or so little, that it is worth a change.
-func (r *round) skewed() bool {
-	if len(r.nodes) < 2 {
-		return false
-	}
-	low := slices.MinFunc(r.nodes, func(a, b *share) int { return cmp.Compare(a.weight, b.weight) })
-	return r.imbalance() > r.cfg.Trigger || low.weight < (2-r.cfg.Trigger)*r.mean
-}
-
-func (r *round) rests() bool {
-	if len(r.nodes) < 2 {
-		return true
-	}
-	low := slices.MinFunc(r.nodes, func(a, b *share) int { return cmp.Compare(a.weight, b.weight) })
-	return r.imbalance() <= r.cfg.Rest && low.weight >= (2-r.cfg.Rest)*r.mean
-}
-
-// free reports whether a partition may be changed now. The halves of a split need not rest for longer than it takes to
-// weigh them: while neither may move, partitions without load would be sent away in their stead, and back later.
-func (r *round) free(i int) bool {
-	e := r.entries[r.pic.Map.Partitions[i].ID]
-	pause := r.cfg.Pause
-	if e.cut {
-		pause = r.cfg.Settle
-	}
-	return !r.taken[i] && (e.touched.IsZero() || r.now.Sub(e.touched) >= pause)
-}
+func (r *round) idle(i int) bool { return r.cfg.idle(r.weight(i)) }
 
 // propose plans one change of the partition at i; false when no more may be planned.
 func (r *round) propose(i int, c partmap.Change, format string, args ...any) bool {
@@ -175,13 +86,16 @@ func (r *round) propose(i int, c partmap.Change, format string, args ...any) boo
 }
 
 // plan goes through the rules, the most urgent first.
-func (r *round) plan(evening bool) {
+func (r *round) plan(p *Planner) {
 	r.drain()
 	r.split()
-	if evening {
+	r.merge() // before evening, which would part again what was moved to be merged
+	if p.load.on {
 		r.even()
 	}
-	r.merge()
+	if p.idle.on {
+		r.evenIdle()
+	}
 }
 
 // drain moves everything off the draining nodes.
@@ -189,15 +103,16 @@ func (r *round) drain() {
 	for _, from := range r.leaving {
 		for _, i := range slices.Clone(from.parts) {
 			to := r.least()
+			if r.idle(i) {
+				to = r.idles.least()
+			}
 			if to == nil || r.room <= 0 {
 				return
 			}
 			if e := r.entries[r.pic.Map.Partitions[i].ID]; r.taken[i] || r.now.Sub(e.refused) < refusedPause {
 				continue
 			}
-			r.propose(i, partmap.Change{Kind: partmap.Move, To: to.ID}, "%s is to be empty; %s has the least load", from.ID, to.ID)
-			r.take(from, i)
-			r.give(to, i)
+			r.hand(i, from, to, "%s is to be empty; %s has the least load", from.ID, to.ID)
 		}
 	}
 }
@@ -209,7 +124,7 @@ func (r *round) split() {
 	}
 	for i, part := range r.pic.Map.Partitions {
 		why, hot := r.tooHot(i)
-		if !hot || !r.free(i) || r.entries[part.ID].hot < r.cfg.Looks {
+		if !hot || !r.ripe(i) || r.entries[part.ID].hot < r.cfg.Looks {
 			continue
 		}
 		r.cut(i, why)
@@ -221,10 +136,14 @@ func (r *round) tooHot(i int) (why string, hot bool) {
 	part := r.pic.Map.Partitions[i]
 	load := r.pic.Loads[part.ID]
 	w := r.weight(i) - r.cfg.Base
+	least, share := r.cfg.SplitMin, r.mean
+	if part.Range.Lo%span != 0 || part.Range.Hi%span != 0 { // a part of a function, cut to be about a node's share
+		least, share = least/2, share*r.cfg.Trigger
+	}
 	switch {
-	case w < r.cfg.SplitMin:
+	case w < least:
 		return "", false
-	case len(r.nodes) > 1 && w > r.mean:
+	case len(r.nodes) > 1 && w > share:
 		return fmt.Sprintf("%s alone weighs %.0f/s, more than a node's share of %.0f/s", part.ID, w, r.mean), true
 	case load.CPU >= r.cfg.HotCPU:
 		return fmt.Sprintf("the steps of %s take %d %% of a core", part.ID, load.CPU/10), true
@@ -235,7 +154,7 @@ func (r *round) tooHot(i int) (why string, hot bool) {
 // cut plans the split of a partition where it parts the load best.
 func (r *round) cut(i int, why string) bool {
 	part := r.pic.Map.Partitions[i]
-	c, ok := bestCut(part.Range, r.pic.Loads[part.ID].Hot, r.mean/max(r.weight(i), 1))
+	c, ok := bestCut(part.Range, r.entries[part.ID].busiest, r.mean/max(r.weight(i), 1))
 	if !ok {
 		return false
 	}
@@ -245,42 +164,52 @@ func (r *round) cut(i int, why string) bool {
 	return r.propose(i, partmap.Change{Kind: partmap.Split, At: c.at}, "%s; cut so that the larger half has %.0f %%", why, 100*c.larger)
 }
 
-// even moves partitions from the most loaded node to the least until nothing is gained.
+// even moves partitions with load from the most loaded node to the least until nothing is gained.
 func (r *round) even() {
 	for r.room > 0 && !r.rests() {
 		from, to := r.most(), r.least()
-		i, ok := r.pick(from, to)
+		if slices.ContainsFunc(from.parts, r.awaitsCut) {
+			return // what is sent away in its stead would come back once it is cut
+		}
+		i, ok := r.pick(from, to, func(i int) bool { return r.free(i) && !r.idle(i) })
 		if !ok {
 			r.halve(from)
 			return
 		}
-		r.propose(i, partmap.Change{Kind: partmap.Move, To: to.ID}, "%s has %.2f × the mean load and %s %.2f ×; %s weighs %.0f/s, which brings it nearest to the mean",
+		r.hand(i, from, to, "%s has %.2f × the mean load and %s %.2f ×; %s weighs %.0f/s, which brings it nearest to the mean",
 			from.ID, from.weight/r.mean, to.ID, to.weight/r.mean, r.pic.Map.Partitions[i].ID, r.weight(i))
-		r.take(from, i)
-		r.give(to, i)
 	}
 }
 
-// pick returns the heaviest partition of from that does not bring it below the mean; if there is none, the lightest one
-// that still makes the more loaded of the two nodes lighter by a twentieth of the mean.
-func (r *round) pick(from, to *share) (best int, ok bool) {
-	const slack = 1e-9
-	for _, i := range from.parts {
-		w := r.weight(i)
-		if r.free(i) && w <= (from.weight-r.mean)*(1+slack) && to.weight+w < from.weight && (!ok || w > r.weight(best)) {
-			best, ok = i, true
+// evenIdle moves partitions without load from the node with the most of them to the one with the fewest.
+func (r *round) evenIdle() {
+	for r.room > 0 && !r.idles.rests() {
+		from, to := r.idles.most(), r.idles.least()
+		i, ok := r.idles.pick(from, to, func(i int) bool { return r.free(i) && r.idle(i) })
+		if !ok {
+			return
 		}
+		r.hand(i, from, to, "%s has %.0f partitions without load and %s %.0f; %s is one of them", from.ID, from.weight, to.ID, to.weight, r.pic.Map.Partitions[i].ID)
 	}
-	if ok {
-		return best, true
+}
+
+// hand plans a move from one node to another.
+func (r *round) hand(i int, from, to *share, format string, args ...any) {
+	r.propose(i, partmap.Change{Kind: partmap.Move, To: to.ID}, format, args...)
+	for _, s := range []*shares{r.shares, r.idles} {
+		s.drop(from.ID, i)
+		s.add(to.ID, i)
 	}
-	for _, i := range from.parts {
-		w := r.weight(i)
-		if r.free(i) && max(from.weight-w, to.weight+w) < from.weight-r.mean/20 && (!ok || w < r.weight(best)) {
-			best, ok = i, true
-		}
+}
+
+// awaitsCut reports whether a partition is too hot and can be cut, or is being cut.
+func (r *round) awaitsCut(i int) bool {
+	part := r.pic.Map.Partitions[i]
+	if _, hot := r.tooHot(i); !hot || len(r.pic.Map.Partitions) >= starling.PartitionMax {
+		return false
 	}
-	return best, ok
+	_, cuttable := bestCut(part.Range, r.entries[part.ID].busiest, 0)
+	return cuttable
 }
 
 // halve splits the heaviest partition of a node that has too much and none small enough to give away.
@@ -290,7 +219,7 @@ func (r *round) halve(from *share) {
 	}
 	heaviest := -1
 	for _, i := range from.parts {
-		if !r.free(i) {
+		if !r.ripe(i) {
 			return // what was changed a moment ago may be small enough once it may move
 		}
 		if heaviest < 0 || r.weight(i) > r.weight(heaviest) {

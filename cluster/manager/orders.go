@@ -34,7 +34,7 @@ func (g *reign) command(pic balance.Picture, now time.Time) {
 		proposals = g.planner.Look(now, pic)
 		g.manager.metrics.imbalance.Set(g.planner.Imbalance())
 	} else {
-		proposals = g.planner.Drain(now, pic)
+		proposals = g.planner.GoOn(now, pic)
 	}
 	for _, p := range proposals {
 		if _, err := g.order(p, now); err == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -108,8 +109,8 @@ func atOnce(spans []span) (most int) {
 }
 
 // TestE2EHotFunction calls one function so often that it is more than one node's share of the cluster's decisions. The
-// leader must cut its span by itself and give parts to other nodes while calls go on: none fails, and never do more run at
-// once than the function's limit, counted by the function.
+// leader must cut its span by itself and give parts to all other nodes while calls go on, where they stay: none fails, and
+// never do more run at once than the function's limit, counted by the function.
 func TestE2EHotFunction(t *testing.T) {
 	if !*e2e {
 		t.Skip("takes up to a minute: run with -args -e2e")
@@ -122,21 +123,39 @@ func TestE2EHotFunction(t *testing.T) {
 	c.settled(t)
 	load, began := startHotLoad(c, f.Name), time.Now()
 	var owners []starling.NodeID
-	for len(owners) < 2 {
+	for len(owners) < len(c.nodes) {
 		if time.Since(began) > 60*time.Second {
 			plan, err := c.nodes[0].admin.Plan(t.Context())
-			t.Errorf("after %v of load the function is still decided on one node; plan %+v, %v", time.Since(began), plan, err)
+			t.Errorf("after %v of load the function is still decided on %v alone; plan %+v, %v", time.Since(began), owners, plan, err)
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
 		owners = c.owners(t, f)
 	}
 	spread := time.Since(began)
+	time.Sleep(5 * time.Second) // for what is left to even out
+	rest := c.parts(t, f)
+	before, from := c.acquires(t), time.Now()
 	time.Sleep(20 * time.Second) // whoever thrashes shows it here
+	decided, window := c.acquires(t), time.Since(from).Seconds()
+	total := 0.0
+	for i := range decided {
+		decided[i] -= before[i]
+		total += decided[i]
+	}
+	for i, n := range decided {
+		t.Logf("%s decided %.0f acquires a second", c.nodes[i].name, n/window)
+		if n < total/5 {
+			t.Errorf("%s decided %.0f of %.0f acquires", c.nodes[i].name, n, total)
+		}
+	}
 	parts, owners := c.parts(t, f), c.owners(t, f)
+	if len(owners) < len(c.nodes) || !slices.EqualFunc(parts, rest, func(a, b protocol.Partition) bool { return a.ID == b.ID && a.Epoch == b.Epoch }) {
+		t.Errorf("the function's partitions did not stay on all nodes: %+v, 20 s later %+v", rest, parts)
+	}
 	took := time.Since(began)
 	spans, errs := load.stop()
-	t.Logf("on two nodes after %v; at the end %d partitions on %v; %d calls, %.0f/s, at most %d at once of %d, failed %v", spread.Round(10*time.Millisecond),
+	t.Logf("on all nodes after %v; at the end %d partitions on %v; %d calls, %.0f/s, at most %d at once of %d, failed %v", spread.Round(10*time.Millisecond),
 		len(parts), owners, len(spans), float64(len(spans))/took.Seconds(), atOnce(spans), hotInstances*hotSlots, errs)
 	c.tell(t)
 	if len(errs) > 0 {
@@ -157,6 +176,26 @@ func (c *testCluster) deployHot(t *testing.T, name starling.FunctionName) {
 	if _, err := c.nodes[0].http.CreateFunction(t.Context(), protocol.FunctionSpec{Name: name, Config: &config, Code: code.Hash}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// acquires returns how many acquires each node has decided since it began.
+func (c *testCluster) acquires(t *testing.T) (of []float64) {
+	t.Helper()
+	for _, n := range c.nodes {
+		sum := 0.0
+		for _, line := range strings.Split(n.exposition(t), "\n") {
+			if rest, ok := strings.CutPrefix(line, "starling_partition_acquires_total{"); ok {
+				_, value, _ := strings.Cut(rest, " ")
+				v, err := strconv.ParseFloat(value, 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum += v
+			}
+		}
+		of = append(of, sum)
+	}
+	return of
 }
 
 // parts returns the partitions that hold keys of the function.
