@@ -40,15 +40,28 @@ func (c *testCluster) counts(t *testing.T, victim *testNode, round int) {
 	var err error
 	for deadline := time.Now().Add(40 * time.Second); time.Now().Before(deadline); time.Sleep(500 * time.Millisecond) {
 		c.nodes[1].signal(t, syscall.SIGSTOP)
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		_, err = victim.admin.CreateAccount(ctx, protocol.AccountSpec{ID: starling.AccountID(fmt.Sprintf("counts%d-%d", round, time.Now().UnixMilli()))})
-		cancel()
+		err = c.writes(t, victim, fmt.Sprintf("counts%d", round), 3*time.Second)
 		c.nodes[1].signal(t, syscall.SIGCONT)
 		if err == nil {
 			return
 		}
 	}
 	t.Fatalf("no write without %s: %v", c.nodes[1].name, err)
+}
+
+// writes makes accounts at a node until one is acknowledged. The first may be on its way to a leader that stands still: it is made
+// once, and its maker hears that nobody knows.
+func (c *testCluster) writes(t *testing.T, at *testNode, prefix string, limit time.Duration) (err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for {
+		id := starling.AccountID(fmt.Sprintf("%s-%d", prefix, time.Now().UnixMilli()))
+		if _, err = at.admin.CreateAccount(ctx, protocol.AccountSpec{ID: id}); err == nil || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // voters waits until the node that leads counts so many voting replicas.
@@ -97,7 +110,7 @@ func TestE2ELostDisk(t *testing.T) {
 		t.Logf("%s lost its disk and votes again as a new replica %v after its start", victim.name, time.Since(began).Round(time.Millisecond))
 	}
 	c.nodes[1].kill(t) // only the two that came back are left
-	if _, err := c.nodes[0].admin.CreateAccount(t.Context(), protocol.AccountSpec{ID: "after"}); err != nil {
+	if err := c.writes(t, c.nodes[0], "after", 20*time.Second); err != nil {
 		t.Errorf("the two that came back do not make a majority: %v", err)
 	}
 	acked, missing := writes.stop(t)
