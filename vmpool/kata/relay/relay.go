@@ -126,7 +126,8 @@ func (r *Relay) Open(f *os.File) error {
 }
 
 // Run carries until the connection ends, and then until what came is written; it returns when every goroutine ended and every
-// descriptor is closed. Who does not read what came holds it up: Abort.
+// descriptor is closed. Who does not read what came holds it up: Abort. What came of a peer that broke the protocol and is not
+// written yet is dropped.
 func (r *Relay) Run() error {
 	r.wg.Go(r.pay)
 	err := r.read()
@@ -137,7 +138,11 @@ func (r *Relay) Run() error {
 	close(r.owe)
 	r.mu.Unlock()
 	for _, s := range all {
-		s.hangUp()
+		if errors.Is(err, errProtocol) {
+			s.shut()
+		} else {
+			s.hangUp()
+		}
 	}
 	r.wg.Wait()
 	for _, s := range all {

@@ -180,17 +180,19 @@ func TestHostileGuestLosesItsConnection(t *testing.T) {
 		return append(append(b, typ, 0), body...)
 	}
 	for name, bytes := range map[string][]byte{
-		"long frame":    frame(1<<31, Stdout, typeData),
-		"strange type":  frame(0, Stdout, 99),
-		"no right":      frame(0, Opened, typeOpen),
-		"short credit":  frame(1, Stdout, typeCredit, 1),
-		"false credit":  frame(4, Stdout, typeCredit, 1, 0, 0, 0),
-		"over a window": bytesOf(frame(bodyMax, Stdout, typeData, make([]byte, bodyMax)...), 4),
+		"long frame":   frame(1<<31, Stdout, typeData),
+		"strange type": frame(0, Stdout, 99),
+		"no right":     frame(0, Opened, typeOpen),
+		"short credit": frame(1, Stdout, typeCredit, 1),
+		"false credit": frame(4, Stdout, typeCredit, 1, 0, 0, 0),
+		// What the pipe takes at once, 64 KiB, gives the peer as much credit again.
+		"over a window": bytesOf(frame(bodyMax, Stdout, typeData, make([]byte, bodyMax)...), 2*window/bodyMax+2),
 	} {
 		t.Run(name, func(t *testing.T) {
 			a, b := sockets(t)
 			n := New(a, Config{})
-			_, into := pipes(t)
+			reads, into := pipes(t)
+			defer reads.Close() // nobody reads from it, and yet it is open
 			must(t, n.Join(Stdout, nil, into))
 			done := make(chan error)
 			go func() { done <- n.Run() }()
