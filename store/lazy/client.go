@@ -63,7 +63,7 @@ func New(cfg Config) *Helper {
 // A life is one process.
 type life struct {
 	helper *Helper
-	line   *line
+	line   line
 	cmd    *exec.Cmd
 	gone   chan struct{} // closed when the process has ended
 	missed atomic.Int64  // questions since the process last said anything
@@ -158,7 +158,7 @@ func (h *Helper) alive() (*life, error) {
 	cmd.ExtraFiles, cmd.Stderr, cmd.Dir = []*os.File{theirs}, os.Stderr, "/"
 	cmd.Env = append(os.Environ(), "GOGC=50")
 	if err := cmd.Start(); err != nil {
-		ours.conn.Close()
+		ours.Close()
 		return nil, fmt.Errorf("start helper: %w", err)
 	}
 	l := &life{helper: h, line: ours, cmd: cmd, gone: make(chan struct{}), images: map[uint64]*Image{}}
@@ -184,7 +184,7 @@ func (h *Helper) Close() {
 	h.mu.Lock()
 	h.closed = true
 	if h.current != nil {
-		h.current.line.conn.Close() // the end of the line ends it
+		h.current.line.Close() // the end of the line ends it
 	}
 	h.mu.Unlock()
 	h.group.Wait()
@@ -217,7 +217,7 @@ func (l *life) read() {
 			l.helper.group.Go(func() { l.fetch(i, m.Block) })
 		}
 	}
-	l.line.conn.Close()
+	l.line.Close()
 	late := time.AfterFunc(endTime, func() { l.cmd.Process.Kill() }) // no effect on one that has been collected
 	err := l.cmd.Wait()
 	late.Stop()

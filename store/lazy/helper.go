@@ -53,7 +53,7 @@ func Main() error {
 
 // helper is the whole process. Its goroutines are go-fuse's, one for each mount under way, and Main's.
 type helper struct {
-	line *line
+	line line
 	fuse *os.File // the file system of all images' files
 	root *fs.Inode
 

@@ -2,15 +2,11 @@ package lazy
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"starling"
+	"starling/internal/packet"
 )
 
 const messageMax = 8 << 10
@@ -46,84 +42,52 @@ type spec struct {
 	Data    int64
 }
 
-// A line carries messages and descriptors. Send is safe for concurrent use, receive is for one goroutine.
-type line struct{ conn *net.UnixConn }
+// A line carries messages and files. send is safe for concurrent use, receive is for one goroutine.
+type line struct{ *packet.Conn }
 
-func newLine(f *os.File) (*line, error) {
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, fmt.Errorf("open line: %w", err)
-	}
-	conn, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, errors.New("open line: it is no unix socket")
-	}
-	return &line{conn}, nil
+func newLine(f *os.File) (line, error) {
+	c, err := packet.New(f, messageMax)
+	return line{c}, err
 }
 
 // pair returns one end for this process and one for a child.
-func pair() (*line, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make line: %w", err)
-	}
-	theirs := os.NewFile(uintptr(fds[1]), "line")
-	ours, err := newLine(os.NewFile(uintptr(fds[0]), "line"))
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return ours, theirs, nil
+func pair() (line, *os.File, error) {
+	c, theirs, err := packet.Pair(messageMax)
+	return line{c}, theirs, err
 }
 
-// send sends m and a duplicate of the descriptor, if there is one.
-func (l *line) send(m *message, file *os.File) error {
+// send sends m and a duplicate of the file, if there is one.
+func (l line) send(m *message, file *os.File) error {
 	b, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("send message: %w", err)
 	}
-	var rights []byte
+	var fds []int
 	if file != nil {
-		rights = unix.UnixRights(int(file.Fd()))
+		fds = []int{int(file.Fd())}
 	}
-	if _, _, err = l.conn.WriteMsgUnix(b, rights, nil); err != nil {
+	if err := l.Send(b, fds...); err != nil {
 		return fmt.Errorf("send message: %w", err)
 	}
 	return nil
 }
 
 // receive waits for one message; the caller closes the file, which is nil when none came. The end of the line is io.EOF.
-func (l *line) receive() (*message, *os.File, error) {
-	buf, rights := make([]byte, messageMax), make([]byte, unix.CmsgSpace(4))
-	n, on, flags, _, err := l.conn.ReadMsgUnix(buf, rights)
-	if err != nil || n == 0 {
-		return nil, nil, io.EOF // a packet socket has no empty packets of ours
+func (l line) receive() (*message, *os.File, error) {
+	b, fds, err := l.Receive()
+	if err != nil {
+		return nil, nil, err
 	}
-	file := fileOf(rights[:on])
 	m := &message{}
-	if err = json.Unmarshal(buf[:n], m); err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		err = errors.New("it is cut")
+	if err = json.Unmarshal(b, m); err == nil && len(fds) > 1 {
+		err = fmt.Errorf("%d files came with it", len(fds))
 	}
 	if err != nil {
-		if file != nil {
-			file.Close()
-		}
+		packet.CloseAll(fds)
 		return nil, nil, fmt.Errorf("receive message: %w", err)
 	}
-	return m, file, nil
-}
-
-func fileOf(rights []byte) *os.File {
-	messages, err := unix.ParseSocketControlMessage(rights)
-	if err != nil || len(messages) == 0 {
-		return nil
+	if len(fds) == 0 {
+		return m, nil, nil
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) == 0 {
-		return nil
-	}
-	unix.CloseOnExec(fds[0])
-	return os.NewFile(uintptr(fds[0]), "passed")
+	return m, os.NewFile(uintptr(fds[0]), "passed"), nil
 }

@@ -1,18 +1,15 @@
-// Package link carries messages and descriptors between a node and its starling-vmd over a unix SEQPACKET socket: one packet
-// is one message. The node asks, and each question has one answer of the same number; starling-vmd tells of ended VMs unasked.
+// Package link carries messages and descriptors between a node and its starling-vmd, each in one packet (internal/packet). The node asks, and each question has one answer of the same number; starling-vmd tells of ended VMs unasked.
 package link
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/packet"
 )
 
 // MessageMax bounds one message in bytes.
@@ -86,39 +83,24 @@ type Use struct {
 }
 
 // A Conn is one end. Send is safe for concurrent use, Receive is not.
-type Conn struct {
-	mu   sync.Mutex // one packet at a time
-	conn *net.UnixConn
-	buf  []byte
-}
+type Conn struct{ packets *packet.Conn }
 
 // Pair returns one end as a Conn and the other as a file for a child process.
 func Pair() (*Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	p, theirs, err := packet.Pair(MessageMax)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	c, err := New(os.NewFile(uintptr(fds[0]), "link"))
-	if err != nil {
-		unix.Close(fds[1])
 		return nil, nil, err
 	}
-	return c, os.NewFile(uintptr(fds[1]), "link"), nil
+	return &Conn{p}, theirs, nil
 }
 
 // New returns the Conn over f, which it owns from now on.
 func New(f *os.File) (*Conn, error) {
-	c, err := net.FileConn(f)
-	f.Close()
+	p, err := packet.New(f, MessageMax)
 	if err != nil {
-		return nil, fmt.Errorf("open link: %w", err)
+		return nil, err
 	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, errors.New("open link: not a unix socket")
-	}
-	return &Conn{conn: u, buf: make([]byte, MessageMax)}, nil
+	return &Conn{p}, nil
 }
 
 // Send sends one message and a duplicate of a descriptor; -1 for none.
@@ -130,48 +112,31 @@ func (c *Conn) Send(m *Message, fd int) error {
 	if len(b) > MessageMax {
 		return fmt.Errorf("message of %d bytes: at most %d", len(b), MessageMax)
 	}
-	var oob []byte
-	if fd >= 0 {
-		oob = unix.UnixRights(fd)
+	if fd < 0 {
+		return c.packets.Send(b)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, _, err = c.conn.WriteMsgUnix(b, oob, nil)
-	return err
+	return c.packets.Send(b, fd)
 }
 
-// Receive waits for one message. The descriptor belongs to the caller; it is -1 when none came.
+// Receive waits for one message. The descriptor belongs to the caller; it is -1 when none came. The end of the link is io.EOF.
 func (c *Conn) Receive() (*Message, int, error) {
-	oob := make([]byte, unix.CmsgSpace(4))
-	n, oobn, flags, _, err := c.conn.ReadMsgUnix(c.buf, oob)
+	b, fds, err := c.packets.Receive()
 	if err != nil {
 		return nil, -1, err
 	}
-	if n == 0 {
-		return nil, -1, io.EOF
-	}
-	fd := -1
-	if oobn > 0 {
-		if msgs, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(msgs) == 1 {
-			if fds, err := unix.ParseUnixRights(&msgs[0]); err == nil && len(fds) == 1 {
-				fd = fds[0]
-				unix.CloseOnExec(fd)
-			}
-		}
-	}
-	m := &Message{}
-	err = json.Unmarshal(c.buf[:n], m)
-	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		err = errors.New("cut off")
+	m := new(Message)
+	if err = json.Unmarshal(b, m); err == nil && len(fds) > 1 {
+		err = fmt.Errorf("%d descriptors came with it", len(fds))
 	}
 	if err != nil {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+		packet.CloseAll(fds)
 		return nil, -1, fmt.Errorf("decode message: %w", err)
 	}
-	return m, fd, nil
+	if len(fds) == 0 {
+		return m, -1, nil
+	}
+	return m, fds[0], nil
 }
 
-// Close ends the link; the other end reads its end.
-func (c *Conn) Close() error { return c.conn.Close() }
+// Close ends the link; the other end receives its end.
+func (c *Conn) Close() error { return c.packets.Close() }

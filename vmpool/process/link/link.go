@@ -1,25 +1,20 @@
-// Package link carries messages and descriptors between the node, its warden and the first process of a sandbox,
-// over a unix SEQPACKET socket pair: one packet is one message, so there is nothing to frame.
+// Package link carries messages and descriptors between the node, its warden and the first process of a sandbox, each in one
+// packet (internal/packet).
 package link
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/packet"
 )
 
 // MessageMax bounds one message in bytes.
 const MessageMax = 64 << 10
-
-// fdsMax bounds the descriptors of one message.
-const fdsMax = 4
 
 // An Op says what a message wants. Numbers are only ever added.
 type Op uint8
@@ -88,127 +83,68 @@ type Jail struct {
 }
 
 // A Conn is one end. Send is safe for concurrent use, Receive is not.
-type Conn struct {
-	mu   sync.Mutex // one packet at a time
-	conn *net.UnixConn
-	buf  []byte
-}
+type Conn struct{ packets *packet.Conn }
 
 // Pair returns one end as a Conn and the other as a file for a child process.
 func Pair() (*Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	p, theirs, err := packet.Pair(MessageMax)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make socket pair: %w", err)
-	}
-	c, err := New(os.NewFile(uintptr(fds[0]), "link"))
-	if err != nil {
-		unix.Close(fds[1])
 		return nil, nil, err
 	}
-	return c, os.NewFile(uintptr(fds[1]), "link"), nil
+	return &Conn{p}, theirs, nil
 }
 
 // New returns the Conn over f, which it owns from now on.
 func New(f *os.File) (*Conn, error) {
-	c, err := net.FileConn(f)
-	f.Close()
+	p, err := packet.New(f, MessageMax)
 	if err != nil {
-		return nil, fmt.Errorf("open link: %w", err)
+		return nil, err
 	}
-	u, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, errors.New("open link: not a unix socket")
-	}
-	return &Conn{conn: u, buf: make([]byte, MessageMax)}, nil
+	return &Conn{p}, nil
 }
 
-// Send sends one message and duplicates of the descriptors.
+// Send sends one message and duplicates of the descriptors, of which there are four at most.
 func (c *Conn) Send(m *Message, fds ...int) error {
-	b, oob, err := encode(m, fds)
+	b, err := encode(m)
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	_, _, err = c.conn.WriteMsgUnix(b, oob, nil)
-	return err
-}
-
-func encode(m *Message, fds []int) (packet, oob []byte, err error) {
-	if m.Op == Attach {
-		packet = appendAttach(nil, m)
-	} else if packet, err = json.Marshal(m); err != nil {
-		return nil, nil, fmt.Errorf("encode message: %w", err)
-	}
-	if len(packet) > MessageMax {
-		return nil, nil, fmt.Errorf("message of %d bytes: at most %d", len(packet), MessageMax)
-	}
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
-	}
-	return packet, oob, nil
+	return c.packets.Send(b, fds...)
 }
 
 // Receive waits for one message. The descriptors are close-on-exec and belong to the caller. The end of the
 // connection is io.EOF.
-func (c *Conn) Receive() (*Message, []int, error) {
-	oob := make([]byte, unix.CmsgSpace(4*fdsMax))
-	n, on, flags, _, err := c.conn.ReadMsgUnix(c.buf, oob)
-	if err != nil {
-		return nil, nil, err
+func (c *Conn) Receive() (*Message, []int, error) { return decode(c.packets.Receive()) }
+
+// Close closes the connection and wakes a blocked Receive.
+func (c *Conn) Close() error { return c.packets.Close() }
+
+func encode(m *Message) (b []byte, err error) {
+	if m.Op == Attach {
+		b = appendAttach(nil, m)
+	} else if b, err = json.Marshal(m); err != nil {
+		return nil, fmt.Errorf("encode message: %w", err)
 	}
-	return decode(c.buf[:n], oob[:on], flags)
+	if len(b) > MessageMax {
+		return nil, fmt.Errorf("message of %d bytes: at most %d", len(b), MessageMax)
+	}
+	return b, nil
 }
 
-func decode(packet, oob []byte, flags int) (*Message, []int, error) {
-	fds, err := rights(oob)
+// decode makes a message of what was received.
+func decode(b []byte, fds []int, err error) (*Message, []int, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if len(packet) == 0 {
-		closeAll(fds)
-		return nil, nil, io.EOF
-	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		closeAll(fds)
-		return nil, nil, errors.New("receive message: cut off")
-	}
 	m := new(Message)
-	if packet[0] == attachMark {
-		err = readAttach(packet[1:], m)
+	if b[0] == attachMark {
+		err = readAttach(b[1:], m)
 	} else {
-		err = json.Unmarshal(packet, m)
+		err = json.Unmarshal(b, m)
 	}
 	if err != nil {
-		closeAll(fds)
+		packet.CloseAll(fds)
 		return nil, nil, fmt.Errorf("decode message: %w", err)
 	}
 	return m, fds, nil
 }
-
-func rights(oob []byte) ([]int, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("parse control message: %w", err)
-	}
-	var fds []int
-	for i := range msgs {
-		if got, err := unix.ParseUnixRights(&msgs[i]); err == nil {
-			fds = append(fds, got...)
-		}
-	}
-	return fds, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
-}
-
-// Close closes the connection and wakes a blocked Receive.
-func (c *Conn) Close() error { return c.conn.Close() }

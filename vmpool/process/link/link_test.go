@@ -63,7 +63,7 @@ func TestEndAndExcess(t *testing.T) {
 
 func TestNoiseIsAnError(t *testing.T) {
 	a, b := ends(t)
-	if _, err := a.conn.Write([]byte("{not json")); err != nil {
+	if err := a.packets.Send([]byte("{not json")); err != nil {
 		t.Fatal(err)
 	}
 	if m, _, err := b.Receive(); err == nil {
@@ -81,7 +81,7 @@ func FuzzReceive(f *testing.F) {
 			return
 		}
 		a, b := ends(t)
-		if _, err := a.conn.Write(packet); err != nil {
+		if err := a.packets.Send(packet); err != nil {
 			t.Fatal(err)
 		}
 		if m, fds, err := b.Receive(); (m == nil) == (err == nil) || len(fds) > 0 {
