@@ -15,6 +15,7 @@ import (
 	vc "github.com/kata-containers/kata-containers/src/runtime/virtcontainers"
 
 	"starling"
+	"starling/vmpool"
 	"starling/vmpool/kata"
 	"starling/vmpool/kata/katatest"
 	"starling/vmpool/kata/link"
@@ -47,7 +48,7 @@ func bootInsteadOfClone(t *testing.T, cfg kata.Config) {
 		t.Fatal(err)
 	}
 	setup := &link.Setup{Images: cfg.Images, Cache: cfg.Cache, Guest: cfg.GuestPath, Programs: cfg.RuntimeDir, QEMU: cfg.QEMU, MemoryMiB: 192, CodeMiB: 16,
-		TmpBytes: 16 << 20, TmpFiles: 1000, Files: 100, Tasks: 50, RuntimeAPI: kata.RuntimeAPI}
+		TmpBytes: 16 << 20, TmpFiles: 1000, Files: 100, Tasks: 50, RuntimeAPI: vmpool.RuntimeAPI}
 	ctx := vc.WithNewAgentFunc(context.Background(), vc.NewMockAgent)
 	tpl, err := openTemplate(ctx, setup, string(starling.Provided), shim.TCG)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"starling"
+	"starling/vmpool"
 	"starling/vmpool/process"
 	"starling/vmpool/process/cgroup"
 )
@@ -43,7 +44,7 @@ func Config(base process.Config, runsc string) process.Config {
 }
 
 func overheadMiB(r starling.Runtime) int {
-	return sentryMiB + process.Plain.OverheadMiB(r)
+	return sentryMiB + vmpool.OverheadMiB(r)
 }
 
 // Check looks whether this machine and user can make gVisor sandboxes with the runsc at that path.

@@ -23,9 +23,6 @@ import (
 	"starling/vmpool/kata/link"
 )
 
-// RuntimeAPI is where the Lambda Runtime API listens inside a provided sandbox.
-const RuntimeAPI = "127.0.0.1:9001"
-
 // Config is what the driver needs to know. Start from [DefaultConfig].
 type Config struct {
 	VMD        string // the starling-vmd binary
@@ -152,8 +149,8 @@ func (d *Driver) setup() *link.Setup {
 		}
 	}
 	return &link.Setup{Images: c.Images, Cache: c.Cache, Guest: c.GuestPath, Programs: c.RuntimeDir, QEMU: c.QEMU, MemoryMiB: c.MemoryMiB, CodeMiB: c.CodeMiB,
-		Paused: c.Paused, TmpBytes: c.TmpBytes, TmpFiles: c.TmpInodes, Files: uint64(c.Files), Tasks: c.Tasks, RuntimeAPI: RuntimeAPI, Argv: argv,
-		Env: []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "TZ=:UTC", "STARLING_CLONED=1"}}
+		Paused: c.Paused, TmpBytes: c.TmpBytes, TmpFiles: c.TmpInodes, Files: uint64(c.Files), Tasks: c.Tasks, RuntimeAPI: vmpool.RuntimeAPI, Argv: argv,
+		Env: append(vmpool.WarmEnv(), "STARLING_CLONED=1")}
 }
 
 // current returns the running starling-vmd, starting one when there is none.
@@ -286,15 +283,3 @@ func (t *template) Clone(ctx context.Context) (vmpool.Sandbox, error) {
 	d.m.clone.UpdateDuration(begun)
 	return b, nil
 }
-
-// exitOf says how a function ended.
-func exitOf(m *link.Message) vmpool.Exit {
-	e := vmpool.Exit{Code: m.Status.ExitStatus(), OutOfMemory: m.OutOfMemory}
-	if m.Status.Signaled() {
-		e.Code, e.Signal = -1, m.Status.Signal().String()
-	}
-	return e
-}
-
-// killed is how a function ends whose VM is gone.
-var killed = &link.Message{Status: unix.WaitStatus(unix.SIGKILL)}

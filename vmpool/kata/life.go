@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"starling/vmpool"
 	"starling/vmpool/kata/link"
 )
 
@@ -123,7 +124,7 @@ func (l *life) read() {
 				l.log.Error("VM left something behind", "vm", m.VM, "err", m.Error)
 			}
 			if b := l.remove(m.VM); b != nil {
-				l.wg.Go(func() { b.end(m) })
+				l.wg.Go(func() { b.end(vmpool.ExitOf(m.Status, m.OutOfMemory)) })
 			}
 			continue
 		}
@@ -146,7 +147,7 @@ func (l *life) read() {
 		answer <- reply{fd: -1}
 	}
 	for _, b := range boxes {
-		l.wg.Go(func() { b.end(killed) })
+		l.wg.Go(func() { b.end(vmpool.Killed) })
 	}
 }
 

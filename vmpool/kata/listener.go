@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"starling/vmpool"
 )
 
 // backlog is how many connections of a function may wait to be accepted.
@@ -78,4 +80,4 @@ func (l *listener) Addr() net.Addr { return guestAddr{} }
 type guestAddr struct{}
 
 func (guestAddr) Network() string { return "tcp" }
-func (guestAddr) String() string  { return RuntimeAPI }
+func (guestAddr) String() string  { return vmpool.RuntimeAPI }

@@ -4,34 +4,27 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"starling"
 	"starling/vmpool"
-	"starling/vmpool/framed"
+	"starling/vmpool/ends"
 	"starling/vmpool/kata/link"
 	"starling/vmpool/kata/relay"
 )
 
 // sandbox is the node's side of one VM. It has the goroutines of its relay, which Close waits for.
 type sandbox struct {
+	ends.Ends
 	driver  *Driver
 	runtime starling.Runtime
 	life    *life
 	id      uint64
 
-	channel        net.Conn  // framed, shipped runtimes
-	listener       *listener // of the Runtime API, provided
-	stdout, stderr *os.File
-	relay          *relay.Relay  // nil before the VM is there
-	drained        chan struct{} // closed when the relay's goroutines ended
+	relay   *relay.Relay  // nil before the VM is there
+	drained chan struct{} // closed when the relay's goroutines ended
 
 	attached bool
 	frozen   bool
@@ -46,10 +39,11 @@ var _ vmpool.Sandbox = (*sandbox)(nil)
 
 // plumb joins the streams of the VM to pipes and sockets of the node.
 func (b *sandbox) plumb(stream *os.File) error {
-	cfg := relay.Config{}
+	cfg, ended := relay.Config{}, func() {}
 	if b.runtime == starling.Provided {
-		b.listener = newListener()
-		cfg.Open = b.listener.open
+		ln := newListener()
+		b.Listen(ln)
+		cfg.Open, ended = ln.open, func() { ln.Close() }
 	}
 	b.relay = relay.New(stream, cfg)
 	err := b.join()
@@ -59,47 +53,27 @@ func (b *sandbox) plumb(stream *os.File) error {
 		if err := b.relay.Run(); err != nil {
 			b.driver.cfg.Log.Warn("stream of a VM", "vm", b.id, "err", err)
 		}
-		if b.listener != nil {
-			b.listener.Close()
-		}
+		ended()
 	}()
 	return err
 }
 
 // join makes the pipes of a sandbox and gives the relay its ends of them.
 func (b *sandbox) join() error {
-	for _, o := range []struct {
-		id uint16
-		f  **os.File
-	}{{relay.Stdout, &b.stdout}, {relay.Stderr, &b.stderr}} {
-		read, write, err := output()
-		if err != nil {
-			return err
-		}
-		*o.f = read
-		if err := b.relay.Join(o.id, nil, write); err != nil {
-			return err
-		}
-	}
-	if b.listener != nil {
-		return nil
-	}
-	channel, theirs, err := framed.Pipes()
+	shipped := b.runtime != starling.Provided
+	theirs, err := b.Plumb(shipped)
 	if err != nil {
 		return err
 	}
-	b.channel = channel
-	return b.relay.Join(relay.Calls, os.NewFile(uintptr(theirs[0]), "calls"), os.NewFile(uintptr(theirs[1]), "answers"))
-}
-
-// output returns the ends of a pipe for what a function prints; the reader does not block, so that a call's end can empty it.
-func output() (read, write *os.File, err error) {
-	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, err
+	var files [4]*os.File
+	for i, fd := range theirs {
+		files[i] = os.NewFile(uintptr(fd), "pipe")
 	}
-	_ = unix.SetNonblock(p[0], true) // cannot fail on a fresh pipe
-	return os.NewFile(uintptr(p[0]), "output"), os.NewFile(uintptr(p[1]), "output"), nil
+	err = errors.Join(b.relay.Join(relay.Stdout, nil, files[0]), b.relay.Join(relay.Stderr, nil, files[1]))
+	if shipped {
+		err = errors.Join(err, b.relay.Join(relay.Calls, files[2], files[3]))
+	}
+	return err
 }
 
 // Attach puts the code into the VM's slot, sets the memory limit and, for provided, executes the bootstrap.
@@ -113,9 +87,9 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 		return starling.Errorf(starling.Invalid, op, "the function asks for %d MiB, and microVMs of this node give %d at most: raise the node's kata-memory", code.MemoryMiB, most)
 	}
 	begun := time.Now()
-	m := &link.Message{Op: link.Attach, VM: b.id, Code: code.Dir, MemoryBytes: int64(code.MemoryMiB+overheadMiB(b.runtime)) << 20}
+	m := &link.Message{Op: link.Attach, VM: b.id, Code: code.Dir, MemoryBytes: int64(code.MemoryMiB+vmpool.OverheadMiB(b.runtime)) << 20}
 	if b.runtime == starling.Provided {
-		m.Argv, m.Env = []string{"/var/task/bootstrap"}, environment(code.Env)
+		m.Argv, m.Env = []string{"/var/task/bootstrap"}, vmpool.BootstrapEnv(code.Env)
 	}
 	a, _, err := b.life.ask(ctx, m)
 	if err != nil {
@@ -128,44 +102,8 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	return nil
 }
 
-// overheadMiB is added to a function's memory for the runtime that is not the function's choice.
-func overheadMiB(r starling.Runtime) int {
-	switch r {
-	case starling.NodeJS20:
-		return 32
-	case starling.Python311:
-		return 8
-	}
-	return 2
-}
-
-// environment returns env sorted, with the address of the Runtime API and a search path.
-func environment(env map[string]string) []string {
-	out := []string{"AWS_LAMBDA_RUNTIME_API=" + RuntimeAPI}
-	if _, ok := env["PATH"]; !ok {
-		out = append(out, "PATH=/usr/bin:/bin:/opt/bin")
-	}
-	for k, v := range env {
-		if k != "AWS_LAMBDA_RUNTIME_API" {
-			out = append(out, k+"="+v)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
-func (b *sandbox) Channel() net.Conn                  { return b.channel }
-func (b *sandbox) Output() (stdout, stderr io.Reader) { return b.stdout, b.stderr }
-func (b *sandbox) Done() <-chan struct{}              { return b.done }
-func (b *sandbox) Exit() vmpool.Exit                  { return b.exit }
-
-// Listener accepts connections to the Runtime API made inside the VM; nil for shipped runtimes.
-func (b *sandbox) Listener() net.Listener {
-	if b.listener == nil {
-		return nil
-	}
-	return b.listener
-}
+func (b *sandbox) Done() <-chan struct{} { return b.done }
+func (b *sandbox) Exit() vmpool.Exit     { return b.exit }
 
 // askMax bounds a question about a VM that has no caller's deadline.
 const askMax = 15 * time.Second
@@ -215,14 +153,14 @@ func (b *sandbox) Stats() (vmpool.Stats, error) {
 const lastWords = time.Second
 
 // end notes how the sandbox ended, after everything that came of it is where it is read.
-func (b *sandbox) end(m *link.Message) {
+func (b *sandbox) end(e vmpool.Exit) {
 	t := time.NewTimer(lastWords)
 	defer t.Stop()
 	select {
 	case <-b.drained:
 	case <-t.C:
 	}
-	b.exit = exitOf(m)
+	b.exit = e
 	close(b.done)
 }
 
@@ -242,23 +180,9 @@ func (b *sandbox) close() error {
 		<-b.drained
 	}
 	if b.life.remove(b.id) != nil {
-		b.end(killed)
+		b.end(vmpool.Killed)
 	}
-	closing := func(c io.Closer) {
-		if cerr := c.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) && !errors.Is(cerr, os.ErrClosed) {
-			err = errors.Join(err, cerr)
-		}
-	}
-	if b.channel != nil {
-		closing(b.channel)
-	}
-	if b.stdout != nil {
-		closing(b.stdout)
-	}
-	if b.stderr != nil {
-		closing(b.stderr)
-	}
-	if err != nil {
+	if err = errors.Join(err, b.Release()); err != nil {
 		return fmt.Errorf("close VM %d: %w", b.id, err)
 	}
 	return nil

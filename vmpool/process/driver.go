@@ -26,9 +26,6 @@ import (
 	"starling/vmpool/process/link"
 )
 
-// RuntimeAPI is where the Lambda Runtime API listens inside a provided sandbox.
-const RuntimeAPI = "127.0.0.1:9001"
-
 // Config is what the driver needs to know. Start from [DefaultConfig].
 type Config struct {
 	Kind      Kind
@@ -67,7 +64,7 @@ type Kind struct {
 }
 
 // Plain is the kind whose sandboxes are processes of the host.
-var Plain = Kind{Name: "process", Warden: "warden", OverheadMiB: overheadMiB}
+var Plain = Kind{Name: "process", Warden: "warden", OverheadMiB: vmpool.OverheadMiB}
 
 // DefaultConfig returns the limits of a driver; Dir, GuestPath, Tag, RuntimeDir and Command remain to be set.
 func DefaultConfig() Config {
@@ -98,17 +95,6 @@ func (c Config) Validate() error {
 		return starling.Errorf(starling.Invalid, op, "Log and CgroupRoot must be set")
 	}
 	return nil
-}
-
-// overheadMiB is added to a function's memory for the runtime that is not the function's choice.
-func overheadMiB(r starling.Runtime) int {
-	switch r {
-	case starling.NodeJS20:
-		return 32
-	case starling.Python311:
-		return 8
-	}
-	return 2
 }
 
 // memory returns the limit in bytes of a sandbox whose function may use memoryMiB.
@@ -239,7 +225,7 @@ func (d *Driver) setup() *link.Setup {
 		Dir: d.rootDir(), CgroupRoot: d.cfg.CgroupRoot, Parent: d.parent(), RuntimeDir: d.cfg.RuntimeDir, KeepLocal: keep,
 		ResolvConf: d.cfg.ResolvConf, UIDBase: base, SandboxMax: d.cfg.SandboxMax,
 		Processes: d.cfg.ProcessesMax, TakeOver: d.cfg.TakeOver, Runsc: d.cfg.Kind.Runsc,
-		Jail: link.Jail{TmpBytes: d.cfg.TmpBytes, TmpInodes: d.cfg.TmpInodes, Files: uint64(d.cfg.Files), Listen: RuntimeAPI},
+		Jail: link.Jail{TmpBytes: d.cfg.TmpBytes, TmpInodes: d.cfg.TmpInodes, Files: uint64(d.cfg.Files), Listen: vmpool.RuntimeAPI},
 	}
 }
 

@@ -138,10 +138,10 @@ func TestProvidedRefusesWhatIsNoBootstrap(t *testing.T) {
 func TestSandboxesListenApart(t *testing.T) {
 	tpl := template(t, newDriver(t, nil), starling.Provided)
 	a, b := clone(t, tpl), clone(t, tpl)
-	if a.Listener().Addr().String() != process.RuntimeAPI || b.Listener().Addr().String() != process.RuntimeAPI {
+	if a.Listener().Addr().String() != vmpool.RuntimeAPI || b.Listener().Addr().String() != vmpool.RuntimeAPI {
 		t.Fatal("both listen on the same address of different networks")
 	}
-	if c, err := net.DialTimeout("tcp", process.RuntimeAPI, time.Second); err == nil {
+	if c, err := net.DialTimeout("tcp", vmpool.RuntimeAPI, time.Second); err == nil {
 		c.Close()
 		t.Fatal("the host reaches a sandbox's listener")
 	}

@@ -4,25 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"starling"
+	"starling/internal/packet"
 	"starling/vmpool"
-	"starling/vmpool/framed"
+	"starling/vmpool/ends"
 	"starling/vmpool/process/cgroup"
 	"starling/vmpool/process/link"
 )
-
-// warmEnv is the environment in which a shipped runtime starts; the function's own comes with its code.
-var warmEnv = []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "TZ=:UTC"}
 
 // template is one runtime. All of its sandboxes share the warden's root.
 type template struct {
@@ -55,9 +49,9 @@ func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, e
 		return nil, err
 	}
 	b := &sandbox{driver: d, runtime: t.runtime, life: l, done: make(chan struct{})}
-	fds, err := b.plumb()
+	fds, err := b.Plumb(t.runtime != starling.Provided)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("clone sandbox: %w", err), b.release())
+		return nil, errors.Join(fmt.Errorf("clone sandbox: %w", err), b.Release())
 	}
 	d.mu.Lock()
 	d.next++
@@ -67,10 +61,10 @@ func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, e
 	d.mu.Unlock()
 	m := &link.Message{Op: link.Clone, ID: b.id, Argv: t.argv, Weight: weight, MemoryBytes: d.memory(t.runtime, d.cfg.WarmMiB)}
 	if t.argv != nil {
-		m.Env = warmEnv
+		m.Env = vmpool.WarmEnv()
 	}
 	_, got, err := l.ask(ctx, m, fds...)
-	closeFDs(fds)
+	packet.CloseAll(fds)
 	if err == nil && t.argv == nil {
 		err = b.take(got)
 	}
@@ -84,15 +78,12 @@ func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, e
 
 // sandbox is the node's side of one sandbox.
 type sandbox struct {
+	ends.Ends
 	driver  *Driver
 	runtime starling.Runtime
 	life    *life // the warden that made it
 	id      uint64
 	group   cgroup.Group
-
-	channel        net.Conn     // framed, shipped runtimes
-	listener       net.Listener // of the Runtime API, provided
-	stdout, stderr *os.File
 
 	attached  bool
 	memoryMiB int // of the function, once attached
@@ -106,45 +97,20 @@ type sandbox struct {
 
 var _ vmpool.Sandbox = (*sandbox)(nil)
 
-// plumb makes the pipes of what is printed and, for a shipped runtime, of calls and answers, and returns the sandbox's ends:
-// stdout, stderr, calls, answers.
-func (b *sandbox) plumb() (fds []int, err error) {
-	defer func() {
-		if err != nil {
-			closeFDs(fds)
-			fds = nil
-		}
-	}()
-	for _, f := range []**os.File{&b.stdout, &b.stderr} {
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return fds, err
-		}
-		_ = unix.SetNonblock(p[0], true) // cannot fail on a fresh pipe
-		*f = os.NewFile(uintptr(p[0]), "output")
-		fds = append(fds, p[1])
-	}
-	if b.runtime == starling.Provided {
-		return fds, nil
-	}
-	var theirs [2]int
-	if b.channel, theirs, err = framed.Pipes(); err != nil {
-		return fds, err
-	}
-	return append(fds, theirs[:]...), nil
-}
-
 // take turns the descriptor of the Runtime API's socket into a listener.
 func (b *sandbox) take(fds []int) error {
 	if len(fds) != 1 {
-		closeFDs(fds)
+		packet.CloseAll(fds)
 		return fmt.Errorf("%d descriptors with a provided sandbox, want the listener", len(fds))
 	}
 	f := os.NewFile(uintptr(fds[0]), "runtime-api")
 	defer f.Close()
-	var err error
-	b.listener, err = net.FileListener(f)
-	return err
+	ln, err := net.FileListener(f)
+	if err != nil {
+		return err
+	}
+	b.Listen(ln)
+	return nil
 }
 
 // Attach mounts the code, sets the limits and, for provided, executes the bootstrap.
@@ -159,7 +125,7 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 		MemoryBytes: b.driver.memory(b.runtime, code.MemoryMiB),
 		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
 	if b.runtime == starling.Provided {
-		m.Env = environment(code.Env)
+		m.Env = vmpool.BootstrapEnv(code.Env)
 		if n := size(m.Env); n > environmentMax {
 			return starling.Errorf(starling.TooLarge, op, "the environment needs %d bytes: make it smaller", n)
 		}
@@ -205,21 +171,6 @@ func (b *sandbox) Settle() error {
 // environmentMax is the largest environment of a bootstrap in bytes of a message; the rest of it is for a path.
 const environmentMax = link.MessageMax - 8<<10
 
-// environment returns env sorted, with the address of the Runtime API and a search path.
-func environment(env map[string]string) []string {
-	out := []string{"AWS_LAMBDA_RUNTIME_API=" + RuntimeAPI}
-	if _, ok := env["PATH"]; !ok {
-		out = append(out, "PATH=/usr/bin:/bin:/opt/bin")
-	}
-	for k, v := range env {
-		if k != "AWS_LAMBDA_RUNTIME_API" {
-			out = append(out, k+"="+v)
-		}
-	}
-	slices.Sort(out)
-	return out
-}
-
 // size returns how much of a message a list takes.
 func size(list []string) (n int) {
 	for _, s := range list {
@@ -228,11 +179,8 @@ func size(list []string) (n int) {
 	return n
 }
 
-func (b *sandbox) Channel() net.Conn                  { return b.channel }
-func (b *sandbox) Listener() net.Listener             { return b.listener }
-func (b *sandbox) Output() (stdout, stderr io.Reader) { return b.stdout, b.stderr }
-func (b *sandbox) Done() <-chan struct{}              { return b.done }
-func (b *sandbox) Exit() vmpool.Exit                  { return b.exit }
+func (b *sandbox) Done() <-chan struct{} { return b.done }
+func (b *sandbox) Exit() vmpool.Exit     { return b.exit }
 
 // Pause freezes every process of the sandbox.
 func (b *sandbox) Pause() error {
@@ -295,7 +243,7 @@ func (b *sandbox) close() error {
 		err = nil // the sandboxes of a warden end with it
 	}
 	b.driver.forget(b)
-	if rel := b.release(); err == nil {
+	if rel := b.Release(); err == nil {
 		err = rel
 	}
 	if err != nil {
@@ -311,29 +259,6 @@ func (d *Driver) forget(b *sandbox) {
 	delete(d.boxes, b.id)
 	d.mu.Unlock()
 	if present {
-		b.end(vmpool.Exit{Code: -1, Signal: "killed"})
+		b.end(vmpool.Killed)
 	}
-}
-
-// release closes the node's descriptors. Whoever used one may have closed it already.
-func (b *sandbox) release() error {
-	var errs []error
-	closing := func(c io.Closer) {
-		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
-	if b.channel != nil {
-		closing(b.channel)
-	}
-	if b.listener != nil {
-		closing(b.listener)
-	}
-	if b.stdout != nil {
-		closing(b.stdout)
-	}
-	if b.stderr != nil {
-		closing(b.stderr)
-	}
-	return errors.Join(errs...)
 }

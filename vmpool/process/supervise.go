@@ -11,9 +11,8 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"starling"
+	"starling/internal/packet"
 	"starling/vmpool"
 	"starling/vmpool/process/link"
 	"starling/vmpool/process/warden"
@@ -246,7 +245,7 @@ func (l *life) ask(ctx context.Context, m *link.Message, fds ...int) (*link.Mess
 		l.mu.Unlock()
 		select { // answered at the same moment
 		case r := <-answer:
-			closeFDs(r.fds)
+			packet.CloseAll(r.fds)
 		default:
 		}
 		return nil, nil, context.Cause(ctx)
@@ -276,7 +275,7 @@ func (d *Driver) read(l *life) {
 		}
 		l.mu.Unlock()
 		if !ok {
-			closeFDs(fds)
+			packet.CloseAll(fds)
 		}
 	}
 	l.mu.Lock()
@@ -288,20 +287,10 @@ func (d *Driver) read(l *life) {
 	}
 }
 
-func closeFDs(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
-}
-
 // exited notes the end of one sandbox.
 func (d *Driver) exited(m *link.Message) {
 	if m.Error != "" {
 		d.cfg.Log.Error("sandbox left something behind", "sandbox", m.ID, "err", m.Error)
-	}
-	e := vmpool.Exit{Code: m.Status.ExitStatus(), OutOfMemory: m.OutOfMemory}
-	if m.Status.Signaled() {
-		e.Code, e.Signal = -1, m.Status.Signal().String()
 	}
 	if m.OutOfMemory {
 		d.m.outOfMemory.Inc()
@@ -311,7 +300,7 @@ func (d *Driver) exited(m *link.Message) {
 	delete(d.boxes, m.ID)
 	d.mu.Unlock()
 	if b != nil {
-		b.end(e)
+		b.end(vmpool.ExitOf(m.Status, m.OutOfMemory))
 	}
 }
 
@@ -326,6 +315,6 @@ func (d *Driver) endAll() {
 		if err := b.group.Kill(); err != nil {
 			d.cfg.Log.Error("kill sandbox of an ended warden", "sandbox", b.id, "err", err)
 		}
-		b.end(vmpool.Exit{Code: -1, Signal: "killed"})
+		b.end(vmpool.Killed)
 	}
 }
