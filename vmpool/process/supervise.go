@@ -15,7 +15,7 @@ import (
 	"starling/internal/packet"
 	"starling/vmpool"
 	"starling/vmpool/process/link"
-	"starling/vmpool/process/warden"
+	"starling/vmpool/process/ward"
 )
 
 // A life is one warden process and what was asked of it.
@@ -112,19 +112,19 @@ func (d *Driver) runWarden(onReady func()) (ready bool, err error) {
 
 // startWarden starts the process with its ends of the link and of the lanes.
 func (d *Driver) startWarden() (l *life, cmd *exec.Cmd, err error) {
-	l = &life{pending: map[key]chan reply{}, lanes: make(chan *link.Conn, warden.Lanes)}
+	l = &life{pending: map[key]chan reply{}, lanes: make(chan *link.Conn, ward.Lanes)}
 	cmd = exec.Command(d.cfg.GuestPath, d.cfg.Kind.Warden)
 	cmd.Env = []string{"GOMAXPROCS=2"}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGTERM}
 	var ours []*link.Conn
-	for range 1 + warden.Lanes {
+	for range 1 + ward.Lanes {
 		c, theirs, pairErr := link.Pair()
 		if err = pairErr; err != nil {
 			break
 		}
 		ours = append(ours, c)
-		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs) // descriptors warden.NodeFD, warden.LaneFD and on
+		cmd.ExtraFiles = append(cmd.ExtraFiles, theirs) // descriptors ward.NodeFD, ward.LaneFD and on
 	}
 	if err == nil {
 		err = cmd.Start()
@@ -147,7 +147,7 @@ func (d *Driver) startWarden() (l *life, cmd *exec.Cmd, err error) {
 
 // closeLanes waits for the attachments under way, which the end of the warden ends.
 func (l *life) closeLanes() {
-	for range warden.Lanes {
+	for range ward.Lanes {
 		(<-l.lanes).Close()
 	}
 	close(l.lanes)

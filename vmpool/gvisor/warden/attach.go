@@ -15,31 +15,9 @@ import (
 	"starling/vmpool/process/link"
 )
 
-// lane gives sandboxes code, one after the other, until the node is gone.
-func (w *warden) lane(lane *link.Line) {
-	for {
-		m, fds, err := lane.Receive()
-		if err != nil {
-			return
-		}
-		reply := &link.Message{Op: link.Attach, ID: m.ID}
-		if reply.Entrypoint, err = w.attach(m, fds); err != nil {
-			reply.Error = err.Error()
-		}
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-		if lane.Send(reply) != nil {
-			return
-		}
-	}
-}
-
 // attach gives a sandbox its code and its limits, and for provided starts the bootstrap; entrypoint says why it cannot.
 func (w *warden) attach(m *link.Message, fds []int) (entrypoint string, err error) {
-	w.mu.Lock()
-	b := w.boxes[m.ID]
-	w.mu.Unlock()
+	b := w.ward.Find(m.ID)
 	if b == nil {
 		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
 	}
@@ -57,7 +35,7 @@ func (w *warden) attach(m *link.Message, fds []int) (entrypoint string, err erro
 	if err := show(mount, m.Code, b.at("var/task")); err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
 	}
-	if err := b.group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
+	if err := b.Group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
 		return "", fmt.Errorf("set limits: %w", err)
 	}
 	if b.control == nil {

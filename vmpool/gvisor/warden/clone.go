@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"starling/internal/packet"
 	"starling/vmpool/gvisor/inside"
 	"starling/vmpool/process/cgroup"
 	"starling/vmpool/process/link"
@@ -21,8 +22,8 @@ import (
 // startMax bounds the start of a sandbox; only a machine that is far over its means takes longer.
 const startMax = 30 * time.Second
 
-// clone makes a sandbox and waits until its first process runs or, for provided, waits for code.
-func (w *warden) clone(b *box, m *link.Message, fds []int) (listener []int, err error) {
+// Clone makes a sandbox and waits until its first process runs or, for provided, waits for code.
+func (w *warden) Clone(b *box, m *link.Message, fds []int) (listener []int, err error) {
 	pid := 0
 	b.use.Lock()
 	listener, pid, err = w.make(b, m, fds)
@@ -31,18 +32,15 @@ func (w *warden) clone(b *box, m *link.Message, fds []int) (listener []int, err 
 		w.adopt(b, pid)
 		go w.mourn(b)
 		if err != nil {
-			err = errors.Join(err, b.group.Kill())
-			<-b.done
+			err = errors.Join(err, b.Group.Kill())
+			<-b.Done()
 		}
 	} else {
 		err = errors.Join(err, w.remove(b))
-		w.forget(b)
-		close(b.done)
+		w.ward.Gone(b, nil)
 	}
 	if err != nil {
-		for _, fd := range listener {
-			unix.Close(fd)
-		}
+		packet.CloseAll(listener)
 		return nil, err
 	}
 	return listener, nil
@@ -50,7 +48,7 @@ func (w *warden) clone(b *box, m *link.Message, fds []int) (listener []int, err 
 
 // make prepares the group and the folder and has runsc start the sandbox; pid is the sentry's, 0 when there is none.
 func (w *warden) make(b *box, m *link.Message, fds []int) (listener []int, pid int, err error) {
-	err = b.group.Create(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: 1, Weight: m.Weight, Processes: w.setup.Processes})
+	err = b.Group.Create(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: 1, Weight: m.Weight, Processes: w.setup.Processes})
 	if err == nil {
 		err = w.folder(b)
 	}
@@ -157,12 +155,12 @@ func (w *warden) runsc(b *box, fds []int, provided bool) (pid int, err error) {
 	}
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = files[0], files[1], []*os.File{files[2], files[3], r}
-	helper, ended, err := w.start(cmd)
+	helper, ended, err := w.start(b, cmd)
 	if err != nil {
 		return 0, fmt.Errorf("start runsc: %w", err)
 	}
-	err = b.group.Place(helper)
-	if err == nil && w.wanted(b) {
+	err = b.Group.Place(helper)
+	if err == nil && w.ward.Wanted(b) {
 		_, err = release.Write([]byte{1})
 	}
 	release.Close() // without the word it ends
@@ -170,7 +168,7 @@ func (w *warden) runsc(b *box, fds []int, provided bool) (pid int, err error) {
 	select {
 	case status = <-ended:
 	case <-time.After(startMax):
-		return 0, errors.Join(fmt.Errorf("runsc did not start the sandbox in %v", startMax), b.group.Kill())
+		return 0, errors.Join(fmt.Errorf("runsc did not start the sandbox in %v", startMax), b.Group.Kill())
 	}
 	if text, rerr := os.ReadFile(b.at("pid")); rerr == nil {
 		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
@@ -184,14 +182,7 @@ func (w *warden) runsc(b *box, fds []int, provided bool) (pid int, err error) {
 	return pid, nil
 }
 
-func (b *box) name() string { return "b" + strconv.FormatUint(b.id, 10) }
-
-// wanted reports whether nobody asked for the end of b yet.
-func (w *warden) wanted(b *box) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return !b.doomed && !w.closing
-}
+func (b *box) name() string { return "b" + strconv.FormatUint(b.ID, 10) }
 
 func dup(fd int) (*os.File, error) {
 	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)

@@ -4,33 +4,11 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"os/signal"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"starling/vmpool/process/link"
 )
-
-// reap collects every child that ends: runsc commands, and what they left behind.
-func (w *warden) reap() {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGCHLD)
-	for range c {
-		for {
-			var status unix.WaitStatus
-			w.mu.Lock()
-			pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
-			if pid > 0 {
-				w.collect(pid, status)
-			}
-			w.mu.Unlock()
-			if pid <= 0 && err != unix.EINTR {
-				break
-			}
-		}
-	}
-}
 
 // collect notes the end of a child. The caller holds w.mu.
 func (w *warden) collect(pid int, status unix.WaitStatus) {
@@ -56,11 +34,11 @@ type ending struct {
 }
 
 // start runs a command whose end the reaper collects.
-func (w *warden) start(cmd *exec.Cmd) (pid int, end <-chan unix.WaitStatus, err error) {
+func (w *warden) start(b *box, cmd *exec.Cmd) (pid int, end <-chan unix.WaitStatus, err error) {
 	w.mu.Lock() // held across the fork so that the reaper meets no unknown child
 	defer w.mu.Unlock()
-	if w.closing {
-		return 0, nil, errors.New("the warden is closing")
+	if !w.ward.Wanted(b) {
+		return 0, nil, errors.New("the sandbox is not wanted any more")
 	}
 	if err := cmd.Start(); err != nil {
 		return 0, nil, err
@@ -91,18 +69,16 @@ func (w *warden) adopt(b *box, pid int) {
 // mourn waits for the end of a sandbox, removes what is left and tells the node.
 func (w *warden) mourn(b *box) {
 	<-b.gone
-	oom := b.group.OutOfMemory()
+	oom := b.Group.OutOfMemory()
 	status := inner(b.status)
-	m := &link.Message{Op: link.Exit, ID: b.id, Status: status, OutOfMemory: oom && (status.Signaled() || status.ExitStatus() != 0)}
+	m := &link.Message{Op: link.Exit, ID: b.ID, Status: status, OutOfMemory: oom && (status.Signaled() || status.ExitStatus() != 0)}
 	if m.OutOfMemory {
 		m.Status = unix.WaitStatus(unix.SIGKILL)
 	}
 	if err := w.remove(b); err != nil {
 		m.Error = err.Error()
 	}
-	w.forget(b)
-	_ = w.node.Send(m) // a node that is gone shows at the next Receive
-	close(b.done)
+	w.ward.Gone(b, m)
 }
 
 // inner is how the first process inside ended, of which the sentry's own end tells as a shell does: 128 and the signal.
@@ -115,7 +91,7 @@ func inner(s unix.WaitStatus) unix.WaitStatus {
 
 // remove ends whatever lives in the box and removes its folder, mounts and group.
 func (w *warden) remove(b *box) error {
-	err := b.group.Kill() // the gofer, and who outlived the sentry
+	err := b.Group.Kill() // the gofer, and who outlived the sentry
 	b.use.Lock()
 	defer b.use.Unlock()
 	b.over = true
@@ -127,12 +103,5 @@ func (w *warden) remove(b *box) error {
 		b.mounted = false
 		err = errors.Join(err, unix.Unmount(b.at("var"), unix.MNT_DETACH))
 	}
-	return errors.Join(err, os.RemoveAll(b.at("")), b.group.Remove())
-}
-
-func (w *warden) forget(b *box) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.boxes, b.id)
-	w.free = append(w.free, b.slot)
+	return errors.Join(err, os.RemoveAll(b.at("")), b.Group.Remove())
 }

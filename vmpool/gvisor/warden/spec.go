@@ -73,8 +73,7 @@ func (w *warden) writeBundle(b *box, o inside.Orders) error {
 	if err != nil {
 		return fmt.Errorf("encode orders: %w", err)
 	}
-	base := w.setup.UIDBase + b.slot*idsPerBox
-	ids := []specMapping{{0, base, 1}, {jail.User, base + 1, 1}}
+	ids := []specMapping{{0, b.UID, 1}, {jail.User, b.UID + 1, 1}}
 	s := spec{Version: "1.0.2", Hostname: "starling",
 		Process: specProcess{Args: []string{inside.Program, "gvisor-init", string(orders)}, Env: []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB"}, Cwd: "/",
 			NoNewPrivileges: true, Capabilities: map[string]caps{"bounding": guestCapabilities, "effective": guestCapabilities, "permitted": guestCapabilities},

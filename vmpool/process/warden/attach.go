@@ -13,6 +13,7 @@ import (
 	"starling/vmpool/process/cgroup"
 	"starling/vmpool/process/jail"
 	"starling/vmpool/process/link"
+	"starling/vmpool/process/ward"
 )
 
 const codeFlags = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
@@ -29,20 +30,8 @@ func (w *warden) startLane(lane *link.Line) error {
 		// A thread that shares its working folder with others may not change its mount namespace.
 		err := unix.Unshare(unix.CLONE_FS)
 		started <- err
-		for err == nil {
-			var m *link.Message
-			var fds []int
-			if m, fds, err = lane.Receive(); err != nil {
-				return // the node is gone, which serve sees too
-			}
-			reply := &link.Message{Op: link.Attach, ID: m.ID}
-			if reply.Entrypoint, err = w.attach(m, fds, int(home.Fd())); err != nil {
-				reply.Error = err.Error()
-			}
-			for _, fd := range fds {
-				unix.Close(fd)
-			}
-			err = lane.Send(reply)
+		if err == nil {
+			ward.Attach(lane, func(m *link.Message, fds []int) (string, error) { return w.attach(m, fds, int(home.Fd())) })
 		}
 	}()
 	return <-started
@@ -77,7 +66,7 @@ func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string
 	if control != nil {
 		limits.Weight = b.weight // as it is: the waiter can be told before it weighs more
 	}
-	if err := b.group.Limit(limits); err != nil {
+	if err := b.Group.Limit(limits); err != nil {
 		return "", fmt.Errorf("set limits: %w", err)
 	}
 	if control == nil || entrypoint != "" {
@@ -88,7 +77,7 @@ func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string
 	if err := sayBootstrap(control, m.Env); err != nil {
 		return "", fmt.Errorf("start bootstrap: %w", err)
 	}
-	if err := b.group.LimitCPU(m.CPU, 0); err != nil {
+	if err := b.Group.LimitCPU(m.CPU, 0); err != nil {
 		return "", fmt.Errorf("set weight: %w", err)
 	}
 	return awaitBootstrap(control)

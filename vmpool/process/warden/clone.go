@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"starling/internal/packet"
 	"starling/vmpool/process/cgroup"
 	"starling/vmpool/process/jail"
 	"starling/vmpool/process/link"
@@ -19,9 +19,6 @@ import (
 // show where the group lies.
 const namespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
-// idsPerBox is how many user ids of the host one sandbox takes: one for its root, one for its user.
-const idsPerBox = 2
-
 // A fork asks the cloner for one process.
 type fork struct {
 	box   *box
@@ -29,13 +26,12 @@ type fork struct {
 	done  chan error
 }
 
-// clone makes a sandbox and waits until its first process has become the program (or, for provided, waits for code).
-func (w *warden) clone(b *box, m *link.Message, fds []int) ([]int, error) {
+// Clone makes a sandbox and waits until its first process has become the program (or, for provided, waits for code).
+func (w *warden) Clone(b *box, m *link.Message, fds []int) ([]int, error) {
 	control, err := w.start(b, m, fds)
 	if err != nil {
-		w.forget(b)
-		close(b.done)
-		return nil, errors.Join(err, b.group.Kill(), b.group.Remove())
+		w.ward.Gone(b, nil)
+		return nil, errors.Join(err, b.Group.Kill(), b.Group.Remove())
 	}
 	j := w.setup.Jail
 	j.Argv, j.Env = m.Argv, m.Env
@@ -52,34 +48,11 @@ func (w *warden) clone(b *box, m *link.Message, fds []int) ([]int, error) {
 	}
 	b.use.Unlock()
 	if err != nil {
-		w.end(b)
-		for _, fd := range listener {
-			unix.Close(fd)
-		}
+		_ = w.End(b) // which cannot fail
+		packet.CloseAll(listener)
 		return nil, err
 	}
 	return listener, nil
-}
-
-// admit reserves a user slot.
-func (w *warden) admit(id uint64) (*box, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closing {
-		return nil, errors.New("the warden is closing")
-	}
-	if len(w.boxes) >= w.setup.SandboxMax {
-		return nil, fmt.Errorf("%d sandboxes exist: the driver's limit", len(w.boxes))
-	}
-	b := &box{id: id, pidfd: -1, gone: make(chan struct{}), done: make(chan struct{}), group: w.tree.Group(strconv.FormatUint(id, 10))}
-	if n := len(w.free); n > 0 {
-		b.slot, w.free = w.free[n-1], w.free[:n-1]
-	} else {
-		b.slot = w.next
-		w.next++
-	}
-	w.boxes[id] = b
-	return b, nil
 }
 
 // start makes the group and the process, and puts the one into the other. The process does nothing until released.
@@ -88,7 +61,7 @@ func (w *warden) start(b *box, m *link.Message, fds []int) (*link.Line, error) {
 		return nil, fmt.Errorf("%d descriptors, want stdout, stderr and perhaps those of calls and answers", len(fds))
 	}
 	b.weight = m.Weight
-	err := b.group.Create(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: 1, Weight: m.Weight, Processes: w.setup.Processes})
+	err := b.Group.Create(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: 1, Weight: m.Weight, Processes: w.setup.Processes})
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +84,7 @@ func (w *warden) start(b *box, m *link.Message, fds []int) (*link.Line, error) {
 
 // release puts the process into its group, lets it go on and waits until the program runs.
 func (w *warden) release(b *box, control *link.Line, j *link.Jail) (listener []int, err error) {
-	if err := b.group.Place(b.pid); err != nil {
+	if err := b.Group.Place(b.pid); err != nil {
 		return nil, fmt.Errorf("place in cgroup: %w", err)
 	}
 	if err := control.Send(&link.Message{Op: link.Enter, Jail: j}); err != nil {
@@ -159,7 +132,7 @@ func (w *warden) cloner() {
 }
 
 func (w *warden) fork(f fork) error {
-	base := int(w.setup.UIDBase + f.box.slot*idsPerBox)
+	base := int(f.box.UID)
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: base, Size: 1}, {ContainerID: jail.User, HostID: base + 1, Size: 1}}
 	attr := &syscall.ProcAttr{
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=4MiB"}, // the first process is small and short-lived
@@ -173,7 +146,7 @@ func (w *warden) fork(f fork) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.closing || f.box.doomed {
+	if !w.ward.Wanted(f.box) {
 		return errors.New("the sandbox is not wanted any more")
 	}
 	// By this link, because the child may not walk the folders above the binary; and in the working folder of the warden,
