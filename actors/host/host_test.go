@@ -43,6 +43,7 @@ type code struct {
 	mu   sync.Mutex
 	held int
 	fail error
+	slow chan struct{} // what is given back is kept until it is closed; nil: not at all
 }
 
 func (c *code) Take(context.Context, *starling.Version) (store.Place, func(), error) {
@@ -52,7 +53,16 @@ func (c *code) Take(context.Context, *starling.Version) (store.Place, func(), er
 		return store.Place{}, nil, c.fail
 	}
 	c.held++
-	return store.Place{Dir: "/nowhere"}, func() { c.mu.Lock(); c.held--; c.mu.Unlock() }, nil
+	return store.Place{Dir: "/nowhere"}, c.release, nil
+}
+
+func (c *code) release() {
+	if c.slow != nil {
+		<-c.slow
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held--
 }
 
 // post keeps what a host sends.
@@ -250,6 +260,28 @@ func TestAStartedInstanceServesItsLeases(t *testing.T) {
 		if got := r.post.take(); len(got) != 1 || got[0].m.(*wire.Exited).Reason != "stopped" {
 			t.Fatalf("sent %+v", got)
 		}
+	})
+}
+
+// An instance that ended by itself may still give its code back when the host closes.
+func TestCloseWaitsForTheCodeOfAnEndedInstance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.code.slow = make(chan struct{})
+		r.Receive(1, []wire.Message{startMsg(1, boom)})
+		time.Sleep(20 * time.Millisecond)
+		if _, out, err := call(r, lease(1, 1, boom), "1"); err != nil || out.ErrorType != starling.ErrExit {
+			t.Fatalf("%+v %v", out, err)
+		}
+		synctest.Wait()
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			r.close(t) // which looks for code that is left
+		}()
+		synctest.Wait()
+		close(r.code.slow)
+		<-closed
 	})
 }
 

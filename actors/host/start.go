@@ -185,11 +185,11 @@ func (h *Host) failed(e *entry, err error) {
 	h.mu.Lock()
 	h.starting--
 	h.mu.Unlock()
-	to := e.address()
 	e.mu.Lock()
 	stopped := e.stopping
 	e.mu.Unlock()
 	h.forget(e, "")
+	to := e.address() // which no fence changes any more
 	kind, reason := starling.KindOf(err), starling.ReasonOf(err)
 	if kind == starling.Internal {
 		kind = starling.Unavailable
@@ -218,19 +218,16 @@ func (h *Host) exited(e *entry, reason string) {
 	i := e.instance
 	e.mu.Unlock()
 	h.note(i, time.Now())
-	to := e.address()
 	h.forget(e, reason)
+	to := e.address() // which no fence changes any more
 	h.cfg.Post.Send(to, &wire.Exited{Partition: to.Partition, Host: h.cfg.Node, Instance: e.id, Reason: reason})
 	h.meters.exited.Inc()
 	h.changed()
 }
 
-// forget removes an entry and gives back what it held. A reason is remembered for repeated messages.
+// forget gives back what an entry held and then removes it, so that Close waits for those that have not given everything back
+// and a repeated message finds the entry or its reason, which is remembered.
 func (h *Host) forget(e *entry, reason string) {
-	s := h.shard(e.id)
-	s.mu.Lock()
-	delete(s.entries, e.id)
-	s.mu.Unlock()
 	e.mu.Lock()
 	memory, release, a := e.memoryMiB, e.release, e.account
 	e.memoryMiB, e.release = 0, nil
@@ -248,6 +245,10 @@ func (h *Host) forget(e *entry, reason string) {
 	if a != nil {
 		h.accounts.part(a)
 	}
+	s := h.shard(e.id)
+	s.mu.Lock()
+	delete(s.entries, e.id)
+	s.mu.Unlock()
 	close(e.done)
 }
 
