@@ -30,19 +30,7 @@ func microVMs(t testing.TB, sizes map[starling.Runtime]int) (*vmpool.Pool, *kata
 	cfg := katatest.Config(t)
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	d := kata.New(cfg)
-	p := vmpool.NewPool(vmpool.PoolConfig{Driver: d, Log: log, ReadyTime: katatest.Patience, Sizes: sizes})
-	if err := p.Open(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
-			t.Error(err)
-		}
-		if err := d.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return p, d
+	return openPool(t, vmpool.PoolConfig{Driver: d, Log: log, ReadyTime: katatest.Patience, Sizes: sizes}, d), d
 }
 
 // TestMicroVMInstances is TestSandboxedInstances with a microVM for each instance.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +16,7 @@ import (
 	"starling/vmpool/kata"
 	"starling/vmpool/kata/katatest"
 	"starling/vmpool/process"
+	"starling/vmpool/process/processtest"
 	"starling/vmpool/runtimes"
 )
 
@@ -42,6 +42,12 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 	d := cfg.Driver
 	r := &recorder{Driver: d}
 	cfg.Driver = r
+	return openPool(t, cfg, d), r
+}
+
+// openPool returns an open pool; it and the driver below it end with the test.
+func openPool(t testing.TB, cfg vmpool.PoolConfig, d vmpool.Driver) *vmpool.Pool {
+	t.Helper()
 	p := vmpool.NewPool(cfg)
 	if err := p.Open(context.Background()); err != nil {
 		t.Fatal(err)
@@ -54,18 +60,16 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 			t.Error(err)
 		}
 	})
-	return p, r
+	return p
 }
 
 // jailDriver returns the driver of isolation process or gvisor.
 func jailDriver(t testing.TB, isolation starling.Isolation, log *slog.Logger) *process.Driver {
 	t.Helper()
 	dir := t.TempDir()
-	guest := filepath.Join(dir, "starling-guest")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", guest, "starling/cmd/starling-guest")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build starling-guest: %v\n%s", err, out)
+	guest, err := processtest.Build(dir)
+	if err != nil {
+		t.Fatal(err)
 	}
 	programs := filepath.Join(dir, "runtimes")
 	if err := runtimes.Write(programs); err != nil {

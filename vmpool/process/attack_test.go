@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"starling/vmpool/process"
 	"starling/vmpool/process/attack"
 	"starling/vmpool/process/link"
+	"starling/vmpool/process/processtest"
 )
 
 // TestAttacks is the escape suite. It takes about half a minute.
@@ -24,15 +24,9 @@ func TestAttacks(t *testing.T) {
 	cfg.TmpBytes, cfg.TmpInodes = 64<<20, 4096
 	d := process.New(cfg)
 	defer func() { must(t, d.Close()); leftNothing(t, cfg) }()
-	host, err := os.Hostname()
-	must(t, err)
-	secrets := []string{cfg.Dir, filepath.Dir(cfg.Dir), cfg.GuestPath, cfg.Tag, "starling-test", "/sys/fs/cgroup", os.TempDir() + "/"}
-	if len(host) > 3 { // a shorter name turns up by chance
-		secrets = append(secrets, host)
-	}
 	attack.Run(t, attack.Target{
 		Template: template(t, d, starling.Python311), MemoryMiB: 192, TmpBytes: cfg.TmpBytes, TmpInodes: cfg.TmpInodes,
-		Processes: cfg.ProcessesMax, Files: cfg.Files, SpareMiB: 64, Secrets: secrets,
+		Processes: cfg.ProcessesMax, Files: cfg.Files, SpareMiB: 64, Secrets: processtest.Secrets(cfg),
 		PIDs: process.Processes,
 	})
 }
@@ -46,7 +40,7 @@ func TestFirstProcessWaitsForItsCgroup(t *testing.T) {
 	r, w, err := os.Pipe()
 	must(t, err)
 	defer r.Close()
-	cmd := exec.Command(guest, "init")
+	cmd := exec.Command(processtest.Guest, "init")
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.ExtraFiles = []*os.File{w, w, theirs} // descriptors 3, 4 and 5
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -55,7 +49,7 @@ func TestFirstProcessWaitsForItsCgroup(t *testing.T) {
 	theirs.Close()
 	time.Sleep(time.Second) // the injected delay of the row: a first process that does not wait would be far by then
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid))
-	if err != nil || exe != guest {
+	if err != nil || exe != processtest.Guest {
 		t.Fatalf("runs %s %v", exe, err)
 	}
 	before, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/cgroup", cmd.Process.Pid))

@@ -11,6 +11,7 @@ import (
 
 	"starling"
 	"starling/vmpool"
+	"starling/vmpool/process/processtest"
 )
 
 // report adds the middle and the 99th percentile of the samples.
@@ -34,11 +35,11 @@ func BenchmarkPython(b *testing.B) {
 		t0 := time.Now()
 		x := clone(b, tpl)
 		t1 := time.Now()
-		x.mustPython("import sys; sys.path.insert(0, '/var/task')")
+		x.MustPython("import sys; sys.path.insert(0, '/var/task')")
 		t2 := time.Now()
 		must(b, x.Attach(context.Background(), vmpool.Code{Dir: dir, MemoryMiB: 128}))
 		t3 := time.Now()
-		x.mustPython("import main; out = main.answer")
+		x.MustPython("import main; out = main.answer")
 		t4 := time.Now()
 		must(b, x.Close())
 		cloned, ready, attached = append(cloned, t1.Sub(t0)), append(ready, t2.Sub(t0)), append(attached, t3.Sub(t2))
@@ -56,7 +57,7 @@ func BenchmarkProvided(b *testing.B) {
 	d := newDriver(b, nil)
 	tpl := template(b, d, starling.Provided)
 	dir := codeDir(b, nil)
-	raw, err := os.ReadFile(guest) // any static program will do: its usage error ends it at once
+	raw, err := os.ReadFile(processtest.Guest) // any static program will do: its usage error ends it at once
 	must(b, err)
 	must(b, os.WriteFile(filepath.Join(dir, "bootstrap"), raw, 0o755))
 	var cloned, attached, closed []time.Duration
@@ -79,7 +80,7 @@ func BenchmarkCloneMany(b *testing.B) {
 	d := newDriver(b, nil)
 	tpl := template(b, d, starling.Provided)
 	dir := codeDir(b, nil)
-	raw, err := os.ReadFile(guest)
+	raw, err := os.ReadFile(processtest.Guest)
 	must(b, err)
 	must(b, os.WriteFile(filepath.Join(dir, "bootstrap"), raw, 0o755))
 	const callers, boxes = 8, 256

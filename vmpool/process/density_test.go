@@ -47,7 +47,7 @@ func TestIdleMemory(t *testing.T) {
 				b := clone(t, tpl)
 				switch v.runtime {
 				case starling.Python311:
-					b.mustPython("out = 1")
+					b.MustPython("out = 1")
 				case starling.NodeJS20:
 					must(t, b.Channel().SetReadDeadline(time.Now().Add(30*time.Second)))
 					if _, err := b.Channel().Read(make([]byte, 1)); err != nil {

@@ -2,12 +2,10 @@ package process_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,23 +16,8 @@ import (
 	"starling"
 	"starling/vmpool"
 	"starling/vmpool/process"
+	"starling/vmpool/process/processtest"
 )
-
-func waitDone(t testing.TB, s vmpool.Sandbox) vmpool.Exit {
-	t.Helper()
-	select {
-	case <-s.Done():
-		return s.Exit()
-	case <-time.After(20 * time.Second):
-		t.Fatal("the sandbox did not end")
-		return vmpool.Exit{}
-	}
-}
-
-func attach(t testing.TB, b *box, dir string) {
-	t.Helper()
-	must(t, b.Attach(context.Background(), vmpool.Code{Dir: dir, MemoryMiB: 128}))
-}
 
 func TestExitTellsHow(t *testing.T) {
 	tpl := template(t, newDriver(t, nil), starling.Python311)
@@ -46,7 +29,7 @@ func TestExitTellsHow(t *testing.T) {
 		"import os\nfor i in range(3):\n  if os.fork() == 0: os.setsid()\nif os.getpid() == 1: os._exit(3)\nelse: import time; time.sleep(99)": {Code: 3},
 	} {
 		b := clone(t, tpl)
-		if _, err := b.python(source); err == nil {
+		if _, err := b.Python(source); err == nil {
 			t.Fatalf("%s: came back", source)
 		}
 		if got := waitDone(t, b); got != want {
@@ -56,30 +39,7 @@ func TestExitTellsHow(t *testing.T) {
 }
 
 func TestPauseStopsEveryProcess(t *testing.T) {
-	b := clone(t, template(t, newDriver(t, nil), starling.Python311))
-	attach(t, b, codeDir(t, nil))
-	b.mustPython("import os\nif os.fork() == 0:\n  while True: pass")
-	cpu := func() time.Duration {
-		s, err := b.Stats()
-		must(t, err)
-		return s.CPU
-	}
-	must(t, b.Pause())
-	before := cpu()
-	time.Sleep(50 * time.Millisecond) // real time must pass for a running process to show
-	if used := cpu() - before; used > time.Millisecond {
-		t.Fatalf("used %v of CPU while paused", used)
-	}
-	must(t, b.Resume())
-	deadline := time.Now().Add(5 * time.Second)
-	for cpu()-before < time.Millisecond {
-		if time.Now().After(deadline) {
-			t.Fatal("does not run after Resume")
-		}
-		time.Sleep(time.Millisecond)
-	}
-	must(t, b.Pause())
-	must(t, b.Close()) // also while paused
+	processtest.PauseStopsEveryProcess(t, template(t, newDriver(t, nil), starling.Python311))
 }
 
 // bootstrapSource serves one call of the Runtime API and then reports itself to it.
@@ -120,19 +80,7 @@ func TestProvidedRunsBootstrap(t *testing.T) {
 }
 
 func TestProvidedRefusesWhatIsNoBootstrap(t *testing.T) {
-	tpl := template(t, newDriver(t, nil), starling.Provided)
-	plain := codeDir(t, map[string]string{"bootstrap": "#!/bin/sh\n"})
-	must(t, os.Chmod(filepath.Join(plain, "bootstrap"), 0o644))
-	for name, dir := range map[string]string{
-		"missing": codeDir(t, nil), "not executable": plain,
-		"for another machine": codeDir(t, map[string]string{"bootstrap": "\x7fELF\x01\x01\x01 nothing"}),
-		"without interpreter": codeDir(t, map[string]string{"bootstrap": "#!/nowhere/sh\n"}),
-	} {
-		err := clone(t, tpl).Attach(context.Background(), vmpool.Code{Dir: dir, MemoryMiB: 128})
-		if starling.KindOf(err) != starling.Failed || starling.ReasonOf(err) != starling.ErrEntrypoint {
-			t.Errorf("%s: %v (%s)", name, err, starling.ReasonOf(err))
-		}
-	}
+	processtest.ProvidedRefusesWhatIsNoBootstrap(t, template(t, newDriver(t, nil), starling.Provided))
 }
 
 func TestSandboxesListenApart(t *testing.T) {
@@ -176,47 +124,6 @@ func TestFailedCloneLeavesNothing(t *testing.T) {
 	}
 }
 
-// leftNothing fails unless every trace of the driver is gone within ten seconds.
-func leftNothing(t testing.TB, cfg process.Config) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		left := traces(cfg)
-		if len(left) == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("left behind: %v", left)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-// traces lists cgroups, processes and mounts of the driver and its scratch folder.
-func traces(cfg process.Config) (left []string) {
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/starling-" + cfg.Tag)
-	left = append(left, groups...)
-	exes, _ := filepath.Glob("/proc/[0-9]*/exe")
-	for _, exe := range exes {
-		pid := filepath.Base(filepath.Dir(exe))
-		target, _ := os.Readlink(exe)
-		mounts, _ := os.ReadFile("/proc/" + pid + "/mountinfo")
-		if strings.HasPrefix(target, cfg.GuestPath) && parentTag(pid, cfg) || strings.Contains(string(mounts), cfg.Dir) {
-			left = append(left, "process "+pid+" "+target)
-		}
-	}
-	if _, err := os.Stat(filepath.Join(cfg.Dir, "root")); err == nil {
-		left = append(left, cfg.Dir)
-	}
-	return left
-}
-
-// parentTag reports whether the process sits in the driver's cgroup.
-func parentTag(pid string, cfg process.Config) bool {
-	b, _ := os.ReadFile("/proc/" + pid + "/cgroup")
-	return strings.Contains(string(b), "starling-"+cfg.Tag)
-}
-
 func TestCloseLeavesNothing(t *testing.T) {
 	cfg := testConfig(t)
 	d := process.New(cfg)
@@ -224,10 +131,10 @@ func TestCloseLeavesNothing(t *testing.T) {
 	for range 3 {
 		b := clone(t, py)
 		attach(t, b, codeDir(t, nil))
-		b.mustPython("import os\nfor i in range(5):\n  if os.fork() == 0:\n    os.setsid()\n    while True: pass")
+		b.MustPython("import os\nfor i in range(5):\n  if os.fork() == 0:\n    os.setsid()\n    while True: pass")
 		clone(t, prov)
 	}
-	if len(traces(cfg)) == 0 {
+	if len(processtest.Traces(cfg)) == 0 {
 		t.Fatal("nothing to see while sandboxes run: the test looks in the wrong place")
 	}
 	must(t, d.Close())
@@ -245,7 +152,7 @@ func TestWardenIsReplaced(t *testing.T) {
 	waitDone(t, b)
 	must(t, b.Close())
 	again := clone(t, tpl)
-	if got := again.mustPython("out = 1"); got != 1.0 {
+	if got := again.MustPython("out = 1"); got != 1.0 {
 		t.Fatal(got)
 	}
 	must(t, d.Close())
@@ -268,48 +175,8 @@ func wardenOf(t testing.TB) int {
 	return 0
 }
 
-// TestNodeKilled runs a node in a process of its own, kills it without warning and looks for traces.
 func TestNodeKilled(t *testing.T) {
-	if dir := os.Getenv("STARLING_TEST_NODE"); dir != "" {
-		nodeForTest(t, dir)
-		return
-	}
-	cfg := testConfig(t)
-	for name, sig := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "terminated": syscall.SIGTERM} {
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestNodeKilled$", "-test.v")
-		cmd.Env = append(os.Environ(), "STARLING_TEST_NODE="+cfg.Dir, "STARLING_TEST_TAG="+cfg.Tag, "STARLING_TEST_GUEST="+guest, "TMPDIR="+t.TempDir())
-		out, err := cmd.StdoutPipe()
-		must(t, err)
-		must(t, cmd.Start())
-		seen := ""
-		buf := make([]byte, 4096)
-		for !strings.Contains(seen, "sandboxes are up") {
-			n, err := out.Read(buf)
-			seen += string(buf[:n])
-			if err != nil {
-				t.Fatalf("%s: the node did not start: %s", name, seen)
-			}
-		}
-		must(t, cmd.Process.Signal(sig))
-		_ = cmd.Wait()
-		_ = os.Remove(filepath.Join(cfg.Dir, "root")) // the node's own folder, empty; its next life would use it
-		leftNothing(t, cfg)
-	}
-}
-
-func nodeForTest(t *testing.T, dir string) {
-	cfg := testConfig(t)
-	cfg.Dir, cfg.Tag = dir, os.Getenv("STARLING_TEST_TAG")
-	d := process.New(cfg)
-	py, prov := template(t, d, starling.Python311), template(t, d, starling.Provided)
-	for range 3 {
-		b := clone(t, py)
-		attach(t, b, codeDir(t, nil))
-		b.mustPython("import os\nif os.fork() == 0:\n  os.setsid()\n  while True: pass")
-		clone(t, prov)
-	}
-	fmt.Println("sandboxes are up")
-	select {}
+	processtest.NodeKilled(t, testConfig(t), syscall.SIGKILL, syscall.SIGTERM)
 }
 
 func TestTwoNodesWithOneTagDoNotSweepEachOther(t *testing.T) {
@@ -325,7 +192,7 @@ func TestTwoNodesWithOneTagDoNotSweepEachOther(t *testing.T) {
 		t.Fatalf("second node: %v", err)
 	}
 	must(t, o.Close())
-	if got := b.mustPython("out = 1"); got != 1.0 {
+	if got := b.MustPython("out = 1"); got != 1.0 {
 		t.Fatal(got)
 	}
 	must(t, d.Close())
@@ -355,17 +222,5 @@ func TestBadSettingsAreRefused(t *testing.T) {
 		if k := starling.KindOf(err); k != starling.Invalid && k != starling.Unavailable {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-}
-
-// eventually polls ok every 50 ms for at most 20 s.
-func eventually(t testing.TB, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("did not come about in 20 s")
-		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }

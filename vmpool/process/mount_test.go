@@ -3,35 +3,18 @@ package process_test
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"starling"
 	"starling/vmpool"
+	"starling/vmpool/process/processtest"
 )
-
-// memoryMount makes a mount that stands in no namespace and holds main.py.
-func memoryMount(t *testing.T) *os.File {
-	t.Helper()
-	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	must(t, err)
-	defer unix.Close(fs)
-	must(t, unix.FsconfigCreate(fs))
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	must(t, err)
-	m := os.NewFile(uintptr(fd), "code")
-	must(t, os.WriteFile(filepath.Join(fmt.Sprintf("/proc/self/fd/%d", fd), "main.py"), []byte("answer = 42\n"), 0o644))
-	return m
-}
 
 func TestSandboxRunsCodeOfAMountWithoutAPlace(t *testing.T) {
 	d := newDriver(t, nil)
 	tpl := template(t, d, starling.Python311)
-	m := memoryMount(t)
+	m := processtest.CodeMount(t)
 	var boxes []*box
 	for range 2 { // one mount serves many
 		b := clone(t, tpl)
@@ -45,13 +28,13 @@ func TestSandboxRunsCodeOfAMountWithoutAPlace(t *testing.T) {
 	}
 	must(t, m.Close()) // the sandboxes keep what they were given
 	for _, b := range boxes {
-		if got := b.mustPython("import sys; sys.path.insert(0, '/var/task'); import main; out = main.answer"); got != 42.0 {
+		if got := b.MustPython("import sys; sys.path.insert(0, '/var/task'); import main; out = main.answer"); got != 42.0 {
 			t.Fatalf("the code says %v", got)
 		}
-		if _, err := b.python("open('/var/task/x', 'w')"); err == nil {
+		if _, err := b.Python("open('/var/task/x', 'w')"); err == nil {
 			t.Error("the code can be written")
 		}
-		info := fmt.Sprint(b.mustPython("out = [l for l in open('/proc/self/mountinfo') if '/var/task' in l]"))
+		info := fmt.Sprint(b.MustPython("out = [l for l in open('/proc/self/mountinfo') if '/var/task' in l]"))
 		if !strings.Contains(info, "/ /var/task ro,nosuid,nodev") || strings.Contains(info, "/proc") || strings.Contains(info, "tmpfs") {
 			t.Errorf("the sandbox sees its code as %s", info)
 		}
