@@ -21,9 +21,6 @@ const Dir = "/var/runtime"
 // TaskRoot is where a sandbox sees the code of its function.
 const TaskRoot = "/var/task"
 
-// Files holds the programs, "python/start.py" (for "python/runtime.py") and "node/runtime.js", and what each rehearses with.
-func Files() fs.FS { return files }
-
 // Write puts the programs below dir, readable to everybody and writable to none but the owner. Each file is
 // replaced whole, so a node that starts beside another one with the same dir does no harm.
 func Write(dir string) error {
