@@ -18,6 +18,8 @@
 //	frontend ──payload─────▶ host            checks the lease, hands the call to the instance
 //	instance ──────────────▶ host ──▶ frontend ──▶ client
 //
+// A [Layer] is files that functions of one account share; a Version names the layers it sees under /opt.
+//
 // A host keeps pools of pre-warmed sandboxes, one pool per [Isolation] and [Runtime]. A sandbox is specialised once with
 // the code of one version, is then an instance, and is never returned to the pool.
 //

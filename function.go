@@ -1,6 +1,7 @@
 package starling
 
 import (
+	"encoding/hex"
 	"path"
 	"regexp"
 	"strings"
@@ -31,6 +32,14 @@ func (r Runtime) Validate() error {
 
 // A CodeHash is the lower-case hex SHA-256 of an uploaded zip: code is content-addressed.
 type CodeHash string
+
+// Validate reports whether h could name a package.
+func (h CodeHash) Validate() error {
+	if raw, err := hex.DecodeString(string(h)); err != nil || len(raw) != 32 || hex.EncodeToString(raw) != string(h) {
+		return Errorf(Invalid, "check code", "code %q is no lower-case hexadecimal SHA-256: upload the package first", h)
+	}
+	return nil
+}
 
 // An Account is a tenant: it owns functions and keys, and bounds what they use.
 type Account struct {
@@ -77,6 +86,9 @@ type Config struct {
 	// Isolation is the developer's wish until the snapshot is made, and in a snapshot what was made of it. Absent for
 	// process, so that such a snapshot is the same bytes as an older release's.
 	Isolation Isolation `cbor:"11,keyasint,omitempty" json:"isolation,omitempty" yaml:"isolation"`
+
+	// Layers lie under /opt, a later one over an earlier one, at most LayersMax. Absent where there are none, for the same reason.
+	Layers []LayerRef `cbor:"12,keyasint,omitempty" json:"layers,omitempty" yaml:"layers"`
 }
 
 // A Version is an immutable snapshot of a function: its configuration and code.
@@ -88,6 +100,9 @@ type Version struct {
 	Code     CodeHash      `cbor:"5,keyasint" json:"code"`
 	CodeSize int64         `cbor:"6,keyasint" json:"codeSize"` // bytes of the zip
 	Created  int64         `cbor:"7,keyasint" json:"created"`  // Unix seconds
+
+	// LayerCode is what Config.Layers are made of, in the same order: a host needs no more to show them.
+	LayerCode []CodeHash `cbor:"8,keyasint,omitempty" json:"layerCode,omitempty"`
 }
 
 // Key returns the first key of the span of the version's function.
@@ -169,8 +184,11 @@ func (c Config) Validate() error {
 	if c.InstanceMax < 0 {
 		return Errorf(Invalid, op, "instanceMax %d: use 0 or more", c.InstanceMax)
 	}
-	if len(c.Description) > 256 {
-		return Errorf(Invalid, op, "description has %d bytes: use at most 256", len(c.Description))
+	if len(c.Description) > DescriptionMax {
+		return Errorf(Invalid, op, "description has %d bytes: use at most %d", len(c.Description), DescriptionMax)
+	}
+	if err := c.validateLayers(); err != nil {
+		return err
 	}
 	if err := c.validateProvision(); err != nil {
 		return err

@@ -11,6 +11,8 @@ const (
 	CodeEntryMax    = 100_000          // entries in it
 	CodeRatioMax    = 200              // unpacked bytes for each packed byte, over the whole zip
 	EnvMax          = 4 << 10          // bytes of all names and values of a function's environment
+	LayersMax       = 5                // layers of one function; they and its code share CodeUnpackedMax
+	DescriptionMax  = 256              // bytes of what people are told of a function or a layer
 	MemoryMinMiB    = 128
 	MemoryMaxMiB    = 10 << 10
 	SlotsMax        = 100              // concurrent calls of one instance

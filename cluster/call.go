@@ -44,7 +44,7 @@ func deletes(cmd Command) bool {
 // may change between the two tries: the second would then undo what they did, or be refused although the first was done.
 func once(cmd Command) bool {
 	switch cmd.CommandKind() {
-	case kindCreateAccount, kindDeleteAccount, kindCreateKey, kindPutFunction, kindDeleteFunction, kindPublishVersion, kindSetDraining:
+	case kindCreateAccount, kindDeleteAccount, kindCreateKey, kindPutFunction, kindDeleteFunction, kindPublishVersion, kindSetDraining, kindPublishLayer, kindDeleteLayer:
 		return true
 	}
 	return false

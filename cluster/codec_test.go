@@ -35,6 +35,8 @@ func samples() []Command {
 		RestoreState{Hash: [32]byte{1}, Part: 1, Parts: 2, Data: []byte{1}, Node: starling.Node{ID: 1, Addr: "a:1"}},
 		RenewReplica{Node: 2, Lost: 2},
 		SetIsolation{Account: "acme", Policy: starling.IsolationPolicy{Default: starling.IsolationKata, Least: starling.IsolationGVisor}, SharedKernel: true},
+		PublishLayer{Layer: starling.Layer{Account: "acme", Name: "deps", Code: someCode, CodeSize: 1, Unpacked: 4096, Runtimes: []starling.Runtime{starling.Python311}, Created: 1}},
+		DeleteLayer{Account: "acme", Layer: starling.LayerRef{Name: "deps", Version: 1}},
 	}
 }
 

@@ -43,6 +43,8 @@ type PutFunction struct {
 	Create   bool                 `cbor:"6,keyasint"` // Conflict when it exists
 	Update   bool                 `cbor:"7,keyasint"` // NotFound when it does not
 	Expect   starling.VersionID   `cbor:"8,keyasint"` // Conflict unless this is the latest snapshot; 0 for any
+
+	Unpacked int64 `cbor:"9,keyasint,omitempty"` // bytes of the package's files; said of a function with layers only, so that another is the same bytes as an older release's
 }
 
 // DeleteFunction removes a function and all its versions.
@@ -54,6 +56,17 @@ type DeleteFunction struct {
 type PublishVersion struct {
 	Function starling.FunctionRef `cbor:"1,keyasint"`
 	Now      int64                `cbor:"2,keyasint"`
+}
+
+// PublishLayer numbers a version of a layer; Reply.Layers is that one. Publishing the newest one's content again answers the newest.
+type PublishLayer struct {
+	Layer starling.Layer `cbor:"1,keyasint"` // without its number
+}
+
+// DeleteLayer removes one version of a layer; Conflict while a function uses it.
+type DeleteLayer struct {
+	Account starling.AccountID `cbor:"1,keyasint"`
+	Layer   starling.LayerRef  `cbor:"2,keyasint"`
 }
 
 // AddToken permits one node to join until Expires.
@@ -133,6 +146,7 @@ type Query struct {
 	Hash     [32]byte               `cbor:"6,keyasint"`
 	After    string                 `cbor:"7,keyasint"` // page: names greater than this
 	Limit    int                    `cbor:"8,keyasint"` // page: at most so many, 1–1000; 0 means 100
+	Layer    starling.LayerName     `cbor:"9,keyasint,omitempty"`
 }
 
 // What names a query.
@@ -152,6 +166,8 @@ const (
 	QueryToken     What = 11 // by Hash; NotFound when nobody may join with it
 	QueryFloors    What = 12 // a page of the latest snapshots that want instances at all times, in Versions
 	QueryIsolation What = 13 // of Account; of all when it is empty
+	QueryLayer     What = 14 // by Account, Layer and Number, 0 for all versions, the newest first; in Layers
+	QueryLayers    What = 15 // of Account, a page: the newest version of each, in Layers
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.
@@ -172,6 +188,7 @@ type Reply struct {
 	Claim     *Claim             `cbor:"14,keyasint,omitempty"`
 	RefusedAs []starling.Kind    `cbor:"15,keyasint,omitempty"` // ChangeMap: the kind of each of Refused
 	Isolation *Isolation         `cbor:"16,keyasint,omitempty"`
+	Layers    []starling.Layer   `cbor:"17,keyasint,omitempty"`
 }
 
 // An Isolation is what counts for one account's functions, or for all.

@@ -101,7 +101,7 @@ func (s *State) applyCatalog(cmd Command) (Reply, error) {
 		return s.feedReply(Reply{}, err, Change{Keys: [][32]byte{hash}})
 	case *PutFunction:
 		v, forgotten, err := s.catalog.PutFunction(registry.Put{ID: starling.VersionID(s.index), Function: c.Function, Config: c.Config,
-			Code: c.Code, CodeSize: c.CodeSize, Now: c.Now, Create: c.Create, Update: c.Update, Expect: c.Expect})
+			Code: c.Code, CodeSize: c.CodeSize, Now: c.Now, Create: c.Create, Update: c.Update, Expect: c.Expect, Unpacked: c.Unpacked})
 		change := Change{Function: c.Function}
 		if forgotten != 0 {
 			change.Versions = []starling.VersionID{forgotten}
@@ -110,6 +110,11 @@ func (s *State) applyCatalog(cmd Command) (Reply, error) {
 	case *PublishVersion:
 		v, err := s.catalog.PublishVersion(starling.VersionID(s.index), c.Function, c.Now)
 		return s.feedReply(Reply{Version: v}, err, Change{Function: c.Function})
+	case *PublishLayer:
+		l, err := s.catalog.PublishLayer(c.Layer)
+		return Reply{Layers: []starling.Layer{l}}, err
+	case *DeleteLayer:
+		return Reply{}, s.catalog.DeleteLayer(c.Account, c.Layer)
 	case *DeleteFunction:
 		gone, err := s.catalog.DeleteFunction(c.Function)
 		return s.feedReply(Reply{}, err, Change{Function: c.Function, Versions: gone})
@@ -264,6 +269,10 @@ func (s *State) Query(q Query) (Reply, error) {
 		var i Reply
 		i, err = s.isolation(q.Account)
 		r.Isolation = i.Isolation
+	case QueryLayer:
+		r.Layers, err = s.catalog.Layer(q.Account, q.Layer, q.Number)
+	case QueryLayers:
+		r.Layers, r.Next, err = s.catalog.Layers(q.Account, q.After, q.Limit)
 	case QueryToken:
 		err = s.members.FindToken(q.Hash)
 	default:

@@ -66,7 +66,7 @@ func randomCommand(t *rapid.T) Command {
 	now := int64(small.Draw(t, "now"))
 	id := starling.NodeID(small.Draw(t, "node"))
 	hash := [32]byte{byte(small.Draw(t, "hash"))}
-	switch rapid.IntRange(1, 15).Draw(t, "command") {
+	switch rapid.IntRange(1, 17).Draw(t, "command") {
 	case 1:
 		return InitCluster{Name: "test", Partitions: 4}
 	case 2:
@@ -78,7 +78,11 @@ func randomCommand(t *rapid.T) Command {
 	case 5:
 		return DeleteKey{Account: account, ID: fmt.Sprint(hash[0])}
 	case 6, 7:
-		return PutFunction{Function: ref, Config: starling.Config{Runtime: starling.NodeJS20, MemoryMiB: 128 * small.Draw(t, "memory")}, Code: someCode, CodeSize: 1, Now: now,
+		var layers []starling.LayerRef
+		if n := small.Draw(t, "layer"); n > 1 {
+			layers = []starling.LayerRef{{Name: "deps", Version: starling.VersionNumber(n - 1)}}
+		}
+		return PutFunction{Function: ref, Config: starling.Config{Runtime: starling.NodeJS20, MemoryMiB: 128 * small.Draw(t, "memory"), Layers: layers}, Code: someCode, CodeSize: 1, Now: now,
 			Create: rapid.Bool().Draw(t, "create"), Expect: starling.VersionID(small.Draw(t, "expect") / 3 * 5)}
 	case 8:
 		return DeleteFunction{Function: ref}
@@ -94,6 +98,10 @@ func randomCommand(t *rapid.T) Command {
 		return ChangeMap{Changes: []partmap.Change{{Kind: partmap.Assign, Partition: starling.PartitionID(small.Draw(t, "partition")), Epoch: starling.Epoch(small.Draw(t, "epoch")), To: id}}}
 	case 14:
 		return SetDraining{ID: id, Draining: rapid.Bool().Draw(t, "draining")}
+	case 15:
+		return PublishLayer{Layer: starling.Layer{Account: account, Name: "deps", Code: someCode, CodeSize: 1 + now, Description: fmt.Sprint(now), Created: now}}
+	case 16:
+		return DeleteLayer{Account: account, Layer: starling.LayerRef{Name: "deps", Version: starling.VersionNumber(now)}}
 	}
 	return ClaimLead{Node: id}
 }
@@ -427,5 +435,36 @@ func TestSnapshotKeepsWhatIsSaidOfIsolation(t *testing.T) {
 	mustApply(t, s, SetIsolation{Account: "acme"})
 	if again := len(snapshot(t, s)); again > silent+8 { // the index is longer
 		t.Fatalf("a state of which nothing is said has %d bytes, before it had %d", again, silent)
+	}
+}
+
+// Layers come back with the function that uses them, and their numbers go on.
+func TestSnapshotKeepsLayers(t *testing.T) {
+	s := full(t)
+	deps := starling.Layer{Account: "acme", Name: "deps", Code: someCode, CodeSize: 1, Unpacked: 4096, Runtimes: []starling.Runtime{starling.Python311}, Created: 1}
+	mustApply(t, s, PublishLayer{Layer: deps})
+	deps.Description = "newer"
+	mustApply(t, s, PublishLayer{Layer: deps})
+	mustApply(t, s, DeleteLayer{Account: "acme", Layer: starling.LayerRef{Name: "deps", Version: 2}})
+	mustApply(t, s, PutFunction{Function: helloRef, Config: starling.Config{Runtime: starling.Python311, Layers: []starling.LayerRef{{Name: "deps", Version: 1}}}, Code: someCode, CodeSize: 9, Now: 20})
+	back := NewState()
+	if err := back.Restore(bytes.NewReader(snapshot(t, s))); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(snapshot(t, back), snapshot(t, s)) {
+		t.Fatal("the restored state is another")
+	}
+	r, err := back.Query(Query{What: QueryLayer, Account: "acme", Layer: "deps"})
+	if err != nil || len(r.Layers) != 1 || r.Layers[0].Version != 1 || r.Layers[0].Unpacked != 4096 {
+		t.Fatalf("layers: %+v %v", r.Layers, err)
+	}
+	if _, err := apply(t, back, DeleteLayer{Account: "acme", Layer: r.Layers[0].Ref()}); starling.ReasonOf(err) != "LayerInUse" {
+		t.Fatalf("a layer that is used was deleted: %v", err)
+	}
+	if again := mustApply(t, back, PublishLayer{Layer: deps}); again.Layers[0].Version != 3 {
+		t.Fatalf("a number was given twice: %+v", again.Layers)
+	}
+	if r, err = back.Query(Query{What: QueryLayers, Account: "acme"}); err != nil || len(r.Layers) != 1 || r.Layers[0].Version != 3 {
+		t.Fatalf("the newest: %+v %v", r.Layers, err)
 	}
 }

@@ -14,6 +14,12 @@ func (g *reign) permitOwner(peer transport.Peer, cmd cluster.Command) error {
 	switch c := cmd.(type) {
 	case *cluster.SetDraining:
 		return g.needLevel(op, cluster.LevelOrders)
+	case *cluster.PublishLayer, *cluster.DeleteLayer:
+		return g.needLevel(op, cluster.LevelLayers)
+	case *cluster.PutFunction:
+		if len(c.Config.Layers) > 0 || c.Unpacked != 0 {
+			return g.needLevel(op, cluster.LevelLayers)
+		}
 	case *cluster.ChangeMap:
 		return g.permitChange(peer, c.Changes[0])
 	}

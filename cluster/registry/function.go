@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"encoding/hex"
 	"maps"
 	"slices"
 
@@ -26,6 +25,7 @@ type Put struct {
 	Create   bool  // Conflict when it exists
 	Update   bool  // NotFound when it does not
 	Expect   starling.VersionID
+	Unpacked int64 // bytes of the package's files; for a function with layers only
 }
 
 // PutFunction creates a function or replaces its latest snapshot. It returns the snapshot and which older one
@@ -42,6 +42,10 @@ func (r *Registry) PutFunction(p Put) (*starling.Version, starling.VersionID, er
 		return nil, 0, err
 	}
 	if p.Config.Isolation, err = r.policyOf(a).Resolve(p.Config.Isolation); err != nil {
+		return nil, 0, err
+	}
+	layers, err := a.layerCode(op, p)
+	if err != nil {
 		return nil, 0, err
 	}
 	f := a.functions[p.Function.Name]
@@ -67,7 +71,7 @@ func (r *Registry) PutFunction(p Put) (*starling.Version, starling.VersionID, er
 		f = &function{Function: starling.Function{Ref: p.Function, Created: p.Now, Versions: map[starling.VersionNumber]starling.VersionID{}}}
 		a.functions[p.Function.Name] = f
 	}
-	v := &starling.Version{ID: p.ID, Function: p.Function, Number: starling.Latest, Config: p.Config, Code: p.Code, CodeSize: p.CodeSize, Created: p.Now}
+	v := &starling.Version{ID: p.ID, Function: p.Function, Number: starling.Latest, Config: p.Config, Code: p.Code, CodeSize: p.CodeSize, Created: p.Now, LayerCode: layers}
 	return v, r.replace(f, v), nil
 }
 
@@ -95,8 +99,8 @@ func (p *Put) validate(op string) error {
 	if err := p.Config.Validate(); err != nil {
 		return err
 	}
-	if raw, err := hex.DecodeString(string(p.Code)); err != nil || len(raw) != 32 || hex.EncodeToString(raw) != string(p.Code) {
-		return starling.Errorf(starling.Invalid, op, "code %q is no lower-case hexadecimal SHA-256: upload the package first", p.Code)
+	if err := p.Code.Validate(); err != nil {
+		return err
 	}
 	if p.CodeSize < 1 || p.CodeSize > starling.CodeZipMax {
 		return starling.Errorf(starling.TooLarge, op, "the package has %d bytes: use 1-%d", p.CodeSize, starling.CodeZipMax)
@@ -109,7 +113,7 @@ func sameContent(v *starling.Version, c starling.Config, code starling.CodeHash)
 	a, b := v.Config, c
 	return env && v.Code == code && a.Runtime == b.Runtime && a.Handler == b.Handler && a.MemoryMiB == b.MemoryMiB &&
 		a.TimeoutMS == b.TimeoutMS && a.Concurrency == b.Concurrency && a.InstanceMax == b.InstanceMax && a.Description == b.Description &&
-		a.Isolation == b.Isolation && a.Provisioned == b.Provisioned && slices.Equal(a.Schedule, b.Schedule)
+		a.Isolation == b.Isolation && a.Provisioned == b.Provisioned && slices.Equal(a.Schedule, b.Schedule) && slices.Equal(a.Layers, b.Layers)
 }
 
 // PublishVersion numbers a copy of the latest snapshot, under id. When the newest published version has the

@@ -1,4 +1,4 @@
-// Package registry is the catalog that all nodes agree on: accounts with their keys, functions with their
+// Package registry is the catalog that all nodes agree on: accounts with their keys and layers, functions with their
 // versions, and the members with the tokens by which they join. It is pure.
 //
 // Everything a tenant owns lies under its account, so that no lookup can cross from one tenant to another.
@@ -23,6 +23,8 @@ const (
 	FunctionMax   = 1000   // functions of one account
 	VersionMax    = 1000   // published versions of one function
 	FloorMax      = 10_000 // functions of the cluster that want instances at all times
+	LayerMax      = 100    // layers of one account
+	LayerKeepMax  = 100    // versions of one layer that were not deleted
 	SupersededMax = 8      // replaced snapshots of one function that calls in flight may still name
 	PageMax       = 1000   // entries of one page
 	PageDefault   = 100
@@ -43,7 +45,8 @@ type account struct {
 	starling.Account
 	keys      map[string][32]byte // by key id
 	functions map[starling.FunctionName]*function
-	reserved  int // instances that they want at all times, each at its peak; at most ConcurrencyMax
+	layers    map[starling.LayerName]*layer // nil for none
+	reserved  int                           // instances that they want at all times, each at its peak; at most ConcurrencyMax
 }
 
 // New returns an empty catalog.
@@ -91,7 +94,7 @@ func (r *Registry) insert(a starling.Account) {
 	r.names = slices.Insert(r.names, i, a.ID)
 }
 
-// DeleteAccount removes a tenant and its keys, whose hashes it returns; Conflict while it owns functions.
+// DeleteAccount removes a tenant and its keys, whose hashes it returns; Conflict while it owns functions or layers.
 func (r *Registry) DeleteAccount(id starling.AccountID) ([][32]byte, error) {
 	const op = "delete account"
 	a, err := r.account(op, id)
@@ -100,6 +103,9 @@ func (r *Registry) DeleteAccount(id starling.AccountID) ([][32]byte, error) {
 	}
 	if n := len(a.functions); n > 0 {
 		return nil, starling.Errorf(starling.Conflict, op, "account %q owns %d functions: delete them first", id, n)
+	}
+	if n := len(a.layers); n > 0 {
+		return nil, starling.Errorf(starling.Conflict, op, "account %q owns %d layers: delete them first", id, n)
 	}
 	hashes := make([][32]byte, 0, len(a.keys))
 	for _, keyID := range slices.Sorted(maps.Keys(a.keys)) {
