@@ -27,6 +27,8 @@ type CodeStore interface {
 	// Size returns the bytes of a package of account; NotFound when the account never uploaded it, even if
 	// another one did.
 	Size(ctx context.Context, account starling.AccountID, hash starling.CodeHash) (int64, error)
+	// Unpacked returns how many bytes its files have, in blocks of 4 KiB; NotFound as Size.
+	Unpacked(ctx context.Context, account starling.AccountID, hash starling.CodeHash) (int64, error)
 }
 
 // A LogReader finds output of functions on all hosts.
@@ -73,6 +75,7 @@ func New(d Deps) http.Handler {
 	a.huma = humago.New(a.mux, cfg)
 	a.accounts()
 	a.functions()
+	a.layers()
 	a.code()
 	a.logs()
 	a.state()

@@ -162,14 +162,15 @@ func (a *api) put(ctx context.Context, p auth.Principal, name starling.FunctionN
 	if err := cmd.Config.Validate(); err != nil {
 		return nil, err
 	}
-	size, err := a.Code.Size(ctx, p.Account, cmd.Code)
-	if err != nil {
-		if starling.KindOf(err) == starling.NotFound {
-			return nil, starling.Errorf(starling.Invalid, "put function", "this account has no code %q: upload the zip to /v1/code first", string(cmd.Code)).With("NoCode")
-		}
+	var err error
+	if cmd.CodeSize, err = a.codeSize(ctx, "put function", p.Account, cmd.Code); err != nil {
 		return nil, err
 	}
-	cmd.CodeSize = size
+	if len(cmd.Config.Layers) > 0 {
+		if cmd.Unpacked, err = a.Code.Unpacked(ctx, p.Account, cmd.Code); err != nil {
+			return nil, err
+		}
+	}
 	r, err := a.propose(ctx, cmd)
 	if err != nil {
 		return nil, err
@@ -178,6 +179,15 @@ func (a *api) put(ctx context.Context, p auth.Principal, name starling.FunctionN
 		return nil, starling.Errorf(starling.Internal, "ask managers", "the answer holds no version")
 	}
 	return &versionOutput{etag(r.Version.ID), spoken(*r.Version)}, nil
+}
+
+// codeSize returns the bytes of an uploaded zip; Invalid when this account has none of that hash.
+func (a *api) codeSize(ctx context.Context, op string, account starling.AccountID, hash starling.CodeHash) (int64, error) {
+	size, err := a.Code.Size(ctx, account, hash)
+	if starling.KindOf(err) == starling.NotFound {
+		return 0, starling.Errorf(starling.Invalid, op, "this account has no code %q: upload the zip to /v1/code first", string(hash)).With("NoCode")
+	}
+	return size, err
 }
 
 func (a *api) deleteFunction(ctx context.Context, p auth.Principal, in *FunctionInput) (*nothing, error) {

@@ -56,6 +56,13 @@ type Code struct {
 	Size int64             `json:"size" doc:"bytes of the zip"`
 }
 
+// A LayerSpec publishes a version of a layer.
+type LayerSpec struct {
+	Code        starling.CodeHash  `json:"code" doc:"hash that the upload answered"`
+	Runtimes    []starling.Runtime `json:"runtimes,omitempty" doc:"of functions that may use it; empty for all"`
+	Description string             `json:"description,omitempty" doc:"a line for people"`
+}
+
 // A FunctionSpec creates or updates a function. On update an absent Config or Code keeps what is there.
 // Expect, when not 0, refuses the update with Conflict unless it is the latest snapshot's id.
 type FunctionSpec struct {

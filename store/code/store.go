@@ -249,6 +249,33 @@ func (s *Store) Size(ctx context.Context, account starling.AccountID, hash starl
 	return n, nil
 }
 
+// Unpacked returns how many bytes the files of a package of account have, in blocks of 4 KiB. It is for packages of which Size was asked.
+func (s *Store) Unpacked(ctx context.Context, account starling.AccountID, hash starling.CodeHash) (int64, error) {
+	k := key{account, hash}
+	if err := k.validate(); err != nil {
+		return 0, err
+	}
+	if s.cfg.Images != nil {
+		x, err := s.bucketIndex(ctx, k)
+		if err == nil {
+			return int64(x.Data), nil
+		}
+		if starling.KindOf(err) != starling.NotFound {
+			return 0, err
+		}
+	}
+	f, size, err := s.fetch(ctx, k)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	plan, err := inspect(ctx, f, size, s.cfg.Limits)
+	if err != nil {
+		return 0, err
+	}
+	return plan.blocks, nil
+}
+
 // spool copies r to a file that has no name any more and hashes it. The caller closes it.
 func (s *Store) spool(r io.Reader) (*os.File, int64, starling.CodeHash, error) {
 	f, err := os.CreateTemp(s.spoolDir(), "upload-*")
