@@ -37,7 +37,7 @@ type deployFlags struct {
 	memory, timeout, concurrency        int
 	instanceMax, provisioned            int
 	schedule                            []string
-	env                                 []string
+	env, layers                         []string
 	publish, dryRun                     bool
 }
 
@@ -55,10 +55,11 @@ func deployCommand(a *app) *cobra.Command {
 updates it when it exists. The runtime is guessed from the files: main.py or lambda_function.py is Python,
 index.js or index.mjs is Node, an executable bootstrap is provided. A starling.yaml in the folder sets name and
 configuration (runtime, handler, memoryMiB, timeoutMS, env, concurrency, instanceMax, provisioned, schedule,
-isolation, description); flags win.
+isolation, layers, description); flags win. Layers (see 'starling layer') lie under /opt, a later one over an earlier one.
 Packing the same files twice gives the same zip. Left out: .git, __pycache__, .venv, *.pyc, .DS_Store, starling.yaml.`,
 		Example: "  starling deploy ./hello\n  starling deploy fn.zip --name resize --runtime python3.11 --handler main.handler --memory 512\n" +
-			"  starling deploy . --env STAGE=prod --publish\n  starling deploy . --provisioned 2 --schedule 'Mon-Fri 08:00=10' --schedule 'Mon-Fri 20:00=2'",
+			"  starling deploy . --env STAGE=prod --publish\n  starling deploy . --provisioned 2 --schedule 'Mon-Fri 08:00=10' --schedule 'Mon-Fri 20:00=2'\n" +
+			"  starling deploy ./resize --layer pillow:3 --layer fonts:1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := "."
 			if len(args) == 1 {
@@ -79,8 +80,10 @@ Packing the same files twice gives the same zip. Left out: .git, __pycache__, .v
 	fl.StringVar(&f.isolation, "isolation", "", "process, gvisor or kata (default: what the account or the cluster says)")
 	fl.StringVar(&f.description, "description", "", "a line for people")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable NAME=value; repeat for more")
+	fl.StringArrayVar(&f.layers, "layer", nil, "layer version NAME:VERSION to see under /opt; repeat for more, at most 5, a later one lies over an earlier one")
 	fl.BoolVar(&f.publish, "publish", false, "also publish a numbered version")
 	fl.BoolVar(&f.dryRun, "dry-run", false, "pack and check only: show what would be deployed")
+	c.RegisterFlagCompletionFunc("layer", a.completeLayers)
 	c.RegisterFlagCompletionFunc("isolation", cobra.FixedCompletions([]string{"process", "gvisor", "kata"}, cobra.ShellCompDirectiveNoFileComp))
 	c.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"python3.11", "nodejs20", "provided"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
@@ -168,6 +171,9 @@ func (f *deployFlags) manifest(cmd *cobra.Command, path string, p *packed) (mani
 	if err := f.provisions(&m); err != nil {
 		return m, err
 	}
+	if err := f.stack(&m); err != nil {
+		return m, err
+	}
 	for _, e := range f.env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok {
@@ -200,6 +206,21 @@ func (f *deployFlags) manifest(cmd *cobra.Command, path string, p *packed) (mani
 		return m, err
 	}
 	return m, m.Config.Validate()
+}
+
+// stack reads --layer, which replaces the file's.
+func (f *deployFlags) stack(m *manifest) error {
+	if len(f.layers) > 0 {
+		m.Layers = nil
+	}
+	for _, text := range f.layers {
+		ref, err := starling.ParseLayerRef(text)
+		if err != nil {
+			return err
+		}
+		m.Layers = append(m.Layers, ref)
+	}
+	return nil
 }
 
 // provisions reads --schedule, which replaces the file's.

@@ -86,6 +86,9 @@ func (a *app) showFunction(ctx context.Context, name starling.FunctionName) erro
 		if c.Description != "" {
 			t.AppendRow(table.Row{"description", printable(c.Description)})
 		}
+		for i, l := range c.Layers {
+			t.AppendRow(table.Row{fmt.Sprintf("layer %d", i+1), l})
+		}
 		for k, value := range c.Env {
 			t.AppendRow(table.Row{"env " + k, printable(value)})
 		}
