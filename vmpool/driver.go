@@ -49,10 +49,17 @@ type Settler interface {
 	Settle() error
 }
 
+// A Layer is files of this host that lie under /opt of a sandbox.
+type Layer struct {
+	Dir   string   // the folder of them
+	Mount *os.File // instead of Dir, as in Code
+}
+
 // Code is what a sandbox is specialised with. Everything in it belongs to one version of one account.
 type Code struct {
 	Dir       string            // unpacked package on this host, mounted read-only at /var/task
 	Mount     *os.File          // instead of Dir: its root as a mount that stands in no namespace; stays the caller's. Only of a driver that takes mounts
+	Layers    []Layer           // at most starling.LayersMax, mounted read-only at /opt as one tree, a later one over an earlier one
 	Env       map[string]string // the whole environment of the function, platform variables included
 	Handler   string
 	MemoryMiB int

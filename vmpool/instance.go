@@ -28,6 +28,7 @@ type InstanceConfig struct {
 	Version     *starling.Version
 	Dir         string   // the unpacked code on this host
 	Mount       *os.File // or a mount of it, see Code; used by Start only
+	Layers      []Layer  // see Code; used by Start only
 	Region      string   // AWS_REGION of the code
 	Logs        LogSink
 	InitTimeout time.Duration // the function's own initialisation; 0 means 10 s
@@ -114,7 +115,7 @@ func (i *Instance) specialise(ctx context.Context, w *warm) error {
 	begun := time.Now()
 	v := i.cfg.Version
 	env := environment(i.cfg, w.sandbox)
-	code := Code{Dir: i.cfg.Dir, Mount: i.cfg.Mount, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
+	code := Code{Dir: i.cfg.Dir, Mount: i.cfg.Mount, Layers: i.cfg.Layers, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
 	if err := w.sandbox.Attach(ctx, code); err != nil {
 		return fmt.Errorf("attach code: %w", err)
 	}

@@ -24,7 +24,7 @@ import (
 
 // CodeStore gives the code of a version on this host, as a folder or as a mount. Both stay until release is called.
 type CodeStore interface {
-	Take(ctx context.Context, v *starling.Version) (at code.Place, release func(), err error)
+	Take(ctx context.Context, v *starling.Version) (at code.Taken, release func(), err error)
 }
 
 // Config is what a host works with and what it may use.

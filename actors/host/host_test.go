@@ -46,14 +46,14 @@ type code struct {
 	slow chan struct{} // what is given back is kept until it is closed; nil: not at all
 }
 
-func (c *code) Take(context.Context, *starling.Version) (store.Place, func(), error) {
+func (c *code) Take(context.Context, *starling.Version) (store.Taken, func(), error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fail != nil {
-		return store.Place{}, nil, c.fail
+		return store.Taken{}, nil, c.fail
 	}
 	c.held++
-	return store.Place{Dir: "/nowhere"}, c.release, nil
+	return store.Taken{Place: store.Place{Dir: "/nowhere"}}, c.release, nil
 }
 
 func (c *code) release() {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"starling"
@@ -43,38 +42,6 @@ func (p *pack) done() bool {
 	default:
 		return false
 	}
-}
-
-// A Place is where the files of a package are: in a folder, or in a mount that stands in no namespace.
-type Place struct {
-	Dir   string
-	Mount *os.File // nil for a folder; the store's, to be duplicated by who keeps it longer than until release
-}
-
-// Take returns the package of v, which stays until release is called. It is fetched and made ready once however many ask, from this
-// host's bucket first and then from the other nodes. A package that nobody has is NotFound; a host whose cache is full of packages in use,
-// or whose disk is full, is Unavailable, and works again once there is room. Denied says that v is not placed on this host.
-func (s *Store) Take(ctx context.Context, v *starling.Version) (at Place, release func(), err error) {
-	k := key{v.Function.Account, v.Code}
-	if err := k.validate(); err != nil {
-		return Place{}, nil, err
-	}
-	p, err := s.hold(k, v.ID, nil)
-	if err != nil {
-		return Place{}, nil, err
-	}
-	select {
-	case <-p.ready:
-	case <-ctx.Done():
-		s.drop(p)
-		return Place{}, nil, starling.Errorf(starling.Timeout, "fetch code", "the package did not come in time: %w", ctx.Err())
-	}
-	if p.err != nil {
-		s.drop(p)
-		return Place{}, nil, p.err
-	}
-	var once sync.Once
-	return Place{p.dir, p.mount}, func() { once.Do(func() { s.drop(p) }) }, nil
 }
 
 // hold returns the pack of k with one more user and starts making it ready when nobody has. The key of its image is asked for in the

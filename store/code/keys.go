@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
+	"slices"
 	"time"
 
 	"starling"
@@ -13,7 +14,7 @@ import (
 const keyPatience = 3 * time.Second // for a manager's answer, and for a partition's word to a manager
 
 // A Keeper gives out keys, on managers. It makes one for each upload, and gives it to a host that runs the package: the version that
-// the host names must exist, be made of this package, and have been placed on this host by the owner of a partition of its
+// the host names must exist, be made of this package or have it for a layer, and have been placed on this host by the owner of a partition of its
 // function. What the host itself says is not enough.
 type Keeper struct {
 	Ring    *image.Ring
@@ -86,9 +87,9 @@ func (s *Store) release(ctx context.Context, k key, host starling.NodeID, versio
 	if err != nil {
 		return nil, err
 	}
-	if v.Function.Account != k.account || v.Code != k.hash {
+	if v.Function.Account != k.account || v.Code != k.hash && !slices.Contains(v.LayerCode, k.hash) {
 		s.count.keysRefused.Inc()
-		return nil, starling.Errorf(starling.Denied, op, "version %d is not made of package %s", version, k.hash)
+		return nil, starling.Errorf(starling.Denied, op, "version %d is not made of package %s, and it is none of its layers", version, k.hash)
 	}
 	if !s.placed(ctx, v, host) {
 		s.count.keysRefused.Inc()

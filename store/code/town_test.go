@@ -40,6 +40,8 @@ type town struct {
 	mu     sync.Mutex
 	placed map[starling.NodeID]bool // hosts on which version 7 is placed
 	mixed  bool
+
+	version *starling.Version // that the catalog has; nil for one of what was uploaded
 }
 
 const secretText = "the secret of this package"
@@ -110,6 +112,12 @@ func (w *town) open(t *testing.T, i, replicas int, change func(*Config)) *Store 
 		}
 		images.Keeper = &Keeper{Ring: ring, Owners: func(starling.FunctionRef) []Peer { return []Peer{{1, nodeName(0)}} },
 			Version: func(_ context.Context, id starling.VersionID) (*starling.Version, error) {
+				w.mu.Lock()
+				said := w.version
+				w.mu.Unlock()
+				if said != nil && id == said.ID {
+					return said, nil
+				}
 				for _, s := range w.stores {
 					if v := versionOf(t, s); v != nil && id == 7 {
 						return v, nil
@@ -159,7 +167,7 @@ func (w *town) take(t *testing.T, i int, hash starling.CodeHash) (Place, func())
 	if err != nil {
 		t.Fatalf("node %d: %v", i, err)
 	}
-	return at, release
+	return at.Place, release
 }
 
 func (at Place) read(name string, off int64, n int) ([]byte, error) {
