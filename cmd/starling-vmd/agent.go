@@ -80,14 +80,17 @@ func (a *agentConn) setTime(ctx context.Context) error {
 	return nil
 }
 
-// specialise limits the function's memory and mounts its code.
-func (a *agentConn) specialise(ctx context.Context, memory int64) error {
+// specialise limits the function's memory and mounts its code, and its layers when the slot's image has some.
+func (a *agentConn) specialise(ctx context.Context, memory int64, layers bool) error {
 	limit := &pb.LinuxResources{Memory: &pb.LinuxMemory{Limit: memory}}
 	if _, err := a.AgentServiceClient.UpdateContainer(ctx, &pb.UpdateContainerRequest{Resources: limit}); err != nil {
 		return fmt.Errorf("limit memory: %w", err)
 	}
-	storage := &pb.Storage{Source: agent.CodeDisk, Fstype: "erofs", MountPoint: "/var/task"}
-	if _, err := a.AgentServiceClient.UpdateEphemeralMounts(ctx, &pb.UpdateEphemeralMountsRequest{Storages: []*pb.Storage{storage}}); err != nil {
+	storages := []*pb.Storage{{Source: agent.CodeDisk, Fstype: "erofs", MountPoint: "/var/task"}}
+	if layers {
+		storages = append(storages, &pb.Storage{Source: agent.CodeDisk, Fstype: "erofs", MountPoint: agent.LayerPoint})
+	}
+	if _, err := a.AgentServiceClient.UpdateEphemeralMounts(ctx, &pb.UpdateEphemeralMountsRequest{Storages: storages}); err != nil {
 		return fmt.Errorf("mount code: %w", err)
 	}
 	return nil

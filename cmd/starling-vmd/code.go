@@ -40,15 +40,19 @@ type images struct {
 	making map[string]chan struct{}
 }
 
-// image returns the image of a package, padded to the size of the slot: a disk must not change its size.
-func (i *images) image(ctx context.Context, code string) (string, error) {
-	info, err := os.Stat(code)
-	if err != nil {
-		return "", err
+// image returns the image of a package, or of a package and its layers, padded to the size of the slot: a disk must not change its size.
+func (i *images) image(ctx context.Context, code string, layers []string) (string, error) {
+	key := sha256.New()
+	for _, folder := range append([]string{code}, layers...) {
+		info, err := os.Stat(folder)
+		if err != nil {
+			return "", err
+		}
+		st := info.Sys().(*syscall.Stat_t)
+		fmt.Fprintf(key, "%q %d %d %v\n", folder, st.Dev, st.Ino, info.ModTime())
 	}
-	st := info.Sys().(*syscall.Stat_t)
 	dir := filepath.Join(i.setup.Cache, "code")
-	path := filepath.Join(dir, fmt.Sprintf("%x.erofs", sha256.Sum256(fmt.Appendf(nil, "%s %d %d %v", code, st.Dev, st.Ino, info.ModTime()))))
+	path := filepath.Join(dir, fmt.Sprintf("%x.erofs", key.Sum(nil)))
 	for {
 		now := time.Now()
 		if err := os.Chtimes(path, now, now); err == nil {
@@ -69,7 +73,7 @@ func (i *images) image(ctx context.Context, code string) (string, error) {
 			return "", context.Cause(ctx)
 		}
 	}
-	err = i.make(ctx, dir, path, code)
+	err := i.make(ctx, dir, path, code, layers)
 	i.mu.Lock()
 	close(i.making[path])
 	delete(i.making, path)
@@ -77,7 +81,15 @@ func (i *images) image(ctx context.Context, code string) (string, error) {
 	return path, err
 }
 
-func (i *images) make(ctx context.Context, dir, path, code string) error {
+func (i *images) make(ctx context.Context, dir, path, code string, layers []string) error {
+	if len(layers) > 0 {
+		both, done, err := lay(code, layers)
+		if err != nil {
+			return err
+		}
+		defer done()
+		code = both
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}

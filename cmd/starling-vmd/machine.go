@@ -110,7 +110,7 @@ func (m *machine) attach(ctx context.Context, image string, q *link.Message) (en
 	if err := putCode(m.dir, image); err != nil {
 		return "", fmt.Errorf("put code into its slot: %w", err)
 	}
-	if err := m.agent.specialise(ctx, q.MemoryBytes); err != nil {
+	if err := m.agent.specialise(ctx, q.MemoryBytes, len(q.Layers) > 0); err != nil {
 		return "", err
 	}
 	if len(q.Argv) == 0 {

@@ -119,7 +119,7 @@ func (s *service) do(q, a *link.Message) (fd *os.File, err error) {
 	}
 	switch q.Op {
 	case link.Attach:
-		image, err := s.images.image(s.ctx, q.Code)
+		image, err := s.images.image(s.ctx, q.Code, q.Layers)
 		if err == nil {
 			a.Entrypoint, err = m.attach(s.ctx, image, q)
 		}

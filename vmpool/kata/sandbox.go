@@ -88,6 +88,9 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	}
 	begun := time.Now()
 	m := &link.Message{Op: link.Attach, VM: b.id, Code: code.Dir, MemoryBytes: int64(code.MemoryMiB+vmpool.OverheadMiB(b.runtime)) << 20}
+	for _, l := range code.Layers {
+		m.Layers = append(m.Layers, l.Dir)
+	}
 	if b.runtime == starling.Provided {
 		m.Argv, m.Env = []string{"/var/task/bootstrap"}, vmpool.BootstrapEnv(code.Env)
 	}

@@ -27,6 +27,14 @@ const (
 	CodeDisk = "code"
 )
 
+// LayerPoint is where a function sees its layers. A caller that has them mounted there has put an image of two folders into the slot:
+// CodeFolder with the package and LayerFolder with the layers.
+const (
+	LayerPoint  = "/opt"
+	CodeFolder  = "task"
+	LayerFolder = "opt"
+)
+
 // ConfigPath is where the initial file system holds the Config, as JSON.
 const ConfigPath = "/starling.json"
 

@@ -17,6 +17,8 @@ const (
 	groupRoot = "/sys/fs/cgroup"  // version 2
 	group     = groupRoot + "/fn" // the function's
 	taskRoot  = newRoot + "/var/task"
+	layerRoot = newRoot + LayerPoint
+	slotRoot  = "/slot" // where the function does not see it: the slot's image, when it holds layers too
 )
 
 // mount is one line of the guest's mount table.
@@ -38,7 +40,7 @@ func mountAll(list []mount) error {
 }
 
 func mountBasics() error {
-	for _, dir := range []string{"/proc", "/sys", "/dev", newRoot} {
+	for _, dir := range []string{"/proc", "/sys", "/dev", newRoot, slotRoot} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -104,6 +106,8 @@ func buildRoot(cfg Config) error {
 		{"dev", newRoot + "/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=755,size=64k"},
 		{"tmp", newRoot + "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, fmt.Sprintf("size=%d,nr_inodes=%d,mode=1777", cfg.TmpBytes, cfg.TmpFiles)},
 		{"etc", newRoot + "/run", "tmpfs", quiet, "mode=755,size=64k"},
+		// Of one folder: the loader looks for libraries of layers only where there was a folder when the runtime started.
+		{"opt", layerRoot, "tmpfs", quiet, "mode=755,size=64k"},
 		{"/var/runtime", newRoot + "/var/runtime", "", unix.MS_BIND, ""},
 		{"cgroup", groupRoot, "cgroup2", quiet, ""},
 	})
@@ -111,6 +115,9 @@ func buildRoot(cfg Config) error {
 		return err
 	}
 	if err := makeDevices(); err != nil {
+		return err
+	}
+	if err := os.Mkdir(layerRoot+"/lib", 0o755); err != nil {
 		return err
 	}
 	// As on a large machine, a function may reserve more than it has, and is ended when it takes more.

@@ -148,11 +148,19 @@ func (g *guest) createSandbox(in []byte) ([]byte, error) {
 
 const blkFlushBuffers = 0x1261
 
-// mountCode mounts the code slot. The device was in the template with nothing on it, so what the kernel remembers of its
-// blocks is dropped first.
+// mountCode mounts the code slot: the package itself, or, when the caller asks for layers too, a folder with the package and one with
+// its layers. The device was in the template with nothing on it, so what the kernel remembers of its blocks is dropped first.
 func (g *guest) mountCode(in []byte) ([]byte, error) {
 	if err := g.mayHaveCode(); err != nil {
 		return nil, err
+	}
+	at, layers := taskRoot, false
+	err := within(in, []protowire.Number{1, 6}, func(v value) { layers = layers || string(v.bytes) == LayerPoint })
+	if err != nil {
+		return nil, err
+	}
+	if layers {
+		at = slotRoot
 	}
 	f, err := os.Open(g.code)
 	if err != nil {
@@ -163,10 +171,13 @@ func (g *guest) mountCode(in []byte) ([]byte, error) {
 	if e != 0 {
 		return nil, fmt.Errorf("flush code slot: %w", e)
 	}
-	if err := unix.Mount(g.code, taskRoot, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
+	if err := unix.Mount(g.code, at, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
 		return nil, fmt.Errorf("mount code: %w", err)
 	}
-	return nil, nil
+	if !layers {
+		return nil, nil
+	}
+	return nil, mountAll([]mount{{slotRoot + "/" + CodeFolder, taskRoot, "", unix.MS_BIND, ""}, {slotRoot + "/" + LayerFolder, layerRoot, "", unix.MS_BIND, ""}})
 }
 
 // limit sets the memory of the function.

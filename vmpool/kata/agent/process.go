@@ -182,6 +182,11 @@ func (g *guest) exec(in []byte) ([]byte, error) {
 	if len(argv) == 0 {
 		return nil, refuse(invalidArgument, "no program")
 	}
+	if _, err := os.Lstat(newRoot + argv[0]); errors.Is(err, os.ErrNotExist) { // a layer may have it
+		if _, err := os.Lstat(layerRoot + "/bootstrap"); err == nil {
+			argv = append([]string{LayerPoint + "/bootstrap"}, argv[1:]...)
+		}
+	}
 	if err := g.start(argv, env, dir); err != nil {
 		return nil, refuse(invalidArgument, "%v", err)
 	}

@@ -25,7 +25,7 @@ const (
 	Open     Op = 1 // Setup; the answer has Accel
 	Template Op = 2 // Runtime; answered when the template can be cloned; the answer has Built
 	Clone    Op = 3 // Runtime, VM; the answer carries the stream's descriptor
-	Attach   Op = 4 // VM, Code, MemoryBytes; for provided Argv and Env. The answer may have Entrypoint
+	Attach   Op = 4 // VM, Code, Layers, MemoryBytes; for provided Argv and Env. The answer may have Entrypoint
 	Pause    Op = 5 // VM
 	Resume   Op = 6 // VM
 	Stats    Op = 7 // VM; the answer has Use
@@ -44,8 +44,9 @@ type Message struct {
 	Accel       string          `json:"accel,omitempty"` // "kvm", or "tcg" for software emulation
 	Why         string          `json:"why,omitempty"`   // what decided that
 	Runtime     string          `json:"runtime,omitempty"`
-	Built       time.Duration   `json:"built,omitempty"` // how long building the template took; 0 for one that was there
-	Code        string          `json:"code,omitempty"`  // folder of the package
+	Built       time.Duration   `json:"built,omitempty"`  // how long building the template took; 0 for one that was there
+	Code        string          `json:"code,omitempty"`   // folder of the package
+	Layers      []string        `json:"layers,omitempty"` // folders that lie under /opt, a later one over an earlier one
 	MemoryBytes int64           `json:"memory,omitempty"`
 	Argv        []string        `json:"argv,omitempty"`
 	Env         []string        `json:"env,omitempty"`
