@@ -13,9 +13,10 @@ import (
 // RuntimeAPI is where the Lambda Runtime API listens inside a sandbox of provided.
 const RuntimeAPI = "127.0.0.1:9001"
 
-// WarmEnv is the environment in which a shipped runtime starts; the function's own comes with its code.
+// WarmEnv is the environment in which a shipped runtime starts; the function's own comes with its code. The
+// loader reads its path only then.
 func WarmEnv() []string {
-	return []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "TZ=:UTC"}
+	return []string{"PATH=/usr/bin:/bin", "HOME=/tmp", "TMPDIR=/tmp", "LANG=C.UTF-8", "TZ=:UTC", "LD_LIBRARY_PATH=/opt/lib"}
 }
 
 // BootstrapEnv returns env as a bootstrap gets it: sorted, with the address of the Runtime API and a search path.

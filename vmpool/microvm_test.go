@@ -37,6 +37,7 @@ func microVMs(t testing.TB, sizes map[starling.Runtime]int) (*vmpool.Pool, *kata
 func TestMicroVMInstances(t *testing.T) {
 	p, d := microVMs(t, map[starling.Runtime]int{starling.Python311: 1, starling.NodeJS20: 1, starling.Provided: 1})
 	instancesWork(t, p, 6*time.Second)
+	t.Run("layers", func(t *testing.T) { layersWork(t, p, 12*time.Second) })
 	if a := d.Accel(); a != "kvm" && a != "tcg" {
 		t.Errorf("the driver does not say what runs its VMs: %q", a)
 	}

@@ -100,7 +100,11 @@ func TestSandboxedInstances(t *testing.T) {
 		starling.IsolationProcess: 2 * time.Second,
 		starling.IsolationGVisor:  6 * time.Second, // a gigabyte takes its time to touch
 	} {
-		t.Run(string(i), func(t *testing.T) { instancesWork(t, sandboxedPool(t, i), limit) })
+		t.Run(string(i), func(t *testing.T) {
+			p := sandboxedPool(t, i)
+			instancesWork(t, p, limit)
+			t.Run("layers", func(t *testing.T) { layersWork(t, p, 2*limit) })
+		})
 	}
 }
 

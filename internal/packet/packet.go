@@ -13,7 +13,7 @@ import (
 )
 
 // fdsMax bounds the descriptors of one packet.
-const fdsMax = 4
+const fdsMax = 8
 
 // A Conn is one end. Send is safe for concurrent use, Receive is for one goroutine.
 type Conn struct {
@@ -59,7 +59,7 @@ func New(f *os.File, limit int) (*Conn, error) {
 	return &Conn{u, make([]byte, limit), make([]byte, unix.CmsgSpace(4*fdsMax))}, nil
 }
 
-// Send sends one packet, which is not empty, and duplicates of the descriptors, of which there are four at most. The sender knows
+// Send sends one packet, which is not empty, and duplicates of the descriptors, of which there are eight at most. The sender knows
 // the limit of the other end: that fails to receive what is longer.
 func (c *Conn) Send(b []byte, fds ...int) error {
 	oob, err := rights(b, fds)

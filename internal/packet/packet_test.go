@@ -119,8 +119,8 @@ func TestTooMuchIsAnError(t *testing.T) {
 		if a.Send(nil) == nil || b.Send(nil) == nil {
 			t.Error("an empty packet was sent, which is the end")
 		}
-		if many := []int{0, 0, 0, 0, 0}; a.Send([]byte("x"), many...) == nil || b.Send([]byte("x"), many...) == nil {
-			t.Error("five descriptors were sent")
+		if many := make([]int, fdsMax+1); a.Send([]byte("x"), many...) == nil || b.Send([]byte("x"), many...) == nil {
+			t.Error("too many descriptors were sent")
 		}
 	})
 }

@@ -2,6 +2,7 @@ package process_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,6 +74,32 @@ func BenchmarkProvided(b *testing.B) {
 	report(b, "clone", cloned)
 	report(b, "attach", attached)
 	report(b, "close", closed)
+}
+
+// BenchmarkLayers measures what layers add to giving code, in turn without, with one and with five.
+func BenchmarkLayers(b *testing.B) {
+	d := newDriver(b, nil)
+	tpl := template(b, d, starling.Python311)
+	dir := codeDir(b, map[string]string{"main.py": "answer = 42\n"})
+	counts := []int{0, 1, starling.LayersMax}
+	var layers []vmpool.Layer
+	for range starling.LayersMax {
+		layers = append(layers, vmpool.Layer{Dir: codeDir(b, map[string]string{"data": "x"})})
+	}
+	attached := make([][]time.Duration, len(counts))
+	for b.Loop() {
+		for i, n := range counts {
+			x := clone(b, tpl)
+			x.MustPython("pass")
+			began := time.Now()
+			must(b, x.Attach(context.Background(), vmpool.Code{Dir: dir, Layers: layers[:n], MemoryMiB: 128}))
+			attached[i] = append(attached[i], time.Since(began))
+			must(b, x.Close())
+		}
+	}
+	for i, n := range counts {
+		report(b, fmt.Sprint("layers=", n), attached[i])
+	}
 }
 
 // BenchmarkCloneMany fills a pool from eight callers at once, then gives code to all of it from eight callers at once.

@@ -121,7 +121,7 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	}
 	began := time.Now()
 	b.attached, b.memoryMiB = true, code.MemoryMiB
-	m := &link.Message{Op: link.Attach, ID: b.id, Code: code.Dir, Processes: b.driver.cfg.ProcessesMax,
+	m := &link.Message{Op: link.Attach, ID: b.id, Processes: b.driver.cfg.ProcessesMax,
 		MemoryBytes: b.driver.memory(b.runtime, code.MemoryMiB),
 		CPU:         max(1, b.driver.cpu(code.MemoryMiB))}
 	if b.runtime == starling.Provided {
@@ -130,11 +130,8 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 			return starling.Errorf(starling.TooLarge, op, "the environment needs %d bytes: make it smaller", n)
 		}
 	}
-	var mount []int
-	if code.Mount != nil {
-		mount = []int{int(code.Mount.Fd())}
-	}
-	entrypoint, err := b.life.attach(ctx, m, mount...)
+	mounts := place(m, code)
+	entrypoint, err := b.life.attach(ctx, m, mounts...)
 	if err != nil {
 		return starling.Errorf(starling.Unavailable, op, "%w", err)
 	}
@@ -143,6 +140,22 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	}
 	b.driver.m.attach.UpdateDuration(began)
 	return nil
+}
+
+// place says in m where the code and its layers are, and returns the descriptors that go with it.
+func place(m *link.Message, code vmpool.Code) (mounts []int) {
+	where := func(dir string, mount *os.File) string {
+		if mount == nil {
+			return dir
+		}
+		mounts = append(mounts, int(mount.Fd()))
+		return ""
+	}
+	m.Code = where(code.Dir, code.Mount)
+	for _, l := range code.Layers {
+		m.Layers = append(m.Layers, where(l.Dir, l.Mount))
+	}
+	return mounts
 }
 
 // cpu returns how many CPUs the calls of a function with so much memory may use.

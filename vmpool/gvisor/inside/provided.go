@@ -40,10 +40,11 @@ func serve(o *Orders) error {
 	if err := json.NewDecoder(in).Decode(&s); err != nil {
 		return fmt.Errorf("wait for code: %w", err)
 	}
-	if why := jail.CheckBootstrap(); why != "" {
+	bootstrap, why := jail.FindBootstrap()
+	if why != "" {
 		return out.Encode(Event{Entrypoint: why})
 	}
-	cmd := &exec.Cmd{Path: jail.Bootstrap, Args: []string{jail.Bootstrap}, Env: s.Env, Dir: "/var/task", Stdout: os.Stdout, Stderr: os.Stderr,
+	cmd := &exec.Cmd{Path: bootstrap, Args: []string{bootstrap}, Env: s.Env, Dir: "/var/task", Stdout: os.Stdout, Stderr: os.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: User, Gid: User}, Setsid: true}}
 	if err := cmd.Start(); err != nil {
 		return out.Encode(Event{Entrypoint: refused(err)})
@@ -72,5 +73,5 @@ func refused(err error) string {
 	if errors.Is(err, unix.ENOEXEC) || errors.Is(err, unix.ENOENT) {
 		return "bootstrap cannot run here: build it for linux and this machine, static or with an interpreter the sandbox has: " + err.Error()
 	}
-	return fmt.Sprintf("execute %s: %v", jail.Bootstrap, err)
+	return fmt.Sprintf("execute bootstrap: %v", err)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +12,7 @@ import (
 	"starling/vmpool/gvisor/inside"
 	"starling/vmpool/process/cgroup"
 	"starling/vmpool/process/link"
+	process "starling/vmpool/process/warden"
 )
 
 // attach gives a sandbox its code and its limits, and for provided starts the bootstrap; entrypoint says why it cannot.
@@ -21,19 +21,20 @@ func (w *warden) attach(m *link.Message, fds []int) (entrypoint string, err erro
 	if b == nil {
 		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
 	}
-	mount := unix.AT_FDCWD
-	if len(fds) > 0 {
-		mount = fds[0]
-	} else if !filepath.IsAbs(m.Code) {
-		return "", fmt.Errorf("code folder %q is not absolute", m.Code)
+	code, layers, err := m.Trees(fds)
+	if err != nil {
+		return "", err
 	}
 	b.use.Lock()
 	defer b.use.Unlock()
 	if b.over {
 		return "", fmt.Errorf("no sandbox %d: it ended", m.ID)
 	}
-	if err := show(mount, m.Code, b.at("var/task")); err != nil {
+	if err := show(code, b.at("var/task")); err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
+	}
+	if err := showLayers(layers, b.at("var/opt")); err != nil {
+		return "", fmt.Errorf("mount layers: %w", err)
 	}
 	if err := b.Group.Limit(cgroup.Limits{MemoryBytes: m.MemoryBytes, CPU: m.CPU, Processes: m.Processes}); err != nil {
 		return "", fmt.Errorf("set limits: %w", err)
@@ -44,10 +45,13 @@ func (w *warden) attach(m *link.Message, fds []int) (entrypoint string, err erro
 	return b.control.start(m.Env)
 }
 
-// show mounts the folder code of mount, or mount itself when there is no folder, read-only at a folder of the box, whose mount is
-// shared with the gofer's: it is there at once.
-func show(mount int, code, at string) error {
-	tree, err := unix.OpenTree(mount, code, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+// show mounts code read-only at a folder of the box, whose mount is shared with the gofer's: it is there at once.
+func show(code link.Tree, at string) error {
+	mount := code.Mount
+	if mount < 0 {
+		mount = unix.AT_FDCWD
+	}
+	tree, err := unix.OpenTree(mount, code.Dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return fmt.Errorf("open it: %w", err)
 	}
@@ -56,6 +60,22 @@ func show(mount int, code, at string) error {
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("make read-only: %w", err)
 	}
+	return unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// showLayers mounts layers, if any, as one tree in the same way. The sandbox's own kernel knows nothing of the host's mounts, so their
+// folders may be named.
+func showLayers(layers []link.Tree, at string) error {
+	if len(layers) == 0 {
+		return nil
+	}
+	tree, err := process.Overlay("opt", layers, process.EmptyDir(rootDir), func(fs int, dir string) error {
+		return unix.FsconfigSetString(fs, "lowerdir+", dir)
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 

@@ -90,7 +90,7 @@ func (w *warden) make(b *box, m *link.Message, fds []int) (listener []int, pid i
 // folder makes what the sandbox sees as /var: a mount of its own, so that the warden can mount code below it later, with
 // the runtimes and the first process's program.
 func (w *warden) folder(b *box) error {
-	for _, d := range []string{"", "var", "var/task", "var/runtime"} {
+	for _, d := range []string{"", "var", "var/task", "var/opt", "var/opt/lib", "var/runtime"} {
 		if err := os.Mkdir(b.at(d), 0o755); err != nil {
 			return err
 		}

@@ -101,7 +101,7 @@ func (w *warden) furnish() error {
 	if err := os.WriteFile(baseDir+"/guest", self, 0o755); err != nil {
 		return err
 	}
-	return process.BuildRoot(w.setup, rootDir)
+	return process.BuildRoot(w.setup, rootDir, "var/opt")
 }
 
 // End kills whatever lives in the box. Before it exists there is nothing to kill, and who makes it sees that it is doomed.

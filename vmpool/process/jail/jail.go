@@ -28,8 +28,11 @@ const (
 // User is the only user of a sandbox, as the code inside sees it.
 const User = 1000
 
-// Bootstrap is the program of the provided runtime.
-const Bootstrap = taskRoot + "/bootstrap"
+// Bootstrap is the program of the provided runtime; LayerBootstrap is it where the package has none and its layers have one.
+const (
+	Bootstrap      = taskRoot + "/bootstrap"
+	LayerBootstrap = "/opt/bootstrap"
+)
 
 // Main runs the first process. It must be called on the main thread, locked, because privileges are a thread's and
 // only the thread that executes the program counts. It returns only with a failure, which the warden has been told.

@@ -89,11 +89,11 @@ func waiterFile() []byte {
 	return append(b, waiterCode()[:]...)
 }
 
-// Image returns what makes the waiter become the bootstrap with the environment env: four addresses (of the folder to go to,
+// Image returns what makes the waiter become the bootstrap at path with the environment env: four addresses (of the folder to go to,
 // the path, the arguments and the environment), then what they point at, as it will lie in the waiter's memory.
-func Image(env []string) ([]byte, error) {
+func Image(path string, env []string) ([]byte, error) {
 	const words = 4 + 2 // the arguments are the path and the end
-	texts := append([]string{taskRoot, Bootstrap}, env...)
+	texts := append([]string{taskRoot, path}, env...)
 	at := uint64(8 * (words + len(env) + 1))
 	size := at
 	for _, text := range texts {
@@ -131,19 +131,26 @@ func Refused(said []byte) string {
 	if err == unix.ENOEXEC || err == unix.ENOENT {
 		return "bootstrap cannot run here: build it for linux and this machine, static or with an interpreter the sandbox has: " + err.Error()
 	}
-	return fmt.Sprintf("execute %s: %v", Bootstrap, err)
+	return fmt.Sprintf("execute bootstrap: %v", err)
 }
 
-// CheckBootstrap says what is wrong with the package's bootstrap; it is asked inside the sandbox's mounts. Empty for nothing.
-func CheckBootstrap() string {
+// FindBootstrap returns the package's bootstrap or else that of its layers, or says why there is none that can run; it is asked inside
+// the sandbox's mounts.
+func FindBootstrap() (path, why string) {
 	var st unix.Stat_t
-	switch err := unix.Stat(Bootstrap, &st); {
-	case errors.Is(err, unix.ENOENT):
-		return "the package has no file named bootstrap at its top: add the executable that serves the Runtime API"
-	case err != nil:
-		return "look at bootstrap: " + err.Error()
-	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o001 == 0:
-		return "bootstrap is not an executable file: give it mode 0755 in the package"
+	path = Bootstrap
+	err := unix.Stat(path, &st)
+	if errors.Is(err, unix.ENOENT) {
+		path = LayerBootstrap
+		err = unix.Stat(path, &st)
 	}
-	return ""
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return "", "the package has no file named bootstrap at its top, nor has a layer: add the executable that serves the Runtime API"
+	case err != nil:
+		return "", "look at bootstrap: " + err.Error()
+	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o001 == 0:
+		return "", "bootstrap is not an executable file: give it mode 0755 in the package"
+	}
+	return path, ""
 }

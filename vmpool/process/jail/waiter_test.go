@@ -24,7 +24,7 @@ func at(t *testing.T, image []byte, address uint64) string {
 
 func TestAnImageHoldsWhatItsAddressesSay(t *testing.T) {
 	env := []string{"A=b", "EMPTY=", "LONG=" + strings.Repeat("x", 5000)}
-	image, err := Image(env)
+	image, err := Image(Bootstrap, env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func TestAnImageHoldsWhatItsAddressesSay(t *testing.T) {
 	if got := list(word(imageAt + 24)); strings.Join(got, " ") != strings.Join(env, " ") {
 		t.Errorf("environment %q", got)
 	}
-	if _, err := Image([]string{strings.Repeat("x", imageMax)}); err == nil {
+	if _, err := Image(Bootstrap, []string{strings.Repeat("x", imageMax)}); err == nil {
 		t.Error("an image over the limit was made")
 	}
 }

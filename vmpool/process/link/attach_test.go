@@ -9,6 +9,7 @@ var attachments = []*Message{
 	{Op: Attach, ID: 1 << 40, Code: "/srv/code/a b", MemoryBytes: 130 << 20, CPU: 0.25, Processes: 256, Env: []string{"A=1", "EMPTY=", "TEXT=ä\n"}},
 	{Op: Attach, ID: 7, Error: "mount code: no such folder"},
 	{Op: Attach, ID: 7, Entrypoint: "the package has no file named bootstrap"},
+	{Op: Attach, ID: 9, Layers: []string{"/srv/layers/a", "", "/srv/layers/b"}, Env: []string{"A=1"}},
 	{Op: Attach},
 }
 
@@ -41,4 +42,18 @@ func FuzzReadAttach(f *testing.F) {
 			t.Fatalf("%+v became %+v", m, again)
 		}
 	})
+}
+
+// Code and layers are folders or the descriptors that came, in order; a folder that is not absolute, or a descriptor too few, is an error.
+func TestTreesAreFoldersOrDescriptors(t *testing.T) {
+	m := &Message{Layers: []string{"/a", "", "/b"}}
+	code, layers, err := m.Trees([]int{5, 6})
+	if want := []Tree{{"/a", -1}, {"", 6}, {"/b", -1}}; err != nil || code != (Tree{"", 5}) || !reflect.DeepEqual(layers, want) {
+		t.Errorf("%+v, %+v, %v", code, layers, err)
+	}
+	for name, m := range map[string]*Message{"no code": {Layers: []string{"/a"}}, "a layer too many": {Code: "/c", Layers: []string{""}}, "no absolute folder": {Code: "c"}, "nor that of a layer": {Code: "/c", Layers: []string{"../a"}}} {
+		if _, _, err := m.Trees(nil); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
 }

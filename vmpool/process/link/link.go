@@ -23,7 +23,7 @@ type Op uint8
 const (
 	Open   Op = 1 // Setup
 	Clone  Op = 2 // Argv, MemoryBytes, Weight; descriptors: stdout, stderr and, for a shipped runtime, channel. The answer may carry the listener
-	Attach Op = 3 // Code or the descriptor of a mount, Limits; for provided Env. The answer comes when the bootstrap runs, or says in Entrypoint why it cannot
+	Attach Op = 3 // Code, Layers and descriptors (see Trees), Limits; for provided Env. The answer comes when the bootstrap runs, or says in Entrypoint why it cannot
 	Kill   Op = 4
 )
 
@@ -47,6 +47,7 @@ type Message struct {
 	Argv        []string        `json:"argv,omitempty"` // nil: wait for code
 	Env         []string        `json:"env,omitempty"`
 	Code        string          `json:"code,omitempty"`
+	Layers      []string        `json:"layers,omitempty"` // a later one lies over an earlier one
 	MemoryBytes int64           `json:"memory,omitempty"`
 	CPU         float64         `json:"cpu,omitempty"`
 	Weight      float64         `json:"weight,omitempty"` // of a clone against its neighbours; 0 for that of one CPU
@@ -103,7 +104,7 @@ func New(f *os.File) (*Conn, error) {
 	return &Conn{p}, nil
 }
 
-// Send sends one message and duplicates of the descriptors, of which there are four at most.
+// Send sends one message and duplicates of the descriptors, of which there are eight at most.
 func (c *Conn) Send(m *Message, fds ...int) error {
 	b, err := encode(m)
 	if err != nil {

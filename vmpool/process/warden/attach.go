@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -45,11 +45,9 @@ func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string
 	if err != nil {
 		return "", err
 	}
-	code := layer{dir: m.Code, mount: -1}
-	if len(fds) > 0 {
-		code.mount = fds[0]
-	} else if !filepath.IsAbs(m.Code) {
-		return "", fmt.Errorf("code folder %q is not absolute", m.Code)
+	code, layers, err := m.Trees(fds)
+	if err != nil {
+		return "", err
 	}
 	b.use.Lock()
 	defer b.use.Unlock()
@@ -58,7 +56,7 @@ func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string
 	}
 	control := b.control
 	// What lies in /tmp is memory of the function: with half of it a full /tmp is an error that code can handle, and not its death.
-	entrypoint, err = furnish(b, code, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, filepath.Join(w.root, "opt"))
+	bootstrap, entrypoint, err := furnish(b, code, layers, min(w.setup.Jail.TmpBytes, m.MemoryBytes/2), home, w.at(emptyDir))
 	if err != nil {
 		return "", fmt.Errorf("mount code: %w", err)
 	}
@@ -74,7 +72,7 @@ func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string
 	}
 	b.control = nil
 	defer control.Close()
-	if err := sayBootstrap(control, m.Env); err != nil {
+	if err := sayBootstrap(control, bootstrap, m.Env); err != nil {
 		return "", fmt.Errorf("start bootstrap: %w", err)
 	}
 	if err := b.Group.LimitCPU(m.CPU, 0); err != nil {
@@ -83,9 +81,9 @@ func (w *warden) attach(m *link.Message, fds []int, home int) (entrypoint string
 	return awaitBootstrap(control)
 }
 
-// sayBootstrap tells the waiter to become the bootstrap.
-func sayBootstrap(control *link.Line, env []string) error {
-	image, err := jail.Image(env)
+// sayBootstrap tells the waiter to become the bootstrap at path.
+func sayBootstrap(control *link.Line, path string, env []string) error {
+	image, err := jail.Image(path, env)
 	if err != nil {
 		return err
 	}
@@ -104,55 +102,63 @@ func awaitBootstrap(control *link.Line) (entrypoint string, err error) {
 	}
 }
 
-// furnish mounts code read-only at /var/task of the sandbox's mount namespace and gives /tmp its size in bytes. home is the
-// thread's own mount namespace, empty an empty folder. entrypoint says what is wrong with the bootstrap, if one is needed.
-func furnish(b *box, code layer, tmp int64, home int, empty string) (entrypoint string, err error) {
-	tree, err := overlay(code, empty)
-	if err != nil && code.mount < 0 {
-		tree, err = bind(code.dir)
+// furnish mounts code read-only at /var/task of the sandbox's mount namespace, its layers at /opt, and gives /tmp its size in bytes. home
+// is the thread's own mount namespace, empty an empty folder. If a bootstrap is needed it returns which, or in entrypoint what is wrong with it.
+func furnish(b *box, code link.Tree, layers []link.Tree, tmp int64, home int, empty string) (bootstrap, entrypoint string, err error) {
+	task, err := overlay("task", []link.Tree{code}, empty)
+	if err != nil && code.Mount < 0 {
+		task, err = bind(code.Dir)
 	}
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
-	defer unix.Close(tree)
+	defer unix.Close(task)
+	opt := -1
+	if len(layers) > 0 {
+		if opt, err = overlay("opt", layers, empty); err != nil {
+			return "", "", fmt.Errorf("layers: %w", err)
+		}
+		defer unix.Close(opt)
+	}
 	if err := unix.Setns(b.pidfd, unix.CLONE_NEWNS); err != nil {
-		return "", fmt.Errorf("enter sandbox: %w", err)
+		return "", "", fmt.Errorf("enter sandbox: %w", err)
 	}
-	err = unix.MoveMount(tree, "", unix.AT_FDCWD, "/var/task", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	err = unix.MoveMount(task, "", unix.AT_FDCWD, "/var/task", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	if err == nil && opt >= 0 {
+		err = unix.MoveMount(opt, "", unix.AT_FDCWD, "/opt", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
 	if err == nil {
 		err = unix.Mount("tmp", "/tmp", "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d", tmp))
 	}
 	if err == nil && b.control != nil {
-		entrypoint = jail.CheckBootstrap()
+		bootstrap, entrypoint = jail.FindBootstrap()
 	}
 	if back := unix.Setns(home, unix.CLONE_NEWNS); back != nil {
 		// A thread lost in a sandbox must do nothing more; the node starts a new warden.
 		fmt.Fprintln(os.Stderr, "starling-guest: leave sandbox:", back)
 		os.Exit(1)
 	}
-	return entrypoint, err
+	return bootstrap, entrypoint, err
 }
 
-// A layer is where the code is: in a folder, or in a mount that stands in no namespace.
-type layer struct {
-	dir   string
-	mount int // -1 for a folder
-}
-
-// overlay returns code as a mount of its own kind: a bind mount would show the sandbox where the code lies
-// on the host, in /proc/self/mountinfo. The layers are named "." for the same reason. Two layers, because an overlay
-// needs two; the second is empty.
-func overlay(code layer, empty string) (int, error) {
+// Overlay returns trees, a later one over an earlier one, as a read-only mount of its own kind: a bind mount would show the sandbox
+// where they lie on the host, in /proc/self/mountinfo. lower adds the folder dir below what an overlay has. An overlay needs two
+// layers: the last is empty, an empty folder.
+func Overlay(name string, trees []link.Tree, empty string, lower func(fs int, dir string) error) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, err
 	}
 	defer unix.Close(fs)
-	err = unix.FsconfigSetString(fs, "source", "task")
-	if err == nil && code.mount >= 0 {
-		err = unix.FsconfigSetFd(fs, "lowerdir+", code.mount)
-	} else if err == nil {
-		err = lower(fs, code.dir)
+	err = unix.FsconfigSetString(fs, "source", name)
+	for _, t := range slices.Backward(trees) { // the topmost is added first
+		switch {
+		case err != nil:
+		case t.Mount >= 0:
+			err = unix.FsconfigSetFd(fs, "lowerdir+", t.Mount)
+		default:
+			err = lower(fs, t.Dir)
+		}
 	}
 	if err == nil {
 		err = lower(fs, empty)
@@ -160,18 +166,25 @@ func overlay(code layer, empty string) (int, error) {
 	if err == nil {
 		err = unix.FsconfigCreate(fs)
 	}
-	if back := unix.Chdir("/"); err != nil || back != nil {
-		return -1, errors.Join(err, back)
+	if err != nil {
+		return -1, err
 	}
 	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, codeFlags)
 }
 
-// lower adds the folder dir below the layers that fs has.
-func lower(fs int, dir string) error {
-	if err := unix.Chdir(dir); err != nil {
-		return err
+// overlay is Overlay on a thread with a working folder of its own, where a folder is named "." and tells nothing, either.
+func overlay(name string, trees []link.Tree, empty string) (int, error) {
+	tree, err := Overlay(name, trees, empty, func(fs int, dir string) error {
+		if err := unix.Chdir(dir); err != nil {
+			return err
+		}
+		return unix.FsconfigSetString(fs, "lowerdir+", ".")
+	})
+	if back := unix.Chdir("/"); back != nil && err == nil {
+		unix.Close(tree)
+		err = back
 	}
-	return unix.FsconfigSetString(fs, "lowerdir+", ".")
+	return tree, err
 }
 
 // bind returns a detached, read-only copy of the mount at code, for kernels before 6.8 and without overlayfs.

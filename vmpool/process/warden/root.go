@@ -27,16 +27,27 @@ var etc = map[string]string{
 // fromHost is what a sandbox needs of the host's /etc and what holds nothing about the host. /etc/ssl as a whole does.
 var fromHost = []string{"ld.so.cache", "localtime", "services", "protocols", "mime.types", "ssl/certs", "ssl/openssl.cnf", "alternatives"}
 
-// BuildRoot makes at dir, an empty folder, the read-only root that sandboxes of every driver see, for a warden of another kind.
-func BuildRoot(s link.Setup, dir string) error {
+// emptyDir is a folder of the root in which nothing lies.
+const emptyDir = "var/empty"
+
+// BuildRoot makes at dir, an empty folder, the read-only root that sandboxes of every driver see, for a warden of another kind: /opt is
+// a link to opt, where that warden shows layers.
+func BuildRoot(s link.Setup, dir, opt string) error {
 	w := warden{setup: s, root: dir}
-	return w.buildRoot()
+	return w.buildRoot(func() error { return os.Symlink(opt, w.at("opt")) })
 }
+
+// EmptyDir returns a folder of such a root in which nothing lies.
+func EmptyDir(root string) string { return filepath.Join(root, emptyDir) }
+
+// ownOpt makes the folder over which layers are mounted. The folder in it is for the loader, which looks for libraries only where there
+// was a folder when the runtime started.
+func (w *warden) ownOpt() error { return os.MkdirAll(w.at("opt/lib"), 0o755) }
 
 // buildRoot makes the root of all sandboxes once, at w.root, in this process's own mount namespace: a read-only tmpfs with device
 // nodes, a small /etc and the runtime programs, and the host's /usr below it. A sandbox copies these two or three
-// mounts instead of making fifteen of its own.
-func (w *warden) buildRoot() error {
+// mounts instead of making fifteen of its own. opt makes /opt.
+func (w *warden) buildRoot(opt func() error) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("leave mount propagation: %w", err)
 	}
@@ -46,12 +57,12 @@ func (w *warden) buildRoot() error {
 	}
 	old := unix.Umask(0) // the modes below are meant as written
 	defer unix.Umask(old)
-	for _, d := range []string{"usr", "etc/ssl", "dev", "proc", "tmp", "opt", "var/task", "var/runtime"} {
+	for _, d := range []string{"usr", "etc/ssl", "dev", "proc", "tmp", emptyDir, "var/task", "var/runtime"} {
 		if err := os.MkdirAll(w.at(d), 0o755); err != nil {
 			return err
 		}
 	}
-	for _, step := range []func() error{w.devices, w.files, w.hostFolders} {
+	for _, step := range []func() error{opt, w.devices, w.files, w.hostFolders} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -127,7 +138,7 @@ func (w *warden) hostFolders() error {
 		if _, err := os.Stat(w.at(name)); err != nil {
 			continue
 		}
-		if err := bindReadOnly(w.at("opt"), w.at(name)); err != nil {
+		if err := bindReadOnly(w.at(emptyDir), w.at(name)); err != nil {
 			return err
 		}
 	}

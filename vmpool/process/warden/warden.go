@@ -54,7 +54,7 @@ func (w *warden) New(b *ward.Box) *box { return &box{Box: b, pidfd: -1, gone: ma
 func (w *warden) Open(of *ward.Ward[*box]) error {
 	w.ward, w.setup = of, of.Setup
 	w.root = w.setup.Dir
-	err := w.buildRoot()
+	err := w.buildRoot(w.ownOpt)
 	if err == nil {
 		err = os.Chdir(w.root)
 	}

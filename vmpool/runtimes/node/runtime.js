@@ -406,7 +406,7 @@ function reseed() {
 async function take() {
   adopt(setup.env);
   const extra = (process.env.NODE_PATH || '').split(':').filter(Boolean);
-  process.env.NODE_PATH = ['/opt/nodejs/node_modules', ...extra].join(':');
+  process.env.NODE_PATH = ['/opt/nodejs/node20/node_modules', '/opt/nodejs/node_modules', ...extra].join(':');
   require('module')._initPaths();
   try { process.chdir(setup.root); } catch { /* an absent root shows as an import error, which has a better sentence */ }
   handler = await load();

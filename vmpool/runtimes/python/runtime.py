@@ -33,6 +33,8 @@ _head = Struct("<IB16sBQB")
 _chunk = Struct("<IB16s")
 _binary = ("image/", "audio/", "video/", "application/octet-stream", "application/zip", "application/pdf")
 
+_layers = ("/opt/python/lib/python3.11/site-packages", "/opt/python")  # where layers have modules
+
 _buffer = None
 _filled = 0
 
@@ -168,7 +170,9 @@ def _attach(setup):
     time.tzset()
     root = setup["root"]
     extra = [p for p in os.environ.get("PYTHONPATH", "").split(":") if p]
-    sys.path[:0] = [root, *extra, "/opt/python"]
+    sys.path[:0] = [root, *extra, *_layers]
+    for path in _layers:  # nothing lay there when this was a clone of nobody's
+        sys.path_importer_cache.pop(path, None)
     sys.path += ["/usr/local/lib/python3.11/dist-packages", "/usr/lib/python3/dist-packages"]
     if "random" in sys.modules:  # a clone must not repeat its template's numbers
         sys.modules["random"].seed()
