@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/nowait"
 )
 
 const (
@@ -46,10 +48,7 @@ func newOutlet(c *capture, s Stream, from io.Reader) *outlet {
 }
 
 func nonblocking(raw syscall.RawConn) (yes bool) {
-	raw.Control(func(fd uintptr) {
-		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
-		yes = err == nil && flags&unix.O_NONBLOCK != 0
-	})
+	raw.Control(func(fd uintptr) { yes = nowait.Able(int(fd)) })
 	return yes
 }
 
@@ -105,7 +104,7 @@ func (d *drainer) drain() {
 			o.raw.Control(d.note[i])
 		}
 	}
-	if n, err := unix.Poll(d.fds[:], 0); err == nil && n == 0 {
+	if n, err := nowait.Poll(d.fds[:]); err == nil && n == 0 {
 		return
 	}
 	d.outlets[0].drain()

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/nowait"
 )
 
 // bufferSize takes a head and a small body in one read. A head that does not fit goes to net/http.
@@ -182,10 +184,7 @@ var errFull = errors.New("socket buffer full")
 // the poller reports nothing twice.
 func (c *Conn) exchangeFD(fd uintptr) bool {
 	if len(c.out) > 0 {
-		n, err := unix.Write(int(fd), c.out)
-		for err == unix.EINTR {
-			n, err = unix.Write(int(fd), c.out)
-		}
+		n, err := nowait.Write(int(fd), c.out)
 		switch {
 		case err == nil && n == len(c.out):
 			c.sent()
@@ -202,10 +201,7 @@ func (c *Conn) exchangeFD(fd uintptr) bool {
 		return true
 	}
 	c.buf = buffers.Get().(*[bufferSize]byte)
-	n, err := unix.Read(int(fd), c.buf[:])
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), c.buf[:])
-	}
+	n, err := nowait.Read(int(fd), c.buf[:])
 	switch {
 	case err == unix.EAGAIN:
 		c.giveBack()

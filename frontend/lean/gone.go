@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/nowait"
 )
 
 var errGone = errors.New("the caller does not take the answer")
@@ -31,6 +33,7 @@ type callContext struct {
 	err     error
 	reading bool          // the body is still to come: it would be taken for a caller that goes on
 	over    bool          // the request is
+	soon    *time.Timer   // runs look; nil before somebody asked for Done and the body came
 	watch   chan struct{} // closed when look ended; nil before it began
 }
 
@@ -45,7 +48,11 @@ func (x *callContext) Err() error {
 	return x.err
 }
 
-// Done begins to watch the connection. More bytes are no sign of the end, nor of the opposite: then nothing is watched
+// watchAfter is how long who asked for Done waits before the connection is watched. Most have by then what they waited for, a slot that
+// another call leaves, and a watch costs a goroutine, three changes of a deadline and a system call.
+const watchAfter = 5 * time.Millisecond
+
+// Done begins to watch the connection, a moment later. More bytes are no sign of the end, nor of the opposite: then nothing is watched
 // any more.
 func (x *callContext) Done() <-chan struct{} {
 	x.mu.Lock()
@@ -68,16 +75,24 @@ func (x *callContext) bodyRead() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.reading = false
-	if x.done != nil && x.watch == nil {
+	if x.done != nil && x.soon == nil {
 		x.begin()
 	}
 }
 
-// begin starts the watch, which ends with the call or with the caller and not with a deadline of former reads; x.mu is held.
-func (x *callContext) begin() {
+// begin starts the watch soon; x.mu is held.
+func (x *callContext) begin() { x.soon = time.AfterFunc(watchAfter, x.look) }
+
+// looks prepares the watch, which ends with the call or with the caller and not with a deadline of former reads. False: the call is over.
+func (x *callContext) looks() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.over {
+		return false
+	}
 	x.watch = make(chan struct{})
 	x.c.nc.SetReadDeadline(time.Time{})
-	go x.look()
+	return true
 }
 
 // cancel ends the context; x.mu is held.
@@ -92,14 +107,14 @@ func (x *callContext) cancel() {
 
 // look waits until the connection has something to read: its end, or bytes. end stops it.
 func (x *callContext) look() {
+	if !x.looks() {
+		return
+	}
 	defer close(x.watch)
 	gone := false
 	var b [1]byte
 	err := x.c.raw.Read(func(fd uintptr) bool {
-		n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		for err == unix.EINTR {
-			n, _, err = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		}
+		n, err := nowait.Peek(int(fd), b[:])
 		if err == unix.EAGAIN {
 			return false
 		}
@@ -125,6 +140,9 @@ func (x *callContext) end() {
 	x.mu.Lock()
 	x.over = true
 	watch := x.watch
+	if x.soon != nil {
+		x.soon.Stop()
+	}
 	x.mu.Unlock()
 	if watch != nil {
 		x.c.nc.SetReadDeadline(time.Unix(1, 0))

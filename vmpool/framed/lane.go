@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/nowait"
 )
 
 // A lane is the connection of one runtime with a deadline that costs no timer a call, and an exchange that costs no read
@@ -115,10 +117,7 @@ func (l *lane) exchangeFD(fd uintptr) bool {
 		}
 		return l.blocked || l.err != nil
 	}
-	n, err := unix.Read(int(fd), l.in)
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), l.in)
-	}
+	n, err := nowait.Read(int(fd), l.in)
 	switch {
 	case err == unix.EAGAIN:
 		return false
@@ -134,10 +133,7 @@ func (l *lane) exchangeFD(fd uintptr) bool {
 
 // putFD writes once.
 func (l *lane) putFD(fd uintptr) bool {
-	n, err := unix.Write(int(fd), l.out)
-	for err == unix.EINTR {
-		n, err = unix.Write(int(fd), l.out)
-	}
+	n, err := nowait.Write(int(fd), l.out)
 	switch {
 	case err == nil && n == len(l.out):
 		l.out = nil

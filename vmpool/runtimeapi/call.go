@@ -24,7 +24,8 @@ type call struct {
 	out    starling.Outcome
 
 	done  chan struct{} // capacity 1
-	timer *time.Timer
+	timer *time.Timer   // runs watch
+	armed time.Time     // when timer runs; the zero time when it does not
 }
 
 // takeLocked returns a call to fill in. Calls are kept by their server: at most as many as are at work at once.
@@ -34,9 +35,34 @@ func (s *Server) takeLocked() *call {
 		s.free = s.free[:n-1]
 		return k
 	}
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return &call{done: make(chan struct{}, 1), timer: t}
+	k := &call{done: make(chan struct{}, 1), over: true}
+	k.timer = time.AfterFunc(time.Hour, func() { s.watch(k) })
+	k.timer.Stop()
+	return k
+}
+
+// armLocked sees to it that watch looks at k at its deadline. A timer that runs already and ends earlier is left alone, and set anew
+// when it fires too early: that is once in a function's timeout instead of once a call.
+func (k *call) armLocked(now time.Time) {
+	if until := k.deadline.Add(Grace); k.armed.IsZero() || k.armed.After(until) {
+		k.armed = until
+		k.timer.Reset(until.Sub(now))
+	}
+}
+
+// watch ends k if its time is up. It runs on the goroutine of its timer.
+func (s *Server) watch(k *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k.armed = time.Time{}
+	if k.over || s.closed {
+		return
+	}
+	if now := time.Now(); now.Before(k.deadline.Add(Grace)) {
+		k.armLocked(now)
+		return
+	}
+	s.expireLocked(k)
 }
 
 // Invoke hands one call to the code and waits for its answer.
@@ -54,6 +80,7 @@ func (s *Server) Invoke(inv *starling.Invocation, sink starling.Sink) starling.O
 	}
 	k.users, k.reader, k.over, k.fault, k.out = 0, nil, false, false, starling.Outcome{}
 	s.live[inv.ID] = k
+	k.armLocked(now)
 	if n := len(s.idle); n > 0 {
 		c := s.idle[n-1]
 		s.idle = s.idle[:n-1]
@@ -67,29 +94,20 @@ func (s *Server) Invoke(inv *starling.Invocation, sink starling.Sink) starling.O
 	}
 	s.mu.Unlock()
 
-	k.timer.Reset(k.deadline.Sub(now) + Grace)
-	select {
-	case <-k.done:
-		k.timer.Stop()
-	case <-k.timer.C:
-		s.expire(k)
-		<-k.done
-	}
+	<-k.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	out := k.out
 	k.inv, k.sink = nil, nil
-	s.mu.Lock()
+	if s.closed {
+		k.timer.Stop()
+	}
 	s.free = append(s.free, k)
-	s.mu.Unlock()
 	return out
 }
 
-// expire ends a call whose time is up.
-func (s *Server) expire(k *call) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if k.over {
-		return // the answer was faster; done is on its way
-	}
+// expireLocked ends a call whose time is up.
+func (s *Server) expireLocked(k *call) {
 	delete(s.live, k.inv.ID)
 	if i := slices.Index(s.waiting, k); i >= 0 {
 		s.waiting = slices.Delete(s.waiting, i, i+1)

@@ -111,6 +111,9 @@ func (s *Server) Close() error {
 		delete(s.live, id)
 		s.endLocked(k, starling.ErrExit)
 	}
+	for _, k := range s.free {
+		k.timer.Stop()
+	}
 	s.waiting, s.idle = nil, nil
 	s.mu.Unlock()
 	for _, c := range conns {

@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/internal/nowait"
 )
 
 // A socket is a connection whose reader may have something to do before it waits (to reply, to ask for a call). That is done
 // inside the poller's wait, after it began to watch. One goroutine reads; any may write, one at a time.
 type socket struct {
 	nc        net.Conn
-	raw       syscall.RawConn       // nil for a connection that is no descriptor
+	raw       syscall.RawConn       // nil for a connection that is no descriptor, or one that waits
 	step, put func(fd uintptr) bool // readFD and writeFD, once, so that a call allocates no closure
 
 	before func() error // done once inside the next wait; nil for nothing
@@ -30,7 +32,12 @@ type socket struct {
 func (s *socket) init(nc net.Conn) {
 	s.nc = nc
 	if c, ok := nc.(syscall.Conn); ok {
-		if raw, err := c.SyscallConn(); err == nil {
+		able := false
+		raw, err := c.SyscallConn()
+		if err == nil {
+			raw.Control(func(fd uintptr) { able = nowait.Able(int(fd)) })
+		}
+		if able {
 			s.raw, s.step, s.put = raw, s.readFD, s.writeFD
 		}
 	}
@@ -63,10 +70,7 @@ func (s *socket) readFD(fd uintptr) bool {
 	}
 	// Mostly in vain right after do (0.4 us), yet it must be: what came earlier, a pipelined request or the end, was
 	// reported before this wait began, and the poller reports nothing twice.
-	n, err := unix.Read(int(fd), s.in)
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), s.in)
-	}
+	n, err := nowait.Read(int(fd), s.in)
 	switch {
 	case err == unix.EAGAIN:
 		return false
@@ -97,10 +101,7 @@ func (s *socket) write(p []byte, deadline time.Time) error {
 
 // writeFD writes once, what the socket takes.
 func (s *socket) writeFD(fd uintptr) bool {
-	n, err := unix.Write(int(fd), s.out)
-	for err == unix.EINTR {
-		n, err = unix.Write(int(fd), s.out)
-	}
+	n, err := nowait.Write(int(fd), s.out)
 	if err != nil && err != unix.EAGAIN {
 		s.werr = os.NewSyscallError("write", err)
 	}
