@@ -77,6 +77,9 @@ type Config struct {
 	// Isolation is the developer's wish until the snapshot is made, and in a snapshot what was made of it. Absent for
 	// process, so that such a snapshot is the same bytes as an older release's.
 	Isolation Isolation `cbor:"11,keyasint,omitempty" json:"isolation,omitempty" yaml:"isolation"`
+
+	// Network is what its instances may reach: nothing when empty ("none" in a wish), "internet", or a network of its account.
+	Network NetworkName `cbor:"12,keyasint,omitempty" json:"network,omitempty" yaml:"network"`
 }
 
 // A Version is an immutable snapshot of a function: its configuration and code.
@@ -164,6 +167,9 @@ func (c Config) Validate() error {
 		return Errorf(Invalid, op, "concurrency %d: runtime %s serves one call at a time", c.Concurrency, c.Runtime)
 	}
 	if err := c.Isolation.Validate(); err != nil {
+		return err
+	}
+	if err := c.Network.Validate(); err != nil {
 		return err
 	}
 	if c.InstanceMax < 0 {

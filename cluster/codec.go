@@ -28,6 +28,8 @@ const (
 	kindClaimLead      uint16 = 14
 	kindSetDraining    uint16 = 15 // since level 2
 	kindSetIsolation   uint16 = 16 // since level 3
+	kindPutNetwork     uint16 = 17 // since level 4
+	kindDeleteNetwork  uint16 = 18 // since level 4
 	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
 	kindRenewReplica   uint16 = 41 // since level 2
 )
@@ -49,6 +51,8 @@ func (ChangeMap) CommandKind() uint16      { return kindChangeMap }
 func (ClaimLead) CommandKind() uint16      { return kindClaimLead }
 func (SetDraining) CommandKind() uint16    { return kindSetDraining }
 func (SetIsolation) CommandKind() uint16   { return kindSetIsolation }
+func (PutNetwork) CommandKind() uint16     { return kindPutNetwork }
+func (DeleteNetwork) CommandKind() uint16  { return kindDeleteNetwork }
 func (RestoreState) CommandKind() uint16   { return kindRestoreState }
 func (RenewReplica) CommandKind() uint16   { return kindRenewReplica }
 
@@ -87,6 +91,10 @@ func blank(kind uint16) Command {
 		return &SetDraining{}
 	case kindSetIsolation:
 		return &SetIsolation{}
+	case kindPutNetwork:
+		return &PutNetwork{}
+	case kindDeleteNetwork:
+		return &DeleteNetwork{}
 	case kindRestoreState:
 		return &RestoreState{}
 	case kindRenewReplica:

@@ -34,6 +34,9 @@ func samples() []Command {
 		SetDraining{ID: 1, Draining: true},
 		RestoreState{Hash: [32]byte{1}, Part: 1, Parts: 2, Data: []byte{1}, Node: starling.Node{ID: 1, Addr: "a:1"}},
 		RenewReplica{Node: 2, Lost: 2},
+		PutNetwork{Network: starling.Network{Ref: starling.NetworkRef{Account: "acme", Name: "db"}, CIDRs: []string{"10.0.0.0/8"}, DNS: []string{"10.0.0.2"}, Egress: "10.0.0.9",
+			Allow: []string{"10.0.0.5:5432"}, Deny: []string{"10.0.0.7"}, ConnMax: 1, RateMax: 2, Created: 3}, Create: true},
+		DeleteNetwork{Ref: starling.NetworkRef{Account: "acme", Name: "db"}},
 		SetIsolation{Account: "acme", Policy: starling.IsolationPolicy{Default: starling.IsolationKata, Least: starling.IsolationGVisor}, SharedKernel: true},
 	}
 }

@@ -104,6 +104,17 @@ type SetIsolation struct {
 	SharedKernel bool                     `cbor:"3,keyasint,omitempty"` // of all: accounts may share a kernel
 }
 
+// PutNetwork creates a network or replaces it. Reply.Network is what is there then.
+type PutNetwork struct {
+	Network starling.Network `cbor:"1,keyasint"`
+	Create  bool             `cbor:"2,keyasint,omitempty"` // Conflict when another one of the name exists
+}
+
+// DeleteNetwork removes a network; Conflict while a version names it.
+type DeleteNetwork struct {
+	Ref starling.NetworkRef `cbor:"1,keyasint"`
+}
+
 // InitCluster sets the cluster's name and cuts the key space into partitions. Once only.
 type InitCluster struct {
 	Name       string `cbor:"1,keyasint"`
@@ -133,6 +144,7 @@ type Query struct {
 	Hash     [32]byte               `cbor:"6,keyasint"`
 	After    string                 `cbor:"7,keyasint"` // page: names greater than this
 	Limit    int                    `cbor:"8,keyasint"` // page: at most so many, 1–1000; 0 means 100
+	Network  starling.NetworkName   `cbor:"9,keyasint,omitempty"`
 }
 
 // What names a query.
@@ -152,6 +164,8 @@ const (
 	QueryToken     What = 11 // by Hash; NotFound when nobody may join with it
 	QueryFloors    What = 12 // a page of the latest snapshots that want instances at all times, in Versions
 	QueryIsolation What = 13 // of Account; of all when it is empty
+	QueryNetwork   What = 14 // by Account, Network
+	QueryNetworks  What = 15 // of Account, all
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.
@@ -172,6 +186,8 @@ type Reply struct {
 	Claim     *Claim             `cbor:"14,keyasint,omitempty"`
 	RefusedAs []starling.Kind    `cbor:"15,keyasint,omitempty"` // ChangeMap: the kind of each of Refused
 	Isolation *Isolation         `cbor:"16,keyasint,omitempty"`
+	Network   *starling.Network  `cbor:"17,keyasint,omitempty"`
+	Networks  []starling.Network `cbor:"18,keyasint,omitempty"`
 }
 
 // An Isolation is what counts for one account's functions, or for all.

@@ -35,6 +35,7 @@ const (
 	recordFunction uint8 = 6
 	recordVersion  uint8 = 7
 	recordRestore  uint8 = 8 // a part of a backup that is being restored; before the cluster is made
+	recordNetwork  uint8 = 9 // since level 4
 )
 
 // A header is what a snapshot holds once. The nodes of its topology follow as records of their own.
@@ -79,6 +80,8 @@ func (s *State) Save(w io.Writer) error {
 			out.record(recordAccount, record)
 		case starling.Key:
 			out.record(recordKey, record)
+		case starling.Network:
+			out.record(recordNetwork, record)
 		case registry.FunctionRecord:
 			out.record(recordFunction, record)
 		case *starling.Version:
@@ -255,6 +258,8 @@ func (s *State) loadRecord(kind uint8, body []byte) error {
 		return loadAs(body, s.catalog.LoadAccount)
 	case recordKey:
 		return loadAs(body, s.catalog.LoadKey)
+	case recordNetwork:
+		return loadAs(body, s.catalog.LoadNetwork)
 	case recordFunction:
 		return loadAs(body, s.catalog.LoadFunction)
 	case recordVersion:

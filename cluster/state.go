@@ -94,6 +94,11 @@ func (s *State) applyCatalog(cmd Command) (Reply, error) {
 		return s.feedReply(Reply{}, err, Change{Account: c.ID, Keys: keys})
 	case *SetIsolation:
 		return s.setIsolation(c)
+	case *PutNetwork:
+		n, err := s.catalog.PutNetwork(c.Network, c.Create)
+		return s.feedReply(Reply{Network: n}, err, Change{Network: c.Network.Ref})
+	case *DeleteNetwork:
+		return s.feedReply(Reply{}, s.catalog.DeleteNetwork(c.Ref), Change{Network: c.Ref})
 	case *CreateKey:
 		return s.feedReply(Reply{Key: &c.Key}, s.catalog.CreateKey(c.Key), Change{Keys: [][32]byte{c.Key.Hash}})
 	case *DeleteKey:
@@ -264,6 +269,10 @@ func (s *State) Query(q Query) (Reply, error) {
 		var i Reply
 		i, err = s.isolation(q.Account)
 		r.Isolation = i.Isolation
+	case QueryNetwork:
+		r.Network, err = s.catalog.Network(starling.NetworkRef{Account: q.Account, Name: q.Network})
+	case QueryNetworks:
+		r.Networks, err = s.catalog.Networks(q.Account)
 	case QueryToken:
 		err = s.members.FindToken(q.Hash)
 	default:

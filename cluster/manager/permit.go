@@ -14,6 +14,8 @@ func (g *reign) permitOwner(peer transport.Peer, cmd cluster.Command) error {
 	switch c := cmd.(type) {
 	case *cluster.SetDraining:
 		return g.needLevel(op, cluster.LevelOrders)
+	case *cluster.PutNetwork, *cluster.DeleteNetwork:
+		return g.needLevel(op, cluster.LevelNetworks)
 	case *cluster.ChangeMap:
 		return g.permitChange(peer, c.Changes[0])
 	}

@@ -15,8 +15,8 @@ type FunctionRecord struct {
 }
 
 // Each calls f with every record of the catalog in an order that depends on its content only: an account
-// before its keys, its keys before its functions, a function before its versions. A record is a
-// starling.Account, a starling.Key, a FunctionRecord or a *starling.Version.
+// before its keys, its keys before its networks, these before its functions, a function before its versions. A record is a
+// starling.Account, a starling.Key, a starling.Network, a FunctionRecord or a *starling.Version.
 func (r *Registry) Each(f func(record any) error) error {
 	for _, name := range r.names {
 		a := r.accounts[name]
@@ -25,6 +25,11 @@ func (r *Registry) Each(f func(record any) error) error {
 		}
 		for _, id := range slices.Sorted(maps.Keys(a.keys)) {
 			if err := f(r.keys[a.keys[id]]); err != nil {
+				return err
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(a.networks)) {
+			if err := f(*a.networks[name]); err != nil {
 				return err
 			}
 		}
