@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ type world struct {
 	gateways []*gatewayNode
 	tenants  map[starling.AccountID]*tenant
 	networks map[starling.NetworkRef]*starling.Network
-	versions map[starling.VersionID]*starling.Version
+	versions sync.Map // by id
 	placed   atomic.Bool
 	next     uint64
 }
@@ -72,7 +73,7 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	w := &world{t: t, tenants: map[starling.AccountID]*tenant{}, networks: map[starling.NetworkRef]*starling.Network{}, versions: map[starling.VersionID]*starling.Version{}}
+	w := &world{t: t, tenants: map[starling.AccountID]*tenant{}, networks: map[starling.NetworkRef]*starling.Network{}}
 	w.placed.Store(true)
 	for _, name := range []string{"acme", "zeta"} {
 		w.tenants[starling.AccountID(name)] = newTenant(t, name)
@@ -84,8 +85,11 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	ca, err := identity.NewCA("test", time.Now())
 	must(t, err)
 	w.signer = &desk.Signer{Seed: bytes.Repeat([]byte{3}, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		Version: func(_ context.Context, id starling.VersionID) (*starling.Version, error) { return w.versions[id], nil },
-		Placed:  func(context.Context, *starling.Version, starling.NodeID) bool { return w.placed.Load() }}
+		Version: func(_ context.Context, id starling.VersionID) (*starling.Version, error) {
+			v, _ := w.versions.Load(id)
+			return v.(*starling.Version), nil
+		},
+		Placed: func(context.Context, *starling.Version, starling.NodeID) bool { return w.placed.Load() }}
 	w.host = endpoint(t, ca, 1, starling.RoleHost, false, nil)
 	for i := range gateways {
 		w.addGateway(ca, starling.NodeID(10+i), change)
@@ -293,7 +297,7 @@ func (w *world) sandbox() *sandbox {
 func (w *world) attachment(account starling.AccountID, network starling.NetworkName) starling.Attachment {
 	w.next++
 	v := &starling.Version{ID: starling.VersionID(w.next), Function: starling.FunctionRef{Account: account, Name: "fn"}, Config: starling.Config{Network: network}}
-	w.versions[v.ID] = v
+	w.versions.Store(v.ID, v)
 	return starling.Attachment{Instance: starling.InstanceID{Partition: 1, Epoch: 1, Seq: w.next}, Function: v.Function, Version: v.ID, Network: network}
 }
 

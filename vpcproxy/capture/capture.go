@@ -59,11 +59,13 @@ type Outlet struct {
 	program *program
 	group   *run.Group
 	way     Way
+	as      starling.Attachment // from Connect on
 	conns   atomic.Int64
 
 	mu      sync.Mutex // guards what follows
 	flows   map[pair]*dgrams
 	answers map[netip.AddrPort]*answerer
+	told    time.Time // when a denied flow was last written down
 }
 
 // Prepare puts into a namespace what lets code out later. Until Connect the code notices nothing: there is no route, and nothing
@@ -97,7 +99,7 @@ func (o *Outlet) Connect(as starling.Attachment) error {
 	if o.way != nil {
 		return starling.Errorf(starling.Invalid, op, "it has a network: it is never given a second")
 	}
-	o.way = o.maker.Way(as)
+	o.way, o.as = o.maker.Way(as), as
 	err := o.program.steer(o.tcp, o.udp)
 	if err == nil {
 		err = letOut(o.routes)
@@ -131,4 +133,17 @@ func (o *Outlet) Close() error {
 	}
 	errs = append(errs, o.ns.Close())
 	return errors.Join(errs...)
+}
+
+// Supported says what this machine lacks to capture; nil for nothing. It makes a namespace and forgets it.
+func Supported() error {
+	ns, err := netns.New()
+	if err != nil {
+		return err
+	}
+	o, err := (&Maker{Log: slog.New(slog.DiscardHandler)}).Prepare(ns)
+	if err != nil {
+		return err
+	}
+	return o.Close()
 }

@@ -47,7 +47,7 @@ func (o *Outlet) serve(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	if v := policy.Always(to); v != policy.Permitted {
-		o.maker.Log.Info("flow denied", "part", "host", "to", to, "why", v)
+		o.deny(to, v)
 		side.Abort()
 		return
 	}
@@ -61,6 +61,20 @@ func (o *Outlet) serve(ctx context.Context, c *net.TCPConn) {
 	var in, out atomic.Uint64
 	defer context.AfterFunc(ctx, s.Cancel)()
 	splice.Join(side, splice.Stream(s), idleConn, &out, &in)
+}
+
+// deny writes down, once a second, what is refused before it leaves the host.
+func (o *Outlet) deny(to netip.AddrPort, why policy.Verdict) {
+	now := time.Now()
+	o.mu.Lock()
+	tell := now.Sub(o.told) >= time.Second
+	if tell {
+		o.told = now
+	}
+	o.mu.Unlock()
+	if tell {
+		o.maker.Log.Warn("flow denied", "to", to, "why", string(why), "network", o.as.Ref(), "function", o.as.Function, "instance", o.as.Instance)
+	}
 }
 
 var resolver = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)

@@ -36,7 +36,7 @@ func (f *attempt) admit(ctx context.Context) header.Answer {
 	g := f.gateway
 	var err error
 	if f.grant, err = g.open(f.Header.Grant, f.host); err != nil {
-		g.cfg.Log.Warn("flow denied", "host", f.host, "to", f.To, "why", err.Error())
+		f.seldom("grant: " + err.Error())
 		return header.BadGrant
 	}
 	limits := g.cfg.InternetLimits
@@ -44,17 +44,17 @@ func (f *attempt) admit(ctx context.Context) header.Answer {
 		f.plug = g.plugs[internet]
 	} else if f.plug = g.plugs[ref]; f.plug != nil {
 		if f.network, err = g.cfg.Network(ctx, ref); err != nil {
-			f.note(slog.LevelWarn, "flow denied", "network not known: "+err.Error())
+			f.seldom("network not known: " + err.Error())
 			return header.NoUplink
 		}
 		limits = flowtable.Limits{Conns: f.network.ConnMax, Rate: f.network.RateMax}
 	}
 	if f.plug == nil {
-		f.note(slog.LevelWarn, "flow denied", "this gateway is not plugged into the network")
+		f.seldom("this gateway is not plugged into the network")
 		return header.NoUplink
 	}
 	if f.rules, err = g.rules(f.plug, f.network); err != nil {
-		f.note(slog.LevelError, "flow denied", "rules: "+err.Error())
+		f.seldom("rules: " + err.Error())
 		return header.NoUplink
 	}
 	if !f.count(limits) {
@@ -75,18 +75,14 @@ func (f *attempt) key() flowtable.Key {
 	return flowtable.Key{Function: f.grant.Function, Network: f.grant.Network}
 }
 
-// count takes the flow's place in the table. Full limits are written down once a second.
+// count takes the flow's place in the table.
 func (f *attempt) count(limits flowtable.Limits) bool {
 	g, now := f.gateway, f.gateway.cfg.Now()
 	g.mu.Lock()
 	refusal := g.table.Begin(now, f.key(), limits)
-	tell := refusal != flowtable.Admitted && now.Sub(g.quiet) >= time.Second
-	if tell {
-		g.quiet = now
-	}
 	g.mu.Unlock()
-	if tell {
-		f.note(slog.LevelWarn, "flow denied", "limit: "+string(refusal))
+	if refusal != flowtable.Admitted {
+		f.seldom("limit: " + string(refusal))
 	}
 	f.counted = refusal == flowtable.Admitted
 	return f.counted
@@ -99,6 +95,20 @@ func (f *attempt) end() {
 		f.gateway.mu.Lock()
 		f.gateway.table.End(f.key())
 		f.gateway.mu.Unlock()
+	}
+}
+
+// seldom writes the audit line of a flow that no limit has let through, and whose kind nothing bounds: one in a second.
+func (f *attempt) seldom(why string) {
+	g, now := f.gateway, f.gateway.cfg.Now()
+	g.mu.Lock()
+	tell := now.Sub(g.quiet) >= time.Second
+	if tell {
+		g.quiet = now
+	}
+	g.mu.Unlock()
+	if tell {
+		f.note(slog.LevelWarn, "flow denied", why)
 	}
 }
 

@@ -100,7 +100,7 @@ type Gateway struct {
 	mu     sync.Mutex // guards the rest; a leaf
 	table  *flowtable.Table
 	grants map[string]grant.Grant // that were checked, by their bytes
-	quiet  time.Time              // when a full limit was last written down
+	quiet  time.Time              // when seldom last wrote
 }
 
 // A key is what grants are judged by.
