@@ -190,6 +190,7 @@ func exitWords(e Exit) (kind, message string) {
 // watch ends the instance when its processes are gone or it was told to end. It closes the sandbox, which nobody
 // else does, flushes the last output and tells the owner.
 func (i *Instance) watch() {
+	i.shed()
 	for {
 		select {
 		case <-i.weigh: // while the first call is at work, which would have to read it otherwise

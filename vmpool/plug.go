@@ -52,6 +52,14 @@ func (i *Instance) connect() error {
 	return i.plug.Connect(starling.Attachment{Instance: i.cfg.ID, Function: v.Function, Version: v.ID, Network: v.Config.Network})
 }
 
+// shed takes out what was prepared for a network that the version does not have: six descriptors of the node.
+func (i *Instance) shed() {
+	if i.cfg.Version.Config.Network == starling.NoNetwork {
+		i.unplug()
+		i.plug = nil
+	}
+}
+
 // unplug ends every flow before the sandbox is closed.
 func (i *Instance) unplug() {
 	if i.plug == nil {
