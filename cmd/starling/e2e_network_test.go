@@ -18,7 +18,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"starling"
 	"starling/vpcproxy/netns"
+	"starling/vpcproxy/place"
 )
 
 // netFunction does with the standard library alone what its event says, and answers what came of it.
@@ -37,7 +39,7 @@ def get(url):
 
 def tell(host, port):
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.settimeout(3)
+    s.settimeout(1)
     s.sendto(b"hello", (host, port))
     data, who = s.recvfrom(4096)
     return "%s from %s" % (data.decode(), who[0])
@@ -230,7 +232,7 @@ func startNetWorld(t *testing.T) *netWorld {
 func (w *netWorld) deployNet(t *testing.T, account, name, file, text, network string) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	starlingCLI(t, w.env[account], "deploy", dir, "--name", name, "--network", network, "--timeout", "60000")
@@ -253,12 +255,14 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	bootstrap := string(buildBootstraps(t, "netbootstrap")["netbootstrap"])
 	w := startNetWorld(t)
 	const deny = `[["169.254.169.254",8080],["10.7.0.66",8080],["10.7.0.2",8080],["192.168.5.5",8080],["10.8.0.1",80],["127.0.0.1",9001],["0.0.0.0",8080],
 		["::ffff:169.254.169.254",8080],["::ffff:10.7.0.66",8080],["fd00:ec2::254",80],["::1",8080],["evil.internal",8080],["8.8.8.8",53]]`
 	for _, account := range []string{"acme", "zeta"} {
 		w.deployNet(t, account, "py", "main.py", netFunction, "db")
 		w.deployNet(t, account, "js", "index.js", netNodeFunction, "db")
+		w.deployNet(t, account, "go", "bootstrap", bootstrap, "db")
 		w.deployNet(t, account, "bare", "main.py", netFunction, "none")
 		event := `{"get":["http://10.7.0.10:8080/","https://db.internal:8443/"],"tell":["10.7.0.10","169.254.169.254","10.7.0.66"],"names":["db.internal","evil.internal"],"raw":1,"reach":` + deny + `}`
 		var a netAnswer
@@ -282,6 +286,13 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 		w.call(t, account, "js", `{"url":"https://db.internal:8443/"}`, &text)
 		if !strings.HasPrefix(text, account+" hears") {
 			t.Errorf("%s in Node: %s", account, text)
+		}
+		var said map[string]string
+		w.call(t, account, "go", `["http://10.7.0.10:8080/","https://db.internal:8443/","http://10.7.0.66:8080/","http://169.254.169.254:8080/"]`, &said)
+		for u, got := range said {
+			if own := strings.Contains(u, ".10:") || strings.Contains(u, "db."); u != "payload" && own != strings.HasPrefix(got, account+" hears") {
+				t.Errorf("%s in Go: %s: %s", account, u, got)
+			}
 		}
 		var none netAnswer
 		w.call(t, account, "bare", event, &none)
@@ -324,24 +335,28 @@ func (w *netWorld) showsNumbers(t *testing.T) {
 	}
 }
 
-// TestE2EGatewayKilled kills the gateways one after the other: flows go to the next, then nowhere.
+// TestE2EGatewayKilled kills the gateway that serves a network: the other serves its flows.
 func TestE2EGatewayKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
 	w := startNetWorld(t)
-	w.deployNet(t, "acme", "py", "main.py", netFunction, "db")
+	const account = "zeta" // whose network the second node serves
+	if first := place.Rank(starling.NetworkRef{Account: account, Name: "db"}, []starling.NodeID{1, 2})[0]; first != 2 {
+		t.Fatalf("%s serves the network, want the node that is killed", first)
+	}
+	w.deployNet(t, account, "py", "main.py", netFunction, "db")
 	get := func() string {
 		var a netAnswer
-		w.call(t, "acme", "py", `{"get":["http://10.7.0.10:8080/"]}`, &a)
+		w.call(t, account, "py", `{"get":["http://10.7.0.10:8080/"]}`, &a)
 		return a.Get["http://10.7.0.10:8080/"]
 	}
-	if says := get(); !strings.HasPrefix(says, "acme hears") {
+	if says := get(); !strings.HasPrefix(says, account+" hears") {
 		t.Fatalf("before: %s", says)
 	}
 	w.nodes[1].kill(t)
 	began := time.Now()
-	for !strings.HasPrefix(get(), "acme hears") {
+	for !strings.HasPrefix(get(), account+" hears") {
 		if time.Since(began) > 10*time.Second {
 			t.Fatalf("no gateway serves %v after a kill", time.Since(began))
 		}
