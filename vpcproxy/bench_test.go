@@ -6,6 +6,9 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"starling/vpcproxy/flowtable"
+	"starling/vpcproxy/gateway"
 )
 
 // report gives the middle and the 99th of a hundred.
@@ -51,7 +54,8 @@ func BenchmarkAttach(b *testing.B) {
 
 // BenchmarkConnections is a connection, the server's name and its end, one after the other.
 func BenchmarkConnections(b *testing.B) {
-	w := newWorld(b, 1, nil)
+	wide := flowtable.Limits{Conns: 100_000, Rate: 100_000}
+	w := newWorld(b, 1, func(c *gateway.Config) { c.AccountLimits, c.FunctionLimits = wide, wide })
 	for _, n := range w.networks {
 		n.RateMax = 100_000
 	}

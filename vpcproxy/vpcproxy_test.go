@@ -294,3 +294,19 @@ func TestClosedOutletLeavesNothingBehind(t *testing.T) {
 	}
 	t.Errorf("the gateway still counts: %s", numbers(w.gateways[0]))
 }
+
+// Whichever gateway is first in a network's order: one that is not plugged into it sends the host to the next.
+func TestGatewayThatIsNotPluggedInIsPassedOver(t *testing.T) {
+	for bare := range 2 {
+		n := 0
+		w := newWorld(t, 2, func(c *gateway.Config) {
+			if n == bare {
+				c.Uplinks = map[starling.NetworkRef]gateway.Uplink{}
+			}
+			n++
+		})
+		if got, err := w.connected("acme").name(serverAddr + ":8080"); got != "acme" {
+			t.Errorf("gateway %d is not plugged in: %q, %v", bare, got, err)
+		}
+	}
+}

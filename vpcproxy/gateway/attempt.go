@@ -34,6 +34,10 @@ var internet = starling.NetworkRef{Name: starling.Internet}
 // bounded by the limits, too.
 func (f *attempt) admit(ctx context.Context) header.Answer {
 	g := f.gateway
+	if !g.Ready() {
+		f.seldom("no manager has told the key of grants yet")
+		return header.NoUplink // another gateway may know it
+	}
 	var err error
 	if f.grant, err = g.open(f.Header.Grant, f.host); err != nil {
 		f.seldom("grant: " + err.Error())
@@ -147,9 +151,6 @@ func (f *attempt) from(to netip.Addr) (a netip.Addr) {
 // open checks a grant, once for each.
 func (g *Gateway) open(raw []byte, host starling.NodeID) (grant.Grant, error) {
 	k := g.key.Load()
-	if k == nil {
-		return grant.Grant{}, starling.Errorf(starling.Unavailable, "read grant", "no manager has told the key yet")
-	}
 	now := g.cfg.Now().Add(k.ahead)
 	g.mu.Lock()
 	known, ok := g.grants[string(raw)]

@@ -27,10 +27,10 @@ import (
 )
 
 const (
-	headTime  = 5 * time.Second // from the opening of a stream to its header
-	keyEvery  = time.Minute     // how often managers are asked for the key and the time
-	keySoon   = time.Second     // and after a failure
-	grantsMax = 8192            // grants that are remembered as good
+	headTime  = 5 * time.Second        // from the opening of a stream to its header
+	keyEvery  = time.Minute            // how often managers are asked for the key and the time
+	keySoon   = 100 * time.Millisecond // and after a failure
+	grantsMax = 8192                   // grants that are remembered as good
 )
 
 // An Uplink is how a gateway is plugged into one network.
@@ -178,7 +178,7 @@ func (g *Gateway) keepKey(ctx context.Context) {
 	}
 }
 
-// Ready reports whether grants can be judged.
+// Ready reports whether grants can be judged: from the first answer of a manager on.
 func (g *Gateway) Ready() bool { return g.key.Load() != nil }
 
 // Serve carries the flow of one stream of transport.ChannelTunnel.
