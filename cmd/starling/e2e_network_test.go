@@ -259,53 +259,58 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	w := startNetWorld(t)
 	const deny = `[["169.254.169.254",8080],["10.7.0.66",8080],["10.7.0.2",8080],["192.168.5.5",8080],["10.8.0.1",80],["127.0.0.1",9001],["0.0.0.0",8080],
 		["::ffff:169.254.169.254",8080],["::ffff:10.7.0.66",8080],["fd00:ec2::254",80],["::1",8080],["evil.internal",8080],["8.8.8.8",53]]`
-	for _, account := range []string{"acme", "zeta"} {
-		w.deployNet(t, account, "py", "main.py", netFunction, "db")
-		w.deployNet(t, account, "js", "index.js", netNodeFunction, "db")
-		w.deployNet(t, account, "go", "bootstrap", bootstrap, "db")
-		w.deployNet(t, account, "bare", "main.py", netFunction, "none")
-		event := `{"get":["http://10.7.0.10:8080/","https://db.internal:8443/"],"tell":["10.7.0.10","169.254.169.254","10.7.0.66"],"names":["db.internal","evil.internal"],"raw":1,"reach":` + deny + `}`
-		var a netAnswer
-		w.call(t, account, "py", event, &a)
-		for u, says := range a.Get {
-			if !strings.HasPrefix(says, account+" hears 10.7.0.2:") {
-				t.Errorf("%s gets %s: %s", account, u, says)
+	w.deployNet(t, "zeta", "py", "main.py", netFunction, "db") // a neighbour whose network has the same addresses
+	var neighbour netAnswer
+	w.call(t, "zeta", "py", `{"get":["http://10.7.0.10:8080/"],"tell":["10.7.0.10"]}`, &neighbour)
+	if !strings.HasPrefix(neighbour.Get["http://10.7.0.10:8080/"], "zeta hears") || neighbour.Tell["10.7.0.10"] != "zeta:hello from 10.7.0.10" {
+		t.Errorf("the neighbour hears %+v", neighbour)
+	}
+	const account = "acme"
+	w.deployNet(t, account, "py", "main.py", netFunction, "db")
+	w.deployNet(t, account, "js", "index.js", netNodeFunction, "db")
+	w.deployNet(t, account, "go", "bootstrap", bootstrap, "db")
+	w.deployNet(t, account, "bare", "main.py", netFunction, "none")
+	event := `{"get":["http://10.7.0.10:8080/","https://db.internal:8443/"],"tell":["10.7.0.10","169.254.169.254","10.7.0.66"],"names":["db.internal","evil.internal"],"raw":1,"reach":` + deny + `}`
+	var a netAnswer
+	w.call(t, account, "py", event, &a)
+	for u, says := range a.Get {
+		if !strings.HasPrefix(says, account+" hears 10.7.0.2:") {
+			t.Errorf("%s gets %s: %s", account, u, says)
+		}
+	}
+	if a.Tell["10.7.0.10"] != account+":hello from 10.7.0.10" || a.Names["db.internal"] != "10.7.0.10" {
+		t.Errorf("%s: datagrams %v, names %v", account, a.Tell, a.Names)
+	}
+	for _, refused := range []map[string]string{a.Reach, a.Raw, {"UDP metadata": a.Tell["169.254.169.254"], "UDP denied": a.Tell["10.7.0.66"]}} {
+		for to, says := range refused {
+			if !strings.HasPrefix(says, "error:") {
+				t.Errorf("%s: %s: %s", account, to, says)
 			}
 		}
-		if a.Tell["10.7.0.10"] != account+":hello from 10.7.0.10" || a.Names["db.internal"] != "10.7.0.10" {
-			t.Errorf("%s: datagrams %v, names %v", account, a.Tell, a.Names)
+	}
+	var text string
+	w.call(t, account, "js", `{"url":"https://db.internal:8443/"}`, &text)
+	if !strings.HasPrefix(text, account+" hears") {
+		t.Errorf("%s in Node: %s", account, text)
+	}
+	var said map[string]string
+	w.call(t, account, "go", `["http://10.7.0.10:8080/","https://db.internal:8443/","http://10.7.0.66:8080/","http://169.254.169.254:8080/"]`, &said)
+	for u, got := range said {
+		if own := strings.Contains(u, ".10:") || strings.Contains(u, "db."); u != "payload" && own != strings.HasPrefix(got, account+" hears") {
+			t.Errorf("%s in Go: %s: %s", account, u, got)
 		}
-		for _, refused := range []map[string]string{a.Reach, a.Raw, {"UDP metadata": a.Tell["169.254.169.254"], "UDP denied": a.Tell["10.7.0.66"]}} {
-			for to, says := range refused {
-				if !strings.HasPrefix(says, "error:") {
-					t.Errorf("%s: %s: %s", account, to, says)
-				}
+	}
+	var none netAnswer
+	w.call(t, account, "bare", event, &none)
+	for _, m := range []map[string]string{none.Get, none.Tell, none.Reach, none.Names} {
+		for to, says := range m {
+			if !strings.HasPrefix(says, "error:") {
+				t.Errorf("%s without a network: %s: %s", account, to, says)
 			}
 		}
-		var text string
-		w.call(t, account, "js", `{"url":"https://db.internal:8443/"}`, &text)
-		if !strings.HasPrefix(text, account+" hears") {
-			t.Errorf("%s in Node: %s", account, text)
-		}
-		var said map[string]string
-		w.call(t, account, "go", `["http://10.7.0.10:8080/","https://db.internal:8443/","http://10.7.0.66:8080/","http://169.254.169.254:8080/"]`, &said)
-		for u, got := range said {
-			if own := strings.Contains(u, ".10:") || strings.Contains(u, "db."); u != "payload" && own != strings.HasPrefix(got, account+" hears") {
-				t.Errorf("%s in Go: %s: %s", account, u, got)
-			}
-		}
-		var none netAnswer
-		w.call(t, account, "bare", event, &none)
-		for _, m := range []map[string]string{none.Get, none.Tell, none.Reach, none.Names} {
-			for to, says := range m {
-				if !strings.HasPrefix(says, "error:") {
-					t.Errorf("%s without a network: %s: %s", account, to, says)
-				}
-			}
-		}
-		if says := none.Reach["8.8.8.8 53"]; !strings.Contains(says, "unreachable") {
-			t.Errorf("without a network an address is %s", says)
-		}
+	}
+	if says := none.Reach["8.8.8.8 53"]; !strings.Contains(says, "unreachable") {
+		t.Errorf("without a network an address is %s", says)
 	}
 	w.showsNumbers(t)
 }
