@@ -89,6 +89,9 @@ type Config struct {
 
 	// Layers lie under /opt, a later one over an earlier one, at most LayersMax. Absent where there are none, for the same reason.
 	Layers []LayerRef `cbor:"12,keyasint,omitempty" json:"layers,omitempty" yaml:"layers"`
+
+	// Network is what its instances may reach: nothing when empty ("none" in a wish), "internet", or a network of its account.
+	Network NetworkName `cbor:"13,keyasint,omitempty" json:"network,omitempty" yaml:"network"`
 }
 
 // A Version is an immutable snapshot of a function: its configuration and code.
@@ -179,6 +182,9 @@ func (c Config) Validate() error {
 		return Errorf(Invalid, op, "concurrency %d: runtime %s serves one call at a time", c.Concurrency, c.Runtime)
 	}
 	if err := c.Isolation.Validate(); err != nil {
+		return err
+	}
+	if err := c.Network.Validate(); err != nil {
 		return err
 	}
 	if c.InstanceMax < 0 {

@@ -16,9 +16,10 @@ type catalog struct {
 	numbers  *cache[numberKey, *starling.Version]
 	keys     *cache[[32]byte, starling.Key]
 	accounts *cache[starling.AccountID, starling.Account]
-	ahead    func(starling.FunctionRef) // reads what was deployed here before it is called
-	mu       sync.Mutex                 // a leaf: guards what follows
-	to       uint64                     // the feed was taken up to this index
+	networks *cache[starling.NetworkRef, *starling.Network] // those of one account lie in one shard
+	ahead    func(starling.FunctionRef)                     // reads what was deployed here before it is called
+	mu       sync.Mutex                                     // a leaf: guards what follows
+	to       uint64                                         // the feed was taken up to this index
 	deployed map[starling.FunctionRef]struct{}
 }
 
@@ -32,7 +33,7 @@ type numberKey struct {
 }
 
 func newCatalog(v *View, entries int) *catalog {
-	byFunction := hasher[starling.FunctionRef]()
+	byFunction, byAccount := hasher[starling.FunctionRef](), hasher[starling.AccountID]()
 	return &catalog{
 		read:     v.Read,
 		ahead:    v.readAhead,
@@ -41,6 +42,7 @@ func newCatalog(v *View, entries int) *catalog {
 		numbers:  newCache[numberKey, *starling.Version](entries, v.cfg.Now, func(k numberKey) uint64 { return byFunction(k.function) }),
 		keys:     newCache[[32]byte, starling.Key](entries, v.cfg.Now, hasher[[32]byte]()),
 		accounts: newCache[starling.AccountID, starling.Account](entries, v.cfg.Now, hasher[starling.AccountID]()),
+		networks: newCache[starling.NetworkRef, *starling.Network](entries, v.cfg.Now, func(r starling.NetworkRef) uint64 { return byAccount(r.Account) }),
 	}
 }
 
@@ -62,6 +64,11 @@ func (v *View) Key(ctx context.Context, hash [32]byte) (starling.Key, error) {
 // Account returns a tenant. See Catalog.
 func (v *View) Account(ctx context.Context, id starling.AccountID) (starling.Account, error) {
 	return v.cache.accounts.get(ctx, id, v.cache.readAccount)
+}
+
+// Network returns a network of an account. It is the same pointer until the network changes, shared: do not change it.
+func (v *View) Network(ctx context.Context, ref starling.NetworkRef) (*starling.Network, error) {
+	return v.cache.networks.get(ctx, ref, v.cache.readNetwork)
 }
 
 // Provisioned returns all snapshots that want instances at all times, by id. It asks the manager each time.
@@ -109,6 +116,11 @@ func (c *catalog) readAccount(ctx context.Context, id starling.AccountID) (starl
 	return *r.Account, nil
 }
 
+func (c *catalog) readNetwork(ctx context.Context, ref starling.NetworkRef) (*starling.Network, error) {
+	r, err := c.read(ctx, Query{What: QueryNetwork, Account: ref.Account, Network: ref.Name})
+	return r.Network, orEmpty(err, r.Network)
+}
+
 // orEmpty returns err, or an error when an answer came that holds nothing.
 func orEmpty[T any](err error, found *T) error {
 	if err == nil && found == nil {
@@ -136,6 +148,7 @@ func (c *catalog) take(p FeedPush) {
 		c.numbers.dropAll()
 		c.keys.dropAll()
 		c.accounts.dropAll()
+		c.networks.dropAll()
 	}
 	for _, change := range p.Changes {
 		c.drop(change)
@@ -179,8 +192,12 @@ func (c *catalog) drop(change Change) {
 	for _, hash := range change.Keys {
 		c.keys.drop(hash)
 	}
-	if change.Account != "" {
-		c.accounts.drop(change.Account)
+	if id := change.Account; id != "" {
+		c.accounts.drop(id)
+		c.networks.dropLike(starling.NetworkRef{Account: id}, func(r starling.NetworkRef) bool { return r.Account == id })
+	}
+	if change.Network != (starling.NetworkRef{}) {
+		c.networks.drop(change.Network)
 	}
 }
 
@@ -205,6 +222,10 @@ func (c *catalog) touch(cmd Command) {
 		c.keys.dropAll() // the command names the key by its id only
 	case *PutFunction:
 		c.deploy(cmd.Function)
+	case *PutNetwork:
+		c.drop(Change{Network: cmd.Network.Ref})
+	case *DeleteNetwork:
+		c.drop(Change{Network: cmd.Ref})
 	case *PublishVersion:
 		c.drop(Change{Function: cmd.Function})
 	case *DeleteFunction:

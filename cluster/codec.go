@@ -30,6 +30,8 @@ const (
 	kindSetIsolation   uint16 = 16 // since level 3
 	kindPublishLayer   uint16 = 17 // since level 4
 	kindDeleteLayer    uint16 = 18 // since level 4
+	kindPutNetwork     uint16 = 19 // since level 4
+	kindDeleteNetwork  uint16 = 20 // since level 4
 	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
 	kindRenewReplica   uint16 = 41 // since level 2
 )
@@ -53,6 +55,8 @@ func (SetDraining) CommandKind() uint16    { return kindSetDraining }
 func (SetIsolation) CommandKind() uint16   { return kindSetIsolation }
 func (PublishLayer) CommandKind() uint16   { return kindPublishLayer }
 func (DeleteLayer) CommandKind() uint16    { return kindDeleteLayer }
+func (PutNetwork) CommandKind() uint16     { return kindPutNetwork }
+func (DeleteNetwork) CommandKind() uint16  { return kindDeleteNetwork }
 func (RestoreState) CommandKind() uint16   { return kindRestoreState }
 func (RenewReplica) CommandKind() uint16   { return kindRenewReplica }
 
@@ -95,6 +99,10 @@ func blank(kind uint16) Command {
 		return &PublishLayer{}
 	case kindDeleteLayer:
 		return &DeleteLayer{}
+	case kindPutNetwork:
+		return &PutNetwork{}
+	case kindDeleteNetwork:
+		return &DeleteNetwork{}
 	case kindRestoreState:
 		return &RestoreState{}
 	case kindRenewReplica:

@@ -117,6 +117,17 @@ type SetIsolation struct {
 	SharedKernel bool                     `cbor:"3,keyasint,omitempty"` // of all: accounts may share a kernel
 }
 
+// PutNetwork creates a network or replaces it. Reply.Network is what is there then.
+type PutNetwork struct {
+	Network starling.Network `cbor:"1,keyasint"`
+	Create  bool             `cbor:"2,keyasint,omitempty"` // Conflict when another one of the name exists
+}
+
+// DeleteNetwork removes a network; Conflict while a version names it.
+type DeleteNetwork struct {
+	Ref starling.NetworkRef `cbor:"1,keyasint"`
+}
+
 // InitCluster sets the cluster's name and cuts the key space into partitions. Once only.
 type InitCluster struct {
 	Name       string `cbor:"1,keyasint"`
@@ -147,6 +158,7 @@ type Query struct {
 	After    string                 `cbor:"7,keyasint"` // page: names greater than this
 	Limit    int                    `cbor:"8,keyasint"` // page: at most so many, 1–1000; 0 means 100
 	Layer    starling.LayerName     `cbor:"9,keyasint,omitempty"`
+	Network  starling.NetworkName   `cbor:"10,keyasint,omitempty"`
 }
 
 // What names a query.
@@ -168,6 +180,8 @@ const (
 	QueryIsolation What = 13 // of Account; of all when it is empty
 	QueryLayer     What = 14 // by Account, Layer and Number, 0 for all versions, the newest first; in Layers
 	QueryLayers    What = 15 // of Account, a page: the newest version of each, in Layers
+	QueryNetwork   What = 16 // by Account, Network
+	QueryNetworks  What = 17 // of Account, all
 )
 
 // A Reply answers a command or a query; only the fields that belong to it are set.
@@ -189,6 +203,8 @@ type Reply struct {
 	RefusedAs []starling.Kind    `cbor:"15,keyasint,omitempty"` // ChangeMap: the kind of each of Refused
 	Isolation *Isolation         `cbor:"16,keyasint,omitempty"`
 	Layers    []starling.Layer   `cbor:"17,keyasint,omitempty"`
+	Network   *starling.Network  `cbor:"18,keyasint,omitempty"`
+	Networks  []starling.Network `cbor:"19,keyasint,omitempty"`
 }
 
 // An Isolation is what counts for one account's functions, or for all.

@@ -9,7 +9,8 @@ type Change struct {
 	Function starling.FunctionRef `cbor:"2,keyasint,omitempty"`
 	Versions []starling.VersionID `cbor:"3,keyasint,omitempty"` // gone
 	Keys     [][32]byte           `cbor:"4,keyasint,omitempty"` // made or gone
-	Account  starling.AccountID   `cbor:"5,keyasint,omitempty"`
+	Account  starling.AccountID   `cbor:"5,keyasint,omitempty"` // and its networks
+	Network  starling.NetworkRef  `cbor:"6,keyasint,omitempty"`
 }
 
 // feedMax is how many changes are remembered. A node that missed more drops its whole cache.

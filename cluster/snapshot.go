@@ -34,8 +34,9 @@ const (
 	recordKey      uint8 = 5
 	recordFunction uint8 = 6
 	recordVersion  uint8 = 7
-	recordRestore  uint8 = 8 // a part of a backup that is being restored; before the cluster is made
-	recordLayer    uint8 = 9 // since level 4
+	recordRestore  uint8 = 8  // a part of a backup that is being restored; before the cluster is made
+	recordLayer    uint8 = 9  // since level 4
+	recordNetwork  uint8 = 10 // since level 4
 )
 
 // A header is what a snapshot holds once. The nodes of its topology follow as records of their own.
@@ -82,6 +83,8 @@ func (s *State) Save(w io.Writer) error {
 			out.record(recordKey, record)
 		case registry.LayerRecord:
 			out.record(recordLayer, record)
+		case starling.Network:
+			out.record(recordNetwork, record)
 		case registry.FunctionRecord:
 			out.record(recordFunction, record)
 		case *starling.Version:
@@ -260,6 +263,8 @@ func (s *State) loadRecord(kind uint8, body []byte) error {
 		return loadAs(body, s.catalog.LoadKey)
 	case recordLayer:
 		return loadAs(body, s.catalog.LoadLayer)
+	case recordNetwork:
+		return loadAs(body, s.catalog.LoadNetwork)
 	case recordFunction:
 		return loadAs(body, s.catalog.LoadFunction)
 	case recordVersion:

@@ -94,6 +94,11 @@ func (s *State) applyCatalog(cmd Command) (Reply, error) {
 		return s.feedReply(Reply{}, err, Change{Account: c.ID, Keys: keys})
 	case *SetIsolation:
 		return s.setIsolation(c)
+	case *PutNetwork:
+		n, err := s.catalog.PutNetwork(c.Network, c.Create)
+		return s.feedReply(Reply{Network: n}, err, Change{Network: c.Network.Ref})
+	case *DeleteNetwork:
+		return s.feedReply(Reply{}, s.catalog.DeleteNetwork(c.Ref), Change{Network: c.Ref})
 	case *CreateKey:
 		return s.feedReply(Reply{Key: &c.Key}, s.catalog.CreateKey(c.Key), Change{Keys: [][32]byte{c.Key.Hash}})
 	case *DeleteKey:
@@ -273,6 +278,10 @@ func (s *State) Query(q Query) (Reply, error) {
 		r.Layers, err = s.catalog.Layer(q.Account, q.Layer, q.Number)
 	case QueryLayers:
 		r.Layers, r.Next, err = s.catalog.Layers(q.Account, q.After, q.Limit)
+	case QueryNetwork:
+		r.Network, err = s.catalog.Network(starling.NetworkRef{Account: q.Account, Name: q.Network})
+	case QueryNetworks:
+		r.Networks, err = s.catalog.Networks(q.Account)
 	case QueryToken:
 		err = s.members.FindToken(q.Hash)
 	default:

@@ -468,3 +468,31 @@ func TestSnapshotKeepsLayers(t *testing.T) {
 		t.Fatalf("the newest: %+v %v", r.Layers, err)
 	}
 }
+
+// Networks and versions that name them are in the snapshot, and a query finds them again.
+func TestNetworksOutliveASnapshot(t *testing.T) {
+	s := NewState()
+	mustApply(t, s, CreateAccount{Account: starling.Account{ID: "acme"}})
+	n := starling.Network{Ref: starling.NetworkRef{Account: "acme", Name: "db"}, CIDRs: []string{"10.0.0.0/8"}, Created: 5}
+	mustApply(t, s, PutNetwork{Network: n, Create: true})
+	var b bytes.Buffer
+	if err := s.Save(&b); err != nil {
+		t.Fatal(err)
+	}
+	back := NewState()
+	if err := back.Restore(&b); err != nil {
+		t.Fatal(err)
+	}
+	r, err := back.Query(Query{What: QueryNetwork, Account: "acme", Network: "db"})
+	if err != nil || r.Network.Created != 5 || r.Network.RateMax != starling.NetworkRateNormal || back.Hash() != s.Hash() {
+		t.Fatalf("%+v, %v", r.Network, err)
+	}
+	mustApply(t, back, DeleteNetwork{Ref: n.Ref})
+	if r, err := back.Query(Query{What: QueryNetworks, Account: "acme"}); err != nil || len(r.Networks) != 0 {
+		t.Fatalf("after its deletion: %+v, %v", r.Networks, err)
+	}
+	changes, ok := back.Changes(back.Index() - 1)
+	if !ok || len(changes) != 1 || changes[0].Network != n.Ref {
+		t.Fatalf("the feed tells %+v", changes)
+	}
+}

@@ -15,15 +15,17 @@ import (
 type Channel uint8
 
 const (
-	ChannelRaft    Channel = 1 // Dragonboat message batches and snapshot chunks
-	ChannelControl Channel = 2 // nodes ↔ manager: heartbeats, proposals, reads, pushed map and changes
-	ChannelActor   Channel = 3 // messages between frontends, partitions and hosts (actors/wire)
-	ChannelInvoke  Channel = 4 // payloads from frontend to host
-	ChannelCode    Channel = 5 // code packages between nodes
-	ChannelLogs    Channel = 6 // output of functions, from host to frontend
-	ChannelJoin    Channel = 7 // a node without a certificate asks for one; the only channel open to it
-	ChannelClient  Channel = 8 // developers' calls over QUIC, authenticated by bearer key
-	ChannelState   Channel = 9 // a partition's state, from its owner to the next one
+	ChannelRaft    Channel = 1  // Dragonboat message batches and snapshot chunks
+	ChannelControl Channel = 2  // nodes ↔ manager: heartbeats, proposals, reads, pushed map and changes
+	ChannelActor   Channel = 3  // messages between frontends, partitions and hosts (actors/wire)
+	ChannelInvoke  Channel = 4  // payloads from frontend to host
+	ChannelCode    Channel = 5  // code packages between nodes
+	ChannelLogs    Channel = 6  // output of functions, from host to frontend
+	ChannelJoin    Channel = 7  // a node without a certificate asks for one; the only channel open to it
+	ChannelClient  Channel = 8  // developers' calls over QUIC, authenticated by bearer key
+	ChannelState   Channel = 9  // a partition's state, from its owner to the next one
+	ChannelGrant   Channel = 10 // hosts and gateways ask managers about the right to use a network
+	ChannelTunnel  Channel = 11 // flows of functions, from host to gateway; on connections of their own (Tunneler)
 )
 
 // A Peer is who is at the other end, as its certificate says. It is the zero Peer on ChannelJoin and
@@ -56,6 +58,22 @@ type Endpoint interface {
 	Handle(ch Channel, f func(Stream))
 	Addr() string // host:port with the port that was bound
 	Close() error
+}
+
+// A Tunnel is a connection of its own to one node, for streams whose readers may be as slow as they like: they hold up
+// each other at worst, and nothing else between the two nodes.
+type Tunnel interface {
+	Open(ctx context.Context, ch Channel) (Stream, error)
+	// Done is closed when the connection has ended.
+	Done() <-chan struct{}
+	// Close ends the connection and every stream on it.
+	Close()
+}
+
+// A Tunneler makes tunnels; an endpoint over a real network is one. Dial fails with Unavailable when the node does not
+// answer before ctx ends.
+type Tunneler interface {
+	Dial(ctx context.Context, addr string) (Tunnel, error)
 }
 
 // A Frame is one message on a shared stream. Kind and ID mean what the two ends agreed; Body is at most

@@ -53,6 +53,7 @@ type Instance struct {
 	cfg      InstanceConfig
 	pool     *Pool
 	sandbox  Sandbox
+	plug     Plug // nil where it can have no network
 	contract Contract
 	logs     capture
 	outlets  [2]*outlet
@@ -114,6 +115,9 @@ func (i *Instance) Frozen() bool {
 func (i *Instance) specialise(ctx context.Context, w *warm) error {
 	begun := time.Now()
 	v := i.cfg.Version
+	if err := i.connect(); err != nil {
+		return err
+	}
 	env := environment(i.cfg, w.sandbox)
 	code := Code{Dir: i.cfg.Dir, Mount: i.cfg.Mount, Layers: i.cfg.Layers, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
 	if err := w.sandbox.Attach(ctx, code); err != nil {
@@ -187,6 +191,7 @@ func exitWords(e Exit) (kind, message string) {
 // watch ends the instance when its processes are gone or it was told to end. It closes the sandbox, which nobody
 // else does, flushes the last output and tells the owner.
 func (i *Instance) watch() {
+	i.shed()
 	for {
 		select {
 		case <-i.weigh: // while the first call is at work, which would have to read it otherwise
@@ -203,6 +208,7 @@ func (i *Instance) watch() {
 	for _, o := range i.outlets {
 		o.drain() // the driver may close the pipes with the sandbox
 	}
+	i.unplug()
 	i.hold.Lock()
 	if i.frozen { // some kernels deliver SIGKILL to a frozen process only once it is thawed
 		i.frozen = false

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,12 +19,14 @@ import (
 // PoolConfig is what an operator may tune.
 type PoolConfig struct {
 	Driver     Driver
-	Sizes      map[starling.Runtime]int // warm sandboxes kept of each runtime; a runtime not named is not served
-	CloneMax   int                      // sandboxes cloned at once over all runtimes, for starts that wait and to refill each; 0 means 2
-	ReadyTime  time.Duration            // longest start of an interpreter; 0 means 10 s
-	BackoffMin time.Duration            // after the first failed clone; 0 means 100 ms
-	BackoffMax time.Duration            // at most; 0 means 30 s
-	LifeMax    time.Duration            // a warm sandbox older than this is replaced; 0 means 2 h
+	Sizes      map[starling.Runtime]int        // warm sandboxes kept of each runtime; a runtime not named is not served
+	CloneMax   int                             // sandboxes cloned at once over all runtimes, for starts that wait and to refill each; 0 means 2
+	ReadyTime  time.Duration                   // longest start of an interpreter; 0 means 10 s
+	BackoffMin time.Duration                   // after the first failed clone; 0 means 100 ms
+	BackoffMax time.Duration                   // at most; 0 means 30 s
+	Plug       func(ns *os.File) (Plug, error) // prepares the network of a sandbox that is Namespaced, and owns ns; nil for none
+	PlugAhead  func() bool                     // says whether warm sandboxes are prepared so; otherwise those that are given a network are. nil for never
+	LifeMax    time.Duration                   // a warm sandbox older than this is replaced; 0 means 2 h
 	Log        *slog.Logger
 }
 
@@ -75,6 +78,7 @@ type Pool struct {
 type warm struct {
 	sandbox Sandbox
 	framed  *framed.Conn // nil for provided
+	plug    Plug         // nil where it can have no network
 	born    time.Time
 }
 
@@ -174,7 +178,7 @@ func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error)
 	if err != nil {
 		return nil, err
 	}
-	i := &Instance{cfg: cfg, pool: p, sandbox: w.sandbox, born: w.born, lastUse: begun, ending: make(chan struct{}), weigh: make(chan struct{}, 1), first: true}
+	i := &Instance{cfg: cfg, pool: p, sandbox: w.sandbox, plug: w.plug, born: w.born, lastUse: begun, ending: make(chan struct{}), weigh: make(chan struct{}, 1), first: true}
 	i.life = lifecycle.Instance{Slots: cfg.Version.Config.Concurrency}
 	i.life.Step(lifecycle.Take)
 	i.logs = capture{sink: cfg.Logs, single: i.life.Slots == 1, version: versionWord(cfg.Version.Number), dropped: &p.dropped}
@@ -256,6 +260,7 @@ func startError(err error) error {
 func (i *Instance) abandon(reason string) {
 	if i.contract == nil { // watch does not run yet
 		close(i.ending)
+		i.unplug()
 		if err := i.sandbox.Close(); err != nil {
 			i.cfg.Log.Error("close sandbox", "instance", i.cfg.ID, "error", err)
 		}
@@ -317,6 +322,9 @@ func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, e
 			return nil, fmt.Errorf("wait for %s: %w", rt, err)
 		}
 	}
+	if p.cfg.PlugAhead != nil && p.cfg.PlugAhead() {
+		w.plug = p.plug(sb)
+	}
 	p.meters.clone.UpdateDuration(begun)
 	return w, nil
 }
@@ -324,6 +332,11 @@ func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, e
 func (w *warm) close(log *slog.Logger) {
 	if w.framed != nil {
 		w.framed.Close()
+	}
+	if w.plug != nil {
+		if err := w.plug.Close(); err != nil {
+			log.Error("close sandbox's network", "error", err)
+		}
 	}
 	if err := w.sandbox.Close(); err != nil {
 		log.Error("close sandbox", "error", err)

@@ -62,6 +62,14 @@ func (g *reign) permitFunction(ctx context.Context, c *cluster.PutFunction) erro
 			return err
 		}
 	}
+	if network := c.Config.Network.Stored(); network != starling.NoNetwork {
+		if err := g.needLevel(op, cluster.LevelNetworks); err != nil {
+			return err
+		}
+		if got.Or(starling.IsolationProcess) != starling.IsolationProcess {
+			return starling.Errorf(starling.Invalid, op, "network %s with isolation %s: sandboxes of this release have networks with isolation process only", network, got).With("NoNetwork")
+		}
+	}
 	offered, certain := g.offered()
 	if offered.Has(got) || !certain {
 		return nil

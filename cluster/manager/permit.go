@@ -20,6 +20,8 @@ func (g *reign) permitOwner(peer transport.Peer, cmd cluster.Command) error {
 		if len(c.Config.Layers) > 0 || c.Unpacked != 0 {
 			return g.needLevel(op, cluster.LevelLayers)
 		}
+	case *cluster.PutNetwork, *cluster.DeleteNetwork:
+		return g.needLevel(op, cluster.LevelNetworks)
 	case *cluster.ChangeMap:
 		return g.permitChange(peer, c.Changes[0])
 	}

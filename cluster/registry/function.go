@@ -48,6 +48,10 @@ func (r *Registry) PutFunction(p Put) (*starling.Version, starling.VersionID, er
 	if err != nil {
 		return nil, 0, err
 	}
+	p.Config.Network = p.Config.Network.Stored()
+	if err := a.admitNetwork(op, p.Config.Network); err != nil {
+		return nil, 0, err
+	}
 	f := a.functions[p.Function.Name]
 	if f != nil {
 		if latest := r.versions[f.Latest]; latest.Created == p.Now && sameContent(latest, p.Config, p.Code) {
@@ -113,7 +117,7 @@ func sameContent(v *starling.Version, c starling.Config, code starling.CodeHash)
 	a, b := v.Config, c
 	return env && v.Code == code && a.Runtime == b.Runtime && a.Handler == b.Handler && a.MemoryMiB == b.MemoryMiB &&
 		a.TimeoutMS == b.TimeoutMS && a.Concurrency == b.Concurrency && a.InstanceMax == b.InstanceMax && a.Description == b.Description &&
-		a.Isolation == b.Isolation && a.Provisioned == b.Provisioned && slices.Equal(a.Schedule, b.Schedule) && slices.Equal(a.Layers, b.Layers)
+		a.Isolation == b.Isolation && a.Network == b.Network && a.Provisioned == b.Provisioned && slices.Equal(a.Schedule, b.Schedule) && slices.Equal(a.Layers, b.Layers)
 }
 
 // PublishVersion numbers a copy of the latest snapshot, under id. When the newest published version has the

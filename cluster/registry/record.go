@@ -15,8 +15,8 @@ type FunctionRecord struct {
 }
 
 // Each calls f with every record of the catalog in an order that depends on its content only: an account
-// before its keys, its keys before its layers and these before its functions, a function before its versions. A record is a
-// starling.Account, a starling.Key, a LayerRecord, a FunctionRecord or a *starling.Version.
+// before its keys, its keys before its layers, these before its networks and these before its functions, a function before its
+// versions. A record is a starling.Account, a starling.Key, a LayerRecord, a starling.Network, a FunctionRecord or a *starling.Version.
 func (r *Registry) Each(f func(record any) error) error {
 	for _, name := range r.names {
 		a := r.accounts[name]
@@ -30,6 +30,11 @@ func (r *Registry) Each(f func(record any) error) error {
 		}
 		if err := a.eachLayer(f); err != nil {
 			return err
+		}
+		for _, name := range slices.Sorted(maps.Keys(a.networks)) {
+			if err := f(*a.networks[name]); err != nil {
+				return err
+			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(a.functions)) {
 			if err := r.eachOf(a.functions[name], f); err != nil {

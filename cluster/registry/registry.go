@@ -45,8 +45,9 @@ type account struct {
 	starling.Account
 	keys      map[string][32]byte // by key id
 	functions map[starling.FunctionName]*function
-	layers    map[starling.LayerName]*layer // nil for none
-	reserved  int                           // instances that they want at all times, each at its peak; at most ConcurrencyMax
+	layers    map[starling.LayerName]*layer              // nil for none
+	networks  map[starling.NetworkName]*starling.Network // values are never edited
+	reserved  int                                        // instances that they want at all times, each at its peak; at most ConcurrencyMax
 }
 
 // New returns an empty catalog.
@@ -89,12 +90,13 @@ func (r *Registry) CreateAccount(a starling.Account) (starling.Account, error) {
 
 // insert adds an account that is known to be new.
 func (r *Registry) insert(a starling.Account) {
-	r.accounts[a.ID] = &account{Account: a, keys: map[string][32]byte{}, functions: map[starling.FunctionName]*function{}}
+	r.accounts[a.ID] = &account{Account: a, keys: map[string][32]byte{}, functions: map[starling.FunctionName]*function{},
+		networks: map[starling.NetworkName]*starling.Network{}}
 	i, _ := slices.BinarySearch(r.names, a.ID)
 	r.names = slices.Insert(r.names, i, a.ID)
 }
 
-// DeleteAccount removes a tenant and its keys, whose hashes it returns; Conflict while it owns functions or layers.
+// DeleteAccount removes a tenant, its networks and its keys, whose hashes it returns; Conflict while it owns functions or layers.
 func (r *Registry) DeleteAccount(id starling.AccountID) ([][32]byte, error) {
 	const op = "delete account"
 	a, err := r.account(op, id)

@@ -179,7 +179,7 @@ func newRootCommand(a *app) *cobra.Command {
 	addSettingFlags(f, clientSettings)
 	root.AddGroup(&cobra.Group{ID: "functions", Title: "Functions:"}, &cobra.Group{ID: "cluster", Title: "Cluster:"},
 		&cobra.Group{ID: "tools", Title: "Tools:"})
-	group(root, "functions", deployCommand(a), invokeCommand(a), functionsCommand(a), publishCommand(a), versionsCommand(a), layerCommand(a), logsCommand(a), deleteCommand(a))
+	group(root, "functions", deployCommand(a), invokeCommand(a), functionsCommand(a), publishCommand(a), versionsCommand(a), layerCommand(a), networkCommand(a), logsCommand(a), deleteCommand(a))
 	group(root, "cluster", upCommand(a), nodeCommand(a), clusterCommand(a), accountCommand(a), nodesCommand(a), partitionsCommand(a), topCommand(a), adviseCommand(a))
 	group(root, "tools", loginCommand(a), whoamiCommand(a), configCommand(a), doctorCommand(a), benchCommand(a), simCommand(a), analyzeCommand(a), versionCommand(a))
 	root.SetHelpCommandGroupID("tools")

@@ -173,7 +173,11 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 			c.key, c.root = made.Key, made.AdminKey
 		} else {
 			env := []string{"STARLING_SERVER=" + c.nodes[0].url, "STARLING_KEY=" + c.root}
-			token := strings.TrimSpace(runCLI(t, node.binary(t), env, "cluster", "token"))
+			ask := []string{"cluster", "token"}
+			if node.does("gateway") && kind.roles != "" {
+				ask = append(ask, "--roles", kind.roles)
+			}
+			token := strings.TrimSpace(runCLI(t, node.binary(t), env, ask...))
 			node.args = append(node.args, "--join", c.nodes[0].quic, "--token", token)
 		}
 		node.http, node.admin = client.NewHTTP(node.url, c.key), client.NewHTTP(node.url, c.root)

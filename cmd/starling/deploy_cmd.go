@@ -33,7 +33,7 @@ type manifest struct {
 
 type deployFlags struct {
 	name, runtime, handler, description string
-	isolation                           string
+	isolation, network                  string
 	memory, timeout, concurrency        int
 	instanceMax, provisioned            int
 	schedule                            []string
@@ -55,7 +55,7 @@ func deployCommand(a *app) *cobra.Command {
 updates it when it exists. The runtime is guessed from the files: main.py or lambda_function.py is Python,
 index.js or index.mjs is Node, an executable bootstrap is provided. A starling.yaml in the folder sets name and
 configuration (runtime, handler, memoryMiB, timeoutMS, env, concurrency, instanceMax, provisioned, schedule,
-isolation, layers, description); flags win. Layers (see 'starling layer') lie under /opt, a later one over an earlier one.
+isolation, network, layers, description); flags win. Layers (see 'starling layer') lie under /opt, a later one over an earlier one.
 Packing the same files twice gives the same zip. Left out: .git, __pycache__, .venv, *.pyc, .DS_Store, starling.yaml.`,
 		Example: "  starling deploy ./hello\n  starling deploy fn.zip --name resize --runtime python3.11 --handler main.handler --memory 512\n" +
 			"  starling deploy . --env STAGE=prod --publish\n  starling deploy . --provisioned 2 --schedule 'Mon-Fri 08:00=10' --schedule 'Mon-Fri 20:00=2'\n" +
@@ -78,6 +78,7 @@ Packing the same files twice gives the same zip. Left out: .git, __pycache__, .v
 	fl.IntVar(&f.provisioned, "provisioned", 0, "instances kept ready at all times")
 	fl.StringArrayVar(&f.schedule, "schedule", nil, "instances kept ready from an instant of the week on, UTC, as \"Mon-Fri 08:00=10\"; repeat for more")
 	fl.StringVar(&f.isolation, "isolation", "", "process, gvisor or kata (default: what the account or the cluster says)")
+	fl.StringVar(&f.network, "network", "", "what its instances reach: none, internet, or a network of the account (default: none)")
 	fl.StringVar(&f.description, "description", "", "a line for people")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable NAME=value; repeat for more")
 	fl.StringArrayVar(&f.layers, "layer", nil, "layer version NAME:VERSION to see under /opt; repeat for more, at most 5, a later one lies over an earlier one")
@@ -153,7 +154,8 @@ func (f *deployFlags) manifest(cmd *cobra.Command, path string, p *packed) (mani
 	for _, s := range []struct {
 		to   *string
 		from string
-	}{{(*string)(&m.Name), f.name}, {(*string)(&m.Runtime), f.runtime}, {&m.Handler, f.handler}, {&m.Description, f.description}, {(*string)(&m.Isolation), f.isolation}} {
+	}{{(*string)(&m.Name), f.name}, {(*string)(&m.Runtime), f.runtime}, {&m.Handler, f.handler}, {&m.Description, f.description}, {(*string)(&m.Isolation), f.isolation},
+		{(*string)(&m.Network), f.network}} {
 		if s.from != "" {
 			*s.to = s.from
 		}

@@ -40,7 +40,7 @@ func broken(name, fix, format string, args ...any) finding {
 // checks are what the doctor looks at, in the order it tells. Each is bounded by its context.
 var checks = []func(ctx context.Context, a *app) []finding{
 	checkKernel, checkUser, checkNamespaces, checkCgroups, checkSeccomp, checkLandlock, checkMounts, checkRuntimes, checkImaging,
-	checkMemory, checkAwake, checkLimits, checkDisk, checkClock, checkPorts, checkVirtualization, checkDriver,
+	checkMemory, checkAwake, checkLimits, checkDisk, checkClock, checkPorts, checkVirtualization, checkNetworks, checkDriver,
 }
 
 const checkMax = 10 * time.Second

@@ -81,7 +81,7 @@ func (a *app) showFunction(ctx context.Context, name starling.FunctionName) erro
 	return a.print(f, func(t table.Writer) {
 		v, c := f.Snapshot, f.Snapshot.Config
 		t.AppendRows([]table.Row{{"name", f.Ref}, {"runtime", c.Runtime}, {"handler", c.Handler}, {"memory", fmt.Sprintf("%d MiB", c.MemoryMiB)},
-			{"timeout", v.Timeout()}, {"isolation", v.Isolation()}, {"concurrency", c.Concurrency}, {"instances", limitWord(c.InstanceMax)}, {"provisioned", provisionWord(&c)}, {"code", fmt.Sprintf("%s, %s", size(v.CodeSize), v.Code)},
+			{"timeout", v.Timeout()}, {"isolation", v.Isolation()}, {"network", c.Network.Spoken()}, {"concurrency", c.Concurrency}, {"instances", limitWord(c.InstanceMax)}, {"provisioned", provisionWord(&c)}, {"code", fmt.Sprintf("%s, %s", size(v.CodeSize), v.Code)},
 			{"snapshot", v.ID}, {"created", ago(f.Created)}, {"changed", ago(v.Created)}})
 		if c.Description != "" {
 			t.AppendRow(table.Row{"description", printable(c.Description)})

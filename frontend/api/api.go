@@ -81,6 +81,7 @@ func New(d Deps) http.Handler {
 	a.state()
 	a.balance()
 	a.isolations()
+	a.networks()
 	a.tokens()
 	a.backup()
 	a.docs()

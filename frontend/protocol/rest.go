@@ -39,6 +39,18 @@ type AccountSpec struct {
 	IsolationLeast starling.Isolation `json:"isolationLeast,omitempty" doc:"no function may have less"`
 }
 
+// A NetworkSpec asks for a new network. A limit of 0 means the default.
+type NetworkSpec struct {
+	Name    starling.NetworkName `json:"name" doc:"1-63 of a-z, 0-9 and -"`
+	CIDRs   []string             `json:"cidrs" doc:"addresses that may be reached; private ones only by ranges of private addresses"`
+	DNS     []string             `json:"dns,omitempty" doc:"name servers, within cidrs"`
+	Egress  string               `json:"egress,omitempty" doc:"fixed source address"`
+	Allow   []string             `json:"allow,omitempty" doc:"when not empty only these of cidrs, as 10.0.0.0/24 or 10.0.0.5:5432"`
+	Deny    []string             `json:"deny,omitempty" doc:"never these; stronger than allow"`
+	ConnMax int                  `json:"connMax,omitempty" minimum:"0" doc:"flows at once"`
+	RateMax int                  `json:"rateMax,omitempty" minimum:"0" doc:"flows begun in a second"`
+}
+
 // A KeySpec asks for a new key.
 type KeySpec struct {
 	Role starling.KeyRole `json:"role,omitempty" doc:"admin or user; user when empty"`

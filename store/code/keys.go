@@ -100,6 +100,12 @@ func (s *Store) release(ctx context.Context, k key, host starling.NodeID, versio
 	return ke.Ring.Unwrap(wrapped, k.subject())
 }
 
+// Placed reports, on a manager, whether the owner of a partition of the version's function has lately placed it on the host. It
+// asks them.
+func (s *Store) Placed(ctx context.Context, v *starling.Version, host starling.NodeID) bool {
+	return s.placed(ctx, v, host)
+}
+
 // placed asks the owners of the function whether one of them has placed the version on the host.
 func (s *Store) placed(ctx context.Context, v *starling.Version, host starling.NodeID) bool {
 	for _, owner := range s.cfg.Images.Keeper.Owners(v.Function) {

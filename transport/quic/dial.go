@@ -134,7 +134,7 @@ func (e *Endpoint) makeRoom() bool {
 func (e *Endpoint) dial(ctx context.Context, addr string, p *peer) {
 	start := time.Now()
 	e.counters.dials.Inc()
-	c, who, err := e.handshake(ctx, addr)
+	c, who, err := e.handshake(ctx, addr, quicConfig(idleNode, keepAlive))
 	if err != nil {
 		e.counters.failures.Inc()
 	} else {
@@ -158,14 +158,14 @@ func (e *Endpoint) dial(ctx context.Context, addr string, p *peer) {
 }
 
 // handshake dials addr and waits until it has taken our certificate.
-func (e *Endpoint) handshake(ctx context.Context, addr string) (*quicgo.Conn, transport.Peer, error) {
+func (e *Endpoint) handshake(ctx context.Context, addr string, cfg *quicgo.Config) (*quicgo.Conn, transport.Peer, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	ua, err := resolve(ctx, addr)
 	if err != nil {
 		return nil, transport.Peer{}, err
 	}
-	c, err := e.port.Dial(ctx, ua, e.tlsNode, quicConfig(idleNode, keepAlive))
+	c, err := e.port.Dial(ctx, ua, e.tlsNode, cfg)
 	if err != nil {
 		return nil, transport.Peer{}, dialError(err, addr)
 	}

@@ -44,6 +44,10 @@ const (
 
 	windowStream, windowStreamMax = 1 << 20, 16 << 20
 	windowConn, windowConnMax     = 4 << 20, 64 << 20
+
+	// Of connections with streams that may never be read: 2,000 fresh ones, or 256 that were fast before, fill one.
+	flowStream, flowStreamMax = 128 << 10, 1 << 20
+	flowConn, flowConnMax     = 256 << 20, 256 << 20
 )
 
 // Codes with which connections and streams end; they are on the wire.
@@ -72,7 +76,9 @@ type Config struct {
 	Allow func(transport.Peer, transport.Channel) bool
 	// Revoked says whether a node has left the cluster; may be nil. It is asked for each stream.
 	Revoked func(starling.NodeID) bool
-	Log     *slog.Logger
+	// Flows says that this node takes tunnels: what it accepts has windows for many streams that may never be read.
+	Flows bool
+	Log   *slog.Logger
 }
 
 // An Endpoint is one node's port. Create it with New, register handlers, start it with Listen, and Close it.
@@ -94,6 +100,7 @@ type Endpoint struct {
 	accepted map[*quicgo.Conn]transport.Peer
 	peers    map[string]*peer
 	clients  int // accepted connections without a node certificate
+	tunnels  map[*tunnel]struct{}
 }
 
 var _ transport.Endpoint = (*Endpoint)(nil)
@@ -103,7 +110,7 @@ func New(cfg Config) *Endpoint {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	e := &Endpoint{cfg: cfg, set: metrics.NewSet(), accepted: map[*quicgo.Conn]transport.Peer{}, peers: map[string]*peer{}}
+	e := &Endpoint{cfg: cfg, set: metrics.NewSet(), accepted: map[*quicgo.Conn]transport.Peer{}, peers: map[string]*peer{}, tunnels: map[*tunnel]struct{}{}}
 	e.counters = newCounters(e)
 	e.tlsNode = e.dialTLS()
 	return e
@@ -133,7 +140,11 @@ func (e *Endpoint) Listen() error {
 	e.port = &quicgo.Transport{Conn: e.udp, ConnectionIDLength: 8, StatelessResetKey: &key,
 		VerifySourceAddress: func(net.Addr) bool { return e.counters.handshakes.Load() > unproven },
 		ConnContext:         e.countHandshake}
-	if e.listener, err = e.port.Listen(e.listenTLS(), quicConfig(idleOther, 0)); err != nil {
+	accepted := quicConfig(idleOther, 0)
+	if e.cfg.Flows {
+		accepted = flowWindows(accepted)
+	}
+	if e.listener, err = e.port.Listen(e.listenTLS(), accepted); err != nil {
 		return errors.Join(starling.Errorf(starling.Internal, "open port", "cannot listen: %w", err), e.udp.Close())
 	}
 	e.group = run.New(context.Background())
@@ -150,6 +161,13 @@ func quicConfig(idle, alive time.Duration) *quicgo.Config {
 		InitialConnectionReceiveWindow: windowConn, MaxConnectionReceiveWindow: windowConnMax,
 		MaxIncomingStreams: streamsMax, MaxIncomingUniStreams: 1,
 	}
+}
+
+// flowWindows gives c windows that readers which never read do not exhaust.
+func flowWindows(c *quicgo.Config) *quicgo.Config {
+	c.InitialStreamReceiveWindow, c.MaxStreamReceiveWindow = flowStream, flowStreamMax
+	c.InitialConnectionReceiveWindow, c.MaxConnectionReceiveWindow = flowConn, flowConnMax
+	return c
 }
 
 // countHandshake counts connections that have not finished their handshake, by which addresses must prove
@@ -186,6 +204,11 @@ func (e *Endpoint) Disconnect(node starling.NodeID) {
 			conns = append(conns, p.conn)
 		}
 	}
+	for t := range e.tunnels {
+		if t.who.Node == node {
+			conns = append(conns, t.conn)
+		}
+	}
 	e.mu.Unlock()
 	for _, c := range conns {
 		c.CloseWithError(codeRevoked, "the node has left the cluster")
@@ -210,6 +233,9 @@ func (e *Endpoint) Close() error {
 		if p.conn != nil {
 			conns = append(conns, p.conn)
 		}
+	}
+	for t := range e.tunnels {
+		conns = append(conns, t.conn)
 	}
 	e.mu.Unlock()
 	for _, c := range conns {

@@ -61,10 +61,11 @@ type Kind struct {
 	Warden      string                     // the word that makes the guest binary its warden
 	Runsc       string                     // for the warden, where gVisor is
 	OverheadMiB func(starling.Runtime) int // added to a function's memory for what is not the function's choice
+	Sockets     bool                       // what the code opens are sockets of the host's kernel
 }
 
 // Plain is the kind whose sandboxes are processes of the host.
-var Plain = Kind{Name: "process", Warden: "warden", OverheadMiB: vmpool.OverheadMiB}
+var Plain = Kind{Name: "process", Warden: "warden", OverheadMiB: vmpool.OverheadMiB, Sockets: true}
 
 // DefaultConfig returns the limits of a driver; Dir, GuestPath, Tag, RuntimeDir and Command remain to be set.
 func DefaultConfig() Config {

@@ -39,6 +39,7 @@ type Config struct {
 	Runsc        string              // gVisor's binary; beside this binary or in PATH when empty
 	PoolStrong   int                 // warm sandboxes kept for each runtime of every isolation but process, at most Pool
 	SharedKernel bool                // functions of several accounts may share this host's kernel
+	Uplinks      string              // file that plugs a gateway into networks (role gateway)
 	KataImages   string              // folder of what microVMs boot; the user's cache when empty
 	KataMemory   int                 // MiB of the largest function in a microVM; the driver's own when 0
 

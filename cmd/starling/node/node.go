@@ -27,6 +27,7 @@ import (
 	"starling/store/logs"
 	"starling/transport"
 	"starling/transport/quic"
+	"starling/vpcproxy/desk"
 )
 
 // A Node is one running node. Open starts its parts, Close ends them in reverse; what runs between is theirs, and
@@ -49,6 +50,7 @@ type Node struct {
 	hub      *actors.Hub
 	code     *code.Store
 	logs     *logs.Store
+	desk     *desk.Client // where grants of networks are asked for
 	host     *host.Host
 	parts    actors.Parts
 	audit    *audit.Log // nil for none
@@ -76,7 +78,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	cfg.Dir = dir
 	n := &Node{cfg: cfg, group: run.New(context.Background())}
 	for _, open := range []func(context.Context) error{n.openAdmin, n.openIdentity, n.openAudit, n.openEndpoint, n.openControl, n.openStores,
-		n.openHost, n.openView, n.openPartitions, n.openFrontend, n.listen} {
+		n.openDesk, n.openGateway, n.openHost, n.openView, n.openPartitions, n.openFrontend, n.listen} {
 		if err := open(ctx); err != nil {
 			return nil, errors.Join(err, n.Close())
 		}
@@ -156,7 +158,7 @@ func (n *Node) openIdentity(context.Context) error {
 
 // openEndpoint makes the port; listen binds it when all handlers are there.
 func (n *Node) openEndpoint(context.Context) error {
-	n.endpoint = quic.New(quic.Config{Addr: n.cfg.Listen, Identity: n.id, Allow: allow, Log: n.log("endpoint"),
+	n.endpoint = quic.New(quic.Config{Addr: n.cfg.Listen, Identity: n.id, Allow: allow, Flows: n.cfg.Roles.Has(starling.RoleGateway), Log: n.log("endpoint"),
 		Revoked: func(id starling.NodeID) bool { return n.view.Revoked(id) }})
 	n.opened("endpoint", n.endpoint.Metrics(), n.endpoint.Close)
 	return nil
@@ -171,6 +173,10 @@ func allow(p transport.Peer, ch transport.Channel) bool {
 		return p.Roles.Has(starling.RoleScheduler)
 	case transport.ChannelInvoke:
 		return p.Roles.Has(starling.RoleFrontend)
+	case transport.ChannelTunnel:
+		return p.Roles.Has(starling.RoleHost)
+	case transport.ChannelGrant:
+		return p.Roles&(starling.RoleHost|starling.RoleGateway) != 0
 	case transport.ChannelLogs:
 		return p.Roles.Has(starling.RoleFrontend)
 	case transport.ChannelControl, transport.ChannelActor, transport.ChannelCode:

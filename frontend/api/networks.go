@@ -1,0 +1,74 @@
+package api
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"starling"
+	"starling/cluster"
+	"starling/frontend/auth"
+	"starling/frontend/protocol"
+)
+
+type (
+	// NetworkInput names a network in the path.
+	NetworkInput struct {
+		Credentials
+		Name starling.NetworkName `path:"name" doc:"network"`
+	}
+	createNetworkInput struct {
+		Credentials
+		Body protocol.NetworkSpec
+	}
+)
+
+func (a *api) networks() {
+	tags := []string{"networks"}
+	register(a, huma.Operation{OperationID: "list-networks", Method: http.MethodGet, Path: "/v1/networks", Summary: "List networks", Tags: tags}, anyKey, a.listNetworks)
+	register(a, huma.Operation{OperationID: "create-network", Method: http.MethodPost, Path: "/v1/networks", Summary: "Create a network", Tags: tags, DefaultStatus: http.StatusCreated}, anyKey, a.createNetwork)
+	register(a, huma.Operation{OperationID: "get-network", Method: http.MethodGet, Path: "/v1/networks/{name}", Summary: "Show a network", Tags: tags}, anyKey, a.network)
+	register(a, huma.Operation{OperationID: "delete-network", Method: http.MethodDelete, Path: "/v1/networks/{name}", Summary: "Delete a network that no version names", Tags: tags, DefaultStatus: http.StatusNoContent}, anyKey, a.deleteNetwork)
+}
+
+func (a *api) listNetworks(ctx context.Context, p auth.Principal, _ *onlyKey) (*output[protocol.Page[starling.Network]], error) {
+	r, err := a.read(ctx, cluster.Query{What: cluster.QueryNetworks, Account: p.Account})
+	if err != nil {
+		return nil, err
+	}
+	return paged(r.Networks, ""), nil
+}
+
+func (a *api) createNetwork(ctx context.Context, p auth.Principal, in *createNetworkInput) (*output[starling.Network], error) {
+	s := in.Body
+	n := starling.Network{Ref: starling.NetworkRef{Account: p.Account, Name: s.Name}, CIDRs: s.CIDRs, DNS: s.DNS, Egress: s.Egress, Allow: s.Allow, Deny: s.Deny,
+		ConnMax: s.ConnMax, RateMax: s.RateMax, Created: a.Now().Unix()}.WithDefaults()
+	if err := n.Validate(); err != nil {
+		return nil, err
+	}
+	r, err := a.propose(ctx, cluster.PutNetwork{Network: n, Create: true})
+	if err != nil {
+		return nil, err
+	}
+	return one(r.Network, "network")
+}
+
+func (a *api) network(ctx context.Context, p auth.Principal, in *NetworkInput) (*output[starling.Network], error) {
+	if err := in.Name.Validate(); err != nil {
+		return nil, err
+	}
+	r, err := a.read(ctx, cluster.Query{What: cluster.QueryNetwork, Account: p.Account, Network: in.Name})
+	if err != nil {
+		return nil, err
+	}
+	return one(r.Network, "network")
+}
+
+func (a *api) deleteNetwork(ctx context.Context, p auth.Principal, in *NetworkInput) (*nothing, error) {
+	if err := in.Name.Validate(); err != nil {
+		return nil, err
+	}
+	_, err := a.propose(ctx, cluster.DeleteNetwork{Ref: starling.NetworkRef{Account: p.Account, Name: in.Name}})
+	return nil, err
+}

@@ -1,0 +1,127 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"starling/vpcproxy/header"
+	"starling/vpcproxy/policy"
+	"starling/vpcproxy/splice"
+)
+
+// acceptPause is how long the outlet waits after the machine had no descriptor for a connection.
+const acceptPause = 10 * time.Millisecond
+
+// accept takes the connections of the code inside until the listener closes.
+func (o *Outlet) accept(ctx context.Context) {
+	for {
+		c, err := o.tcp.AcceptTCP()
+		if err != nil {
+			select { // the end of the listener, which Close brings about, or no descriptor for now
+			case <-ctx.Done():
+				return
+			case <-time.After(acceptPause):
+				continue
+			}
+		}
+		if o.conns.Add(1) > connMax || !o.group.Go(func(ctx context.Context) { o.serve(ctx, c) }) {
+			o.conns.Add(-1)
+			splice.Conn(c).Abort()
+		}
+	}
+}
+
+// serve carries one connection.
+func (o *Outlet) serve(ctx context.Context, c *net.TCPConn) {
+	defer o.conns.Add(-1)
+	side := splice.Conn(c)
+	defer context.AfterFunc(ctx, side.Abort)()
+	to := policy.Plain(c.LocalAddr().(*net.TCPAddr).AddrPort())
+	if to == resolver {
+		o.serveNames(ctx, c)
+		return
+	}
+	if v := policy.Always(to); v != policy.Permitted {
+		o.deny(to, v)
+		side.Abort()
+		return
+	}
+	opening, cancel := context.WithTimeout(ctx, openTime)
+	s, err := o.way.Open(opening, header.TCP, to)
+	cancel()
+	if err != nil {
+		side.Abort()
+		return
+	}
+	var in, out atomic.Uint64
+	defer context.AfterFunc(ctx, s.Cancel)()
+	splice.Join(side, splice.Stream(s), idleConn, &out, &in)
+}
+
+// deny writes down, once a second, what is refused before it leaves the host.
+func (o *Outlet) deny(to netip.AddrPort, why policy.Verdict) {
+	now := time.Now()
+	o.mu.Lock()
+	tell := now.Sub(o.told) >= time.Second
+	if tell {
+		o.told = now
+	}
+	o.mu.Unlock()
+	if tell {
+		o.maker.Log.Warn("flow denied", "to", to, "why", string(why), "network", o.as.Ref(), "function", o.as.Function, "instance", o.as.Instance)
+	}
+}
+
+var resolver = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
+
+// nameTime bounds one question for a name, and how long a connection to the resolver may be quiet.
+const nameTime = 10 * time.Second
+
+// serveNames answers questions for names that come over TCP, one after the other.
+func (o *Outlet) serveNames(ctx context.Context, c *net.TCPConn) {
+	defer c.Close()
+	buf := make([]byte, header.DatagramMax)
+	for {
+		if c.SetDeadline(time.Now().Add(nameTime)) != nil {
+			return
+		}
+		question, err := header.ReadDatagram(c, buf) // the same two bytes of length before each message
+		if err != nil {
+			return
+		}
+		answer, err := o.ask(ctx, question)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(header.AppendDatagram(nil, answer)); err != nil {
+			return
+		}
+	}
+}
+
+// ask has the gateway answer one question.
+func (o *Outlet) ask(ctx context.Context, question []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, nameTime)
+	defer cancel()
+	s, err := o.way.Open(ctx, header.DNS, netip.AddrPort{})
+	if err != nil {
+		return nil, err
+	}
+	defer s.Cancel()
+	defer context.AfterFunc(ctx, s.Cancel)()
+	if _, err := s.Write(header.AppendDatagram(nil, question)); err != nil {
+		return nil, err
+	}
+	var size [2]byte
+	if _, err := io.ReadFull(s, size[:]); err != nil {
+		return nil, err
+	}
+	answer := make([]byte, binary.BigEndian.Uint16(size[:]))
+	_, err = io.ReadFull(s, answer)
+	return answer, err
+}

@@ -1,0 +1,192 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"starling"
+	"starling/vpcproxy/flowtable"
+	"starling/vpcproxy/grant"
+	"starling/vpcproxy/header"
+	"starling/vpcproxy/netns"
+	"starling/vpcproxy/policy"
+)
+
+// An attempt is one flow from its header on.
+type attempt struct {
+	header.Header
+	gateway *Gateway
+	host    starling.NodeID
+	grant   grant.Grant
+	plug    *plug
+	network *starling.Network // nil for internet
+	rules   *policy.Rules
+	counted bool
+}
+
+// internet is what the uplink of the public network is named by.
+var internet = starling.NetworkRef{Name: starling.Internet}
+
+// admit checks whose the flow is, how many there are, and where it goes, in this order: so that refusals of addresses are
+// bounded by the limits, too.
+func (f *attempt) admit(ctx context.Context) header.Answer {
+	g := f.gateway
+	if !g.Ready() {
+		f.seldom("no manager has told the key of grants yet")
+		return header.NoUplink // another gateway may know it
+	}
+	var err error
+	if f.grant, err = g.open(f.Header.Grant, f.host); err != nil {
+		f.seldom("grant: " + err.Error())
+		return header.BadGrant
+	}
+	limits := g.cfg.InternetLimits
+	if ref := f.grant.Ref(); f.grant.Network == starling.Internet {
+		f.plug = g.plugs[internet]
+	} else if f.plug = g.plugs[ref]; f.plug != nil {
+		if f.network, err = g.cfg.Network(ctx, ref); err != nil {
+			f.seldom("network not known: " + err.Error())
+			return header.NoUplink
+		}
+		limits = flowtable.Limits{Conns: f.network.ConnMax, Rate: f.network.RateMax}
+	}
+	if f.plug == nil {
+		f.seldom("this gateway is not plugged into the network")
+		return header.NoUplink
+	}
+	if f.rules, err = g.rules(f.plug, f.network); err != nil {
+		f.seldom("rules: " + err.Error())
+		return header.NoUplink
+	}
+	if !f.count(limits) {
+		return header.Limit
+	}
+	if f.Kind == header.DNS {
+		return header.Open
+	}
+	if v := f.rules.Check(f.To); v != policy.Permitted {
+		f.note(slog.LevelWarn, "flow denied", string(v))
+		f.end()
+		return header.Denied
+	}
+	return header.Open
+}
+
+func (f *attempt) key() flowtable.Key {
+	return flowtable.Key{Function: f.grant.Function, Network: f.grant.Network}
+}
+
+// count takes the flow's place in the table.
+func (f *attempt) count(limits flowtable.Limits) bool {
+	g, now := f.gateway, f.gateway.cfg.Now()
+	g.mu.Lock()
+	refusal := g.table.Begin(now, f.key(), limits)
+	g.mu.Unlock()
+	if refusal != flowtable.Admitted {
+		f.seldom("limit: " + string(refusal))
+	}
+	f.counted = refusal == flowtable.Admitted
+	return f.counted
+}
+
+// end gives the flow's place back.
+func (f *attempt) end() {
+	if f.counted {
+		f.counted = false
+		f.gateway.mu.Lock()
+		f.gateway.table.End(f.key())
+		f.gateway.mu.Unlock()
+	}
+}
+
+// seldom writes the audit line of a flow that no limit has let through, and whose kind nothing bounds: one in a second.
+func (f *attempt) seldom(why string) {
+	g, now := f.gateway, f.gateway.cfg.Now()
+	g.mu.Lock()
+	tell := now.Sub(g.quiet) >= time.Second
+	if tell {
+		g.quiet = now
+	}
+	g.mu.Unlock()
+	if tell {
+		f.note(slog.LevelWarn, "flow denied", why)
+	}
+}
+
+// note writes the audit line of a flow.
+func (f *attempt) note(level slog.Level, what, why string) {
+	f.gateway.cfg.Log.Log(context.Background(), level, what, "kind", f.Kind.String(), "to", f.To, "why", why, "network", f.grant.Ref(), "function", f.grant.Function,
+		"version", f.grant.Version, "instance", f.grant.Instance, "host", f.host)
+}
+
+// dial connects in the network's namespace.
+func (f *attempt) dial() (net.Conn, header.Answer) {
+	network := "tcp"
+	if f.Kind == header.UDP {
+		network = "udp"
+	}
+	began := time.Now()
+	c, err := netns.Dial(f.plug.ns, network, f.from(f.To.Addr()), f.To, f.gateway.cfg.DialTime)
+	if err != nil {
+		return nil, answerOf(err)
+	}
+	f.gateway.m.dialled.UpdateDuration(began)
+	return c, header.Open
+}
+
+// from returns the fixed source address of the network for a destination of the same family.
+func (f *attempt) from(to netip.Addr) (a netip.Addr) {
+	if f.network == nil || f.network.Egress == "" {
+		return a
+	}
+	if a, err := netip.ParseAddr(f.network.Egress); err == nil && a.Is4() == to.Unmap().Is4() {
+		return a
+	}
+	return a
+}
+
+// open checks a grant, once for each.
+func (g *Gateway) open(raw []byte, host starling.NodeID) (grant.Grant, error) {
+	k := g.key.Load()
+	now := g.cfg.Now().Add(k.ahead)
+	g.mu.Lock()
+	known, ok := g.grants[string(raw)]
+	g.mu.Unlock()
+	if ok && known.Host == host && now.Unix() <= known.Until {
+		return known, nil
+	}
+	fresh, err := grant.Open(k.public, raw, host, now)
+	if err != nil {
+		return fresh, err
+	}
+	g.mu.Lock()
+	if len(g.grants) >= grantsMax {
+		clear(g.grants)
+	}
+	g.grants[string(raw)] = fresh
+	g.mu.Unlock()
+	return fresh, nil
+}
+
+// rules returns what a network may reach as the catalog and the cluster are now.
+func (g *Gateway) rules(p *plug, n *starling.Network) (*policy.Rules, error) {
+	nodes, version := g.cfg.Cluster()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.rules != nil && p.network == n && p.nodes == version {
+		return p.rules, nil
+	}
+	own := append(append([]netip.Addr{}, nodes...), p.own...)
+	r := policy.Public(own)
+	if n != nil {
+		var err error
+		if r, err = policy.Compile(*n, own); err != nil {
+			return nil, err
+		}
+	}
+	p.rules, p.network, p.nodes = r, n, version
+	return r, nil
+}

@@ -1,0 +1,257 @@
+// Package gateway is the end of the tunnel at which flows leave the cluster: it checks whose they are and where they go, and dials
+// in the one network namespace that belongs to their network.
+package gateway
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"starling"
+	"starling/internal/run"
+	"starling/transport"
+	"starling/vpcproxy/flowtable"
+	"starling/vpcproxy/grant"
+	"starling/vpcproxy/header"
+	"starling/vpcproxy/netns"
+	"starling/vpcproxy/policy"
+	"starling/vpcproxy/splice"
+)
+
+const (
+	headTime  = 5 * time.Second        // from the opening of a stream to its header
+	keyEvery  = time.Minute            // how often managers are asked for the key and the time
+	keySoon   = 100 * time.Millisecond // and after a failure
+	grantsMax = 8192                   // grants that are remembered as good
+)
+
+// An Uplink is how a gateway is plugged into one network.
+type Uplink struct {
+	// Namespace is the path of a network namespace that the operator made and connected ("ip netns add"), or "host".
+	Namespace string
+	// Servers are asked for names when the network lists none of its own, as host:port or address. They are the operator's word and are not
+	// judged by the network's rules.
+	Servers []netip.AddrPort
+}
+
+// Config is what a gateway works with. Limits, times and Now have defaults.
+type Config struct {
+	// Uplinks by network; that of starling.Internet has no account.
+	Uplinks map[starling.NetworkRef]Uplink
+	// Network returns what the catalog says of a network; shared, not changed. NotFound when there is none.
+	Network func(ctx context.Context, ref starling.NetworkRef) (*starling.Network, error)
+	// Key returns what grants are signed with, and what a manager's clock says.
+	Key func(ctx context.Context) (ed25519.PublicKey, time.Time, error)
+	// Cluster returns the addresses of all nodes, which nobody may dial, and a number that rises with each change of them.
+	Cluster func() ([]netip.Addr, uint64)
+
+	AccountLimits  flowtable.Limits // of one account over all its networks
+	FunctionLimits flowtable.Limits
+	InternetLimits flowtable.Limits // of one account's flows to internet
+	DialTime       time.Duration    // for a connection; 0 means 10 s
+	IdleTime       time.Duration    // of a flow in which nothing moves; 0 means 10 min
+	DgramTime      time.Duration    // the same for datagrams; 0 means 1 min
+	FlowTime       time.Duration    // of any flow; 0 means grant.LifeMax
+	Log            *slog.Logger
+	Now            func() time.Time
+}
+
+func (c Config) withDefaults() Config {
+	set := func(d *time.Duration, to time.Duration) {
+		if *d == 0 {
+			*d = to
+		}
+	}
+	limit := func(l *flowtable.Limits, conns, rate int) {
+		if *l == (flowtable.Limits{}) {
+			*l = flowtable.Limits{Conns: conns, Rate: rate}
+		}
+	}
+	set(&c.DialTime, 10*time.Second)
+	set(&c.IdleTime, 10*time.Minute)
+	set(&c.DgramTime, time.Minute)
+	set(&c.FlowTime, grant.LifeMax)
+	limit(&c.AccountLimits, 20_000, 2_000)
+	limit(&c.FunctionLimits, 10_000, 1_000)
+	limit(&c.InternetLimits, starling.NetworkConnNormal, starling.NetworkRateNormal)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// A Gateway lets flows out. Create it with New, start it with Open, and Close it; it has one goroutine that keeps the key, and two for
+// each flow, of which one is the endpoint's. Close ends every flow and waits for its own.
+type Gateway struct {
+	cfg   Config
+	group *run.Group
+	m     *meters
+	plugs map[starling.NetworkRef]*plug
+	key   atomic.Pointer[key]
+
+	mu     sync.Mutex // guards the rest; a leaf
+	table  *flowtable.Table
+	grants map[string]grant.Grant // that were checked, by their bytes
+	quiet  time.Time              // when seldom last wrote
+}
+
+// A key is what grants are judged by.
+type key struct {
+	public ed25519.PublicKey
+	ahead  time.Duration // of the managers' clock against ours
+}
+
+// A plug is one resident network.
+type plug struct {
+	ns      *os.File
+	servers []netip.AddrPort
+	own     []netip.Addr
+	flows   *flowCounters
+
+	mu      sync.Mutex // guards the rest; a leaf
+	network *starling.Network
+	nodes   uint64
+	rules   *policy.Rules
+}
+
+// New returns a gateway that does nothing yet.
+func New(cfg Config) *Gateway {
+	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), plugs: map[starling.NetworkRef]*plug{}, grants: map[string]grant.Grant{}}
+	g.table = flowtable.New(g.cfg.AccountLimits, g.cfg.FunctionLimits)
+	g.m = newMeters(g)
+	return g
+}
+
+// Open plugs the gateway into its networks and begins to keep the key. A namespace that is not there is an error: a gateway that
+// serves less than it was told to would be found out by its tenants.
+func (g *Gateway) Open() error {
+	for ref, u := range g.cfg.Uplinks {
+		ns, err := netns.Open(u.Namespace)
+		if err != nil {
+			return errors.Join(starling.Errorf(starling.Invalid, "open uplink", "%s: %w", ref, err), g.Close())
+		}
+		p := &plug{ns: ns, servers: u.Servers, flows: g.m.network(ref)}
+		g.plugs[ref] = p
+		if p.own, err = netns.Addresses(ns); err != nil {
+			return errors.Join(starling.Errorf(starling.Internal, "open uplink", "%s: %w", ref, err), g.Close())
+		}
+	}
+	g.group.Go(g.keepKey)
+	return nil
+}
+
+// Close ends every flow.
+func (g *Gateway) Close() error {
+	g.group.Stop()
+	var errs []error
+	for _, p := range g.plugs {
+		errs = append(errs, p.ns.Close())
+	}
+	g.plugs = map[starling.NetworkRef]*plug{}
+	return errors.Join(errs...)
+}
+
+// keepKey asks for the key and the managers' time.
+func (g *Gateway) keepKey(ctx context.Context) {
+	for {
+		wait := keyEvery
+		public, now, err := g.cfg.Key(ctx)
+		if err != nil {
+			wait = keySoon
+			g.cfg.Log.Debug("no key for grants", "error", err)
+		} else {
+			g.key.Store(&key{public, now.Sub(g.cfg.Now())})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Ready reports whether grants can be judged: from the first answer of a manager on.
+func (g *Gateway) Ready() bool { return g.key.Load() != nil }
+
+// Serve carries the flow of one stream of transport.ChannelTunnel.
+func (g *Gateway) Serve(s transport.Stream) {
+	if s.SetReadDeadline(time.Now().Add(headTime)) != nil {
+		return
+	}
+	h, err := header.Read(s)
+	if err != nil {
+		if starling.KindOf(err) == starling.Invalid {
+			g.refuse(s, header.Malformed)
+		}
+		return
+	}
+	_ = s.SetReadDeadline(time.Time{}) // fails on a stream that has ended, which the first reading says
+	ctx, cancel := context.WithTimeout(g.group.Context(), g.cfg.FlowTime)
+	defer cancel()
+	defer context.AfterFunc(ctx, s.Cancel)()
+	f := &attempt{gateway: g, Header: h, host: s.Peer().Node}
+	if answer := f.admit(ctx); answer != header.Open {
+		g.refuse(s, answer)
+		return
+	}
+	defer f.end()
+	if h.Kind == header.DNS {
+		f.serveName(s)
+		return
+	}
+	c, answer := f.dial()
+	if answer != header.Open {
+		f.note(slog.LevelDebug, "flow not connected", answer.String())
+		g.refuse(s, answer)
+		return
+	}
+	if _, err := s.Write([]byte{byte(header.Open)}); err != nil {
+		c.Close()
+		return
+	}
+	f.carry(ctx, s, c)
+}
+
+// refuse answers why not.
+func (g *Gateway) refuse(s transport.Stream, a header.Answer) {
+	g.m.refused(a)
+	if _, err := s.Write([]byte{byte(a)}); err == nil { // a host that is gone needs no answer
+		_ = s.CloseWrite()
+	}
+}
+
+// carry carries what a flow brings until it ends.
+func (f *attempt) carry(ctx context.Context, s transport.Stream, c net.Conn) {
+	f.gateway.m.begun(f.Kind)
+	switch tcp, ok := c.(*net.TCPConn); {
+	case f.Kind == header.Test:
+		c.Close()
+		_ = s.CloseWrite() // the answer is all there is
+	case ok:
+		side := splice.Conn(tcp)
+		defer context.AfterFunc(ctx, side.Abort)()
+		splice.Join(splice.Stream(s), side, f.gateway.cfg.IdleTime, &f.plug.flows.up, &f.plug.flows.down)
+	default:
+		defer context.AfterFunc(ctx, func() { c.Close() })()
+		f.exchange(s, c)
+	}
+}
+
+// answerOf says what a failed connection means to the host.
+func answerOf(err error) header.Answer {
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return header.Refused
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
+		return header.TimedOut
+	}
+	return header.Unreachable
+}

@@ -1,0 +1,281 @@
+// Package tunnel is a host's way to the gateways: the grants of its instances, and one connection for each network that
+// they use.
+package tunnel
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+
+	"starling"
+	"starling/internal/run"
+	"starling/transport"
+	"starling/vpcproxy/grant"
+	"starling/vpcproxy/header"
+	"starling/vpcproxy/place"
+)
+
+const (
+	dialTime   = 500 * time.Millisecond // for one gateway to answer before the next is tried
+	answerTime = 15 * time.Second       // for a gateway to have connected
+	shunTime   = time.Second            // a gateway that did not answer is not tried first again for so long
+	idleTime   = time.Minute            // after which a connection without flows ends
+	triesMax   = 3                      // gateways tried for one flow
+	askTime    = 5 * time.Second        // for a manager's grant
+	againTime  = 300 * time.Millisecond // after a refusal until the next question
+	lastMinute = time.Minute            // of a grant's life in which it is not shown any more
+)
+
+// Grants is where grants come from; desk.Client is one.
+type Grants interface {
+	Grant(ctx context.Context, version starling.VersionID, instance starling.InstanceID) ([]byte, error)
+	Renew(ctx context.Context, old []byte) ([]byte, error)
+}
+
+// Config is what a tunnel needs; all of it.
+type Config struct {
+	Dial     transport.Tunneler
+	Gateways func() []starling.Node // that are alive
+	Grants   Grants
+	Log      *slog.Logger
+}
+
+// A Tunnel carries the flows of one host. Create it with New and Close it; it has a goroutine for each question to a manager
+// and each connection that is being made, and Close waits for them.
+type Tunnel struct {
+	cfg   Config
+	group *run.Group
+	set   *metrics.Set
+	m     counters
+
+	mu    sync.Mutex // guards the rest; a leaf
+	lines map[lineKey]*line
+}
+
+type counters struct {
+	flows, refused, failed, grants *metrics.Counter
+	opening                        *metrics.Histogram
+}
+
+// New returns a tunnel without connections.
+func New(cfg Config) *Tunnel {
+	t := &Tunnel{cfg: cfg, group: run.New(context.Background()), set: metrics.NewSet(), lines: map[lineKey]*line{}}
+	t.m = counters{t.set.NewCounter("starling_tunnel_flows_total"), t.set.NewCounter("starling_tunnel_refused_total"),
+		t.set.NewCounter("starling_tunnel_failed_total"), t.set.NewCounter("starling_tunnel_grants_total"), t.set.NewHistogram("starling_tunnel_open_seconds")}
+	t.set.NewGauge("starling_tunnel_connections", func() float64 {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return float64(len(t.lines))
+	})
+	return t
+}
+
+// Metrics returns the tunnel's numbers.
+func (t *Tunnel) Metrics() *metrics.Set { return t.set }
+
+// Close ends every connection.
+func (t *Tunnel) Close() error {
+	t.group.Stop()
+	t.mu.Lock()
+	lines := t.lines
+	t.lines = map[lineKey]*line{}
+	t.mu.Unlock()
+	for _, l := range lines {
+		l.end()
+	}
+	return nil
+}
+
+// A Way is where the flows of one attachment go.
+type Way struct {
+	tunnel *Tunnel
+	as     starling.Attachment
+
+	mu      sync.Mutex // guards the rest; a leaf
+	raw     []byte     // the newest grant
+	got     time.Time
+	asking  chan struct{} // closed when the question under way is answered; nil without one
+	err     error         // of the last question
+	asked   time.Time
+	through bool
+}
+
+// Way returns where the flows of an attachment go, and asks for its grant at once.
+func (t *Tunnel) Way(as starling.Attachment) *Way {
+	w := &Way{tunnel: t, as: as}
+	w.mu.Lock()
+	w.ask()
+	w.mu.Unlock()
+	return w
+}
+
+// Close ends the way; no flow is begun after it.
+func (w *Way) Close() {
+	w.mu.Lock()
+	w.through = true
+	w.mu.Unlock()
+}
+
+// ask begins to ask for a grant unless somebody asks already. The caller holds mu.
+func (w *Way) ask() {
+	if w.asking != nil {
+		return
+	}
+	done, old := make(chan struct{}), w.raw
+	if !w.tunnel.group.Go(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, askTime)
+		defer cancel()
+		var raw []byte
+		err := error(nil)
+		if old != nil {
+			raw, err = w.tunnel.cfg.Grants.Renew(ctx, old)
+		} else {
+			raw, err = w.tunnel.cfg.Grants.Grant(ctx, w.as.Version, w.as.Instance)
+		}
+		if err != nil {
+			w.tunnel.cfg.Log.Warn("no grant for an instance's network", "instance", w.as.Instance, "function", w.as.Function, "network", w.as.Network, "error", err)
+		}
+		w.tunnel.m.grants.Inc()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if err == nil {
+			w.raw, w.got = raw, time.Now()
+		}
+		w.err, w.asked, w.asking = err, time.Now(), nil
+		close(done)
+	}) {
+		w.err = starling.Errorf(starling.Unavailable, "ask for grant", "the host is closing")
+		return
+	}
+	w.asking = done
+}
+
+// grant returns one that is good for a while yet.
+func (w *Way) grant(ctx context.Context) ([]byte, error) {
+	for {
+		w.mu.Lock()
+		age := time.Since(w.got)
+		switch {
+		case w.through:
+			w.mu.Unlock()
+			return nil, starling.Errorf(starling.Unavailable, "open flow", "the instance ends")
+		case w.raw != nil && age < grant.Life-lastMinute:
+			if age > grant.Life/2 && time.Since(w.asked) > againTime {
+				w.ask()
+			}
+			raw := w.raw
+			w.mu.Unlock()
+			return raw, nil
+		case w.asking == nil && w.err != nil && time.Since(w.asked) < againTime:
+			err := w.err
+			w.mu.Unlock()
+			return nil, err
+		}
+		w.ask()
+		done, err := w.asking, w.err
+		w.mu.Unlock()
+		if done == nil {
+			return nil, err
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return nil, starling.Errorf(starling.Timeout, "open flow", "no grant in time")
+		}
+	}
+}
+
+// Open begins a flow and returns when a gateway has let it through. Refused by it the error is Denied; Unavailable when none is
+// there.
+func (w *Way) Open(ctx context.Context, kind header.Kind, to netip.AddrPort) (transport.Stream, error) {
+	began := time.Now()
+	raw, err := w.grant(ctx)
+	if err != nil {
+		w.tunnel.m.failed.Inc()
+		return nil, err
+	}
+	s, err := w.tunnel.open(ctx, w.as.Ref(), header.Append(nil, header.Header{Kind: kind, Grant: raw, To: to}))
+	switch {
+	case err == nil:
+		w.tunnel.m.flows.Inc()
+		w.tunnel.m.opening.UpdateDuration(began)
+	case starling.KindOf(err) == starling.Denied:
+		w.tunnel.m.refused.Inc()
+	default:
+		w.tunnel.m.failed.Inc()
+	}
+	return s, err
+}
+
+// open tries the gateways of a network in order.
+func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, head []byte) (transport.Stream, error) {
+	var last error = starling.Errorf(starling.Unavailable, "open flow", "no gateway is alive")
+	for i, g := range t.candidates(network) {
+		if i == triesMax || ctx.Err() != nil {
+			break
+		}
+		s, answer, err := t.try(ctx, lineKey{network, g.ID}, g.Addr, head)
+		switch {
+		case err != nil:
+			last = err
+		case answer == header.Open:
+			return s, nil
+		default:
+			last = starling.Errorf(starling.Denied, "open flow", "the gateway answers: %s", answer).With(answer.String())
+			if answer != header.NoUplink {
+				return nil, last
+			}
+		}
+	}
+	return nil, last
+}
+
+// candidates returns the living gateways in the network's order, those that did not answer a moment ago last.
+func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
+	byID := map[starling.NodeID]starling.Node{}
+	var ids []starling.NodeID
+	for _, n := range t.cfg.Gateways() {
+		byID[n.ID] = n
+		ids = append(ids, n.ID)
+	}
+	var shunned []starling.Node
+	for _, id := range place.Rank(network, ids) {
+		if t.shuns(lineKey{network, id}) {
+			shunned = append(shunned, byID[id])
+		} else {
+			out = append(out, byID[id])
+		}
+	}
+	return append(out, shunned...)
+}
+
+// try opens one stream and reads the gateway's answer. After an error nothing was let through, or it ends with the stream.
+func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, head []byte) (transport.Stream, header.Answer, error) {
+	l, err := t.line(ctx, k, addr)
+	if err != nil {
+		return nil, 0, err
+	}
+	s, err := l.tunnel.Open(ctx, transport.ChannelTunnel)
+	if err != nil {
+		l.release()
+		return nil, 0, err
+	}
+	f := &flow{Stream: s, line: l}
+	defer context.AfterFunc(ctx, s.Cancel)()
+	var b [1]byte
+	_ = s.SetReadDeadline(time.Now().Add(answerTime)) // fails on a stream that has ended, which the reading says
+	if _, err = s.Write(head); err == nil {
+		_, err = io.ReadFull(s, b[:])
+	}
+	if err != nil || header.Answer(b[0]) != header.Open {
+		f.Cancel()
+		return nil, header.Answer(b[0]), err
+	}
+	_ = s.SetReadDeadline(time.Time{})
+	return f, header.Open, nil
+}
