@@ -145,7 +145,7 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 		t.Cleanup(func() {
 			for _, n := range c.nodes {
 				text, _ := os.ReadFile(n.dir + ".log")
-				os.WriteFile(filepath.Join(*keepLog, t.Name()+"-"+n.name+".log"), text, 0o600)
+				os.WriteFile(filepath.Join(*keepLog, strings.ReplaceAll(t.Name(), "/", "-")+"-"+n.name+".log"), text, 0o600)
 			}
 		})
 	}
