@@ -125,7 +125,7 @@ func (v *View) Empty(ctx context.Context) {
 	v.beat()
 	for {
 		changed := v.Changed()
-		if !v.orders.taken.Load() || len(v.Map().OwnedBy(v.cfg.Node.ID)) == 0 || !v.succeeded() {
+		if !v.orders.taken.Load() || v.Map().Count(v.cfg.Node.ID) == 0 || !v.succeeded() {
 			return
 		}
 		select {

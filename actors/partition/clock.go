@@ -9,14 +9,21 @@ import (
 	"starling/sched"
 )
 
-// beat is how often every partition is looked at, whatever it wants: metrics and rates are as old as this at most.
-const beat = 100 * time.Millisecond
+const (
+	// beat is how often a partition with calls or instances is looked at, whatever it wants: metrics and rates are as old
+	// as this at most.
+	beat = 100 * time.Millisecond
+
+	// restBeats is after how many beats one without is looked at, a part of them at each: a node may have thousands, and
+	// waking all of them ten times a second held up its heartbeats.
+	restBeats = 10
+)
 
 // clock wakes the actors when their schedulers want it: one timer for the node, not one for each partition.
 func (k *Keeper) clock(ctx context.Context) {
 	t := time.NewTimer(beat)
 	defer t.Stop()
-	nextBeat := k.cfg.Now().Add(beat)
+	nextBeat, beats := k.cfg.Now().Add(beat), uint64(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -26,8 +33,10 @@ func (k *Keeper) clock(ctx context.Context) {
 		}
 		now := k.cfg.Now()
 		all := !now.Before(nextBeat)
+		rate := 0.0
 		if all {
 			nextBeat = now.Add(beat)
+			beats++
 			if k.anyBroken() {
 				k.lookAgain()
 			}
@@ -38,12 +47,19 @@ func (k *Keeper) clock(ctx context.Context) {
 		first := nextBeat.UnixNano()
 		for _, a := range *k.actors.Load() {
 			want := a.next.Load()
+			due := all && (!a.idle.Load() || (uint64(a.entry.ID)+beats)%restBeats == 0)
 			switch {
-			case all || want != 0 && want <= now.UnixNano():
+			case due || want != 0 && want <= now.UnixNano():
 				k.ring(a)
 			case want != 0:
 				first = min(first, want)
 			}
+			if all {
+				rate += a.status.Load().Rate
+			}
+		}
+		if all {
+			k.rate.Store(uint32(rate))
 		}
 		k.planned.Store(first)
 		t.Reset(time.Duration(max(first-now.UnixNano(), 0)))
@@ -68,7 +84,7 @@ func (k *Keeper) wakeBy(ns int64) {
 	}
 }
 
-// A Status is the state of one partition as operators see it, at most 100 ms old.
+// A Status is the state of one partition as operators see it: at most 100 ms old, and 1 s where nothing happens.
 type Status struct {
 	sched.Status
 	Owner   starling.NodeID

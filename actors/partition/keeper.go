@@ -75,6 +75,7 @@ type Keeper struct {
 	wake      chan struct{} // one token: an actor wants to be woken earlier than the clock plans
 	again     chan struct{} // one token: look at the map again
 	planned   atomic.Int64  // Unix nanoseconds when the clock goes off next
+	rate      atomic.Uint32 // acquires a second, as of the last beat
 	set       *metrics.Set
 	dropped   *metrics.Counter // lookups
 	refused   *metrics.Counter // events a full mailbox refused

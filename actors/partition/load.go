@@ -91,11 +91,5 @@ func (k *Keeper) Loads(n int) []partmap.Load {
 	return out[:min(n, len(out))]
 }
 
-// Rate returns how many acquires a second all partitions here decide.
-func (k *Keeper) Rate() uint32 {
-	sum := 0.0
-	for _, a := range *k.actors.Load() {
-		sum += a.status.Load().Rate
-	}
-	return uint32(sum)
-}
+// Rate returns how many acquires a second all partitions here decided, as of the last beat.
+func (k *Keeper) Rate() uint32 { return k.rate.Load() }

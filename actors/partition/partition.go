@@ -34,6 +34,7 @@ type actor struct {
 	noted  time.Time // until when it may grant, as the audit has it
 
 	ticking  atomic.Bool  // a tick is in the mailbox
+	idle     atomic.Bool  // nothing happens here: a look every restBeats is enough
 	next     atomic.Int64 // Unix nanoseconds of the next tick wanted; 0 for none
 	status   atomic.Pointer[Status]
 	floors   atomic.Pointer[sched.Provisioned] // told
@@ -122,6 +123,9 @@ func (a *actor) handle(msg any) {
 	switch m := msg.(type) {
 	case *batch:
 		events = len(m.msgs)
+		if _, everybodys := m.msgs[0].(*wire.HostReport); !everybodys {
+			a.idle.Store(false)
+		}
 		a.take(now, m)
 	case inUse:
 		m.to <- a.sched.InUse()
@@ -193,7 +197,8 @@ func (a *actor) learnLease(now time.Time) {
 	if u.Equal(a.until) {
 		return
 	}
-	if p, ok := a.keeper.cfg.Topology.Map().ByID(a.entry.ID); !ok || p.Epoch != a.entry.Epoch || p.Owner != a.keeper.cfg.Node {
+	p, ok := a.keeper.cfg.Topology.Map().Lookup(a.entry.Range.Lo) // which stays with the id
+	if !ok || p.ID != a.entry.ID || p.Epoch != a.entry.Epoch || p.Owner != a.keeper.cfg.Node {
 		return
 	}
 	a.until = u
@@ -223,6 +228,7 @@ func (a *actor) publish(now time.Time) {
 		a.acquired, a.statusAt = st.Counts.Acquires, now
 	}
 	a.status.Store(s)
+	a.idle.Store(st.Phase == sched.Active && st.Granting && st.Waiting == 0 && st.Instances == 0 && s.Rate < 1)
 	a.measure(now, s)
 	if n := a.numbers.Load(); n != nil {
 		n.set(s)

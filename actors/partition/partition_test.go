@@ -1,6 +1,7 @@
 package partition
 
 import (
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -239,6 +240,45 @@ func TestMetricsLiveAsLongAsThePartition(t *testing.T) {
 		time.Sleep(beat)
 		if reg.text() != "" {
 			t.Error("the set of a partition that went away is still shown")
+		}
+	})
+}
+
+// TestRestingPartitionsAreLookedAtSeldom: thousands of partitions without calls must not hold up what else the node does; the
+// first call has one looked at again at every beat.
+func TestRestingPartitionsAreLookedAtSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		defer c.close()
+		hub := c.node(1, starling.AllRoles)
+		h, f := newHost(c, 1), newFrontend(c, 1)
+		reg := &registry{sets: map[*metrics.Set]bool{}}
+		c.topos[1].lease(time.Now().Add(time.Hour))
+		k := c.keeper(1, func(cfg *Config) { cfg.Registry = reg })
+		hub.Bind(actors.Parts{Frontend: f, Host: h, Partitions: k})
+		c.publish(oneOwner(1, 1), []starling.Node{{ID: 1, Roles: starling.AllRoles}})
+		time.Sleep(time.Second)
+		steps := func() int {
+			_, rest, _ := strings.Cut(reg.text(), `starling_partition_step_seconds_count{partition="1"} `)
+			line, _, _ := strings.Cut(rest, "\n")
+			n, err := strconv.Atoi(line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		before := steps()
+		time.Sleep(10 * time.Second)
+		if n := steps() - before; n < 5 || n > 20 {
+			t.Errorf("a partition in which nothing happens made %d steps in 10 s, want one each second", n)
+		}
+		h.report(1)
+		if _, err := f.acquire(1, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * beat)
+		if st := k.Status(); st[0].Instances != 1 || st[0].Leased != 1 || st[0].Rate <= 0 {
+			t.Errorf("two beats after a call operators see %+v", st)
 		}
 	})
 }

@@ -98,7 +98,7 @@ func (p *Planner) Refused(now time.Time, id starling.PartitionID) {
 // more moves of partitions without load, which cost next to nothing and whose weight is known.
 func (p *Planner) GoOn(now time.Time, pic Picture) []Proposal {
 	leaving := slices.ContainsFunc(pic.Nodes, func(n Node) bool { return n.Draining })
-	if !leaving && !p.idle.on || !pic.calm() {
+	if !leaving && !p.idle.on || len(pic.Busy) >= p.cfg.InFlight || !pic.calm() {
 		return nil
 	}
 	r := p.newRound(now, pic)

@@ -21,13 +21,15 @@ type round struct {
 	now     time.Time
 	pic     Picture
 	entries map[starling.PartitionID]entry
+	weights []float64    // of each partition of the map
 	taken   map[int]bool // indexes of partitions with a change in flight or planned
 	room    int          // changes that may still be planned
+	crowded bool         // one is to be cut, and there may be no more
 	out     []Proposal
 }
 
 func (p *Planner) newRound(now time.Time, pic Picture) *round {
-	r := &round{cfg: p.cfg, now: now, pic: pic, entries: p.entries, taken: map[int]bool{}, room: p.cfg.InFlight - len(pic.Busy)}
+	r := &round{cfg: p.cfg, now: now, pic: pic, entries: p.entries, weights: p.weights(pic.Map), taken: map[int]bool{}, room: p.cfg.InFlight - len(pic.Busy)}
 	r.shares = newShares(p.cfg, pic.Nodes, r.weight)
 	r.idles = newShares(p.cfg, pic.Nodes, func(i int) float64 {
 		if r.idle(i) {
@@ -49,12 +51,19 @@ func (p *Planner) newRound(now time.Time, pic Picture) *round {
 	return r
 }
 
-func (r *round) weight(i int) float64 {
-	if e, ok := r.entries[r.pic.Map.Partitions[i].ID]; ok {
-		return e.weight
+// weights returns what each partition of the map weighs as far as is known.
+func (p *Planner) weights(m *partmap.Map) []float64 {
+	all := make([]float64, len(m.Partitions))
+	for i := range m.Partitions {
+		all[i] = p.cfg.Base
+		if e, ok := p.entries[m.Partitions[i].ID]; ok {
+			all[i] = e.weight
+		}
 	}
-	return r.cfg.Base
+	return all
 }
+
+func (r *round) weight(i int) float64 { return r.weights[i] }
 
 // free reports whether a partition may be moved or merged now.
 func (r *round) free(i int) bool { return r.rested(i, r.cfg.Pause) }
@@ -119,13 +128,14 @@ func (r *round) drain() {
 
 // split cuts what has been too hot for long enough.
 func (r *round) split() {
-	if len(r.pic.Map.Partitions) >= starling.PartitionMax {
-		return
-	}
 	for i, part := range r.pic.Map.Partitions {
 		why, hot := r.tooHot(i)
 		if !hot || !r.ripe(i) || r.entries[part.ID].hot < r.cfg.Looks {
 			continue
+		}
+		if r.full() {
+			r.crowded = true
+			return
 		}
 		r.cut(i, why)
 	}
@@ -205,7 +215,7 @@ func (r *round) hand(i int, from, to *share, format string, args ...any) {
 // awaitsCut reports whether a partition is too hot and can be cut, or is being cut.
 func (r *round) awaitsCut(i int) bool {
 	part := r.pic.Map.Partitions[i]
-	if _, hot := r.tooHot(i); !hot || len(r.pic.Map.Partitions) >= starling.PartitionMax {
+	if _, hot := r.tooHot(i); !hot || r.full() {
 		return false
 	}
 	_, cuttable := bestCut(part.Range, r.entries[part.ID].busiest, 0)
@@ -214,7 +224,7 @@ func (r *round) awaitsCut(i int) bool {
 
 // halve splits the heaviest partition of a node that has too much and none small enough to give away.
 func (r *round) halve(from *share) {
-	if from.weight <= r.cfg.Trigger*r.mean || len(r.pic.Map.Partitions) >= starling.PartitionMax {
+	if from.weight <= r.cfg.Trigger*r.mean || r.full() {
 		return
 	}
 	heaviest := -1

@@ -46,7 +46,7 @@ func (g *reign) successor(t *cluster.Topology, now time.Time) (starling.NodeID, 
 		return 0, 0
 	}
 	for _, n := range t.Nodes {
-		if other := g.ledger.nodes[n.ID]; n.ID != self.ID && n.Replica != 0 && !n.Draining && g.ledger.hears(n.ID, now) && !other.stopping && len(t.Map.OwnedBy(self.ID)) == 0 {
+		if other := g.ledger.nodes[n.ID]; n.ID != self.ID && n.Replica != 0 && !n.Draining && g.ledger.hears(n.ID, now) && !other.stopping && t.Map.Count(self.ID) == 0 {
 			return n.ID, n.Replica
 		}
 	}

@@ -49,6 +49,26 @@ func TestDeadNodeIsReplaced(t *testing.T) {
 	})
 }
 
+// A leader that stood still did not hear anybody meanwhile. That says nothing of the others, also when it stood still in the
+// middle of a round, as one that waits for its disk mostly does.
+func TestALeaderThatStoodStillInARoundCountsNobodyDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 3, 16)
+		defer w.close()
+		w.waitFor(20*time.Second, "start", func() bool { return w.served(1, 2, 3, 4) && w.even(1, 2, 3, 4) })
+		standStill := func() { w.nodes[1].stood.Add(int64(2 * time.Second)) }
+		w.q.proposing.Store(&standStill)
+		if err := w.nodes[4].view.Close(); err != nil { // has the leader propose new owners
+			t.Fatal(err)
+		}
+		w.waitFor(time.Second, "all served", func() bool { return w.q.proposing.Load() == nil && w.served(1, 2, 3) })
+		time.Sleep(2 * starling.NodeLease)
+		if n := w.nodes[1].manager.metrics.deaths.Get(); n != 0 {
+			t.Errorf("%d nodes that were not heard while the leader stood still count as dead", n)
+		}
+	})
+}
+
 func TestNodeThatLeavesIsReplacedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 2, 16)

@@ -22,8 +22,9 @@ type managerMetrics struct {
 	unowned    *metrics.Gauge
 	voters     *metrics.Gauge // as last seen while this manager led
 	proposals  *metrics.PrometheusHistogram
-	imbalance  *metrics.Gauge // as of the last look while this manager led
-	flying     *metrics.Gauge // orders
+	looks      *metrics.PrometheusHistogram // of the planner at the loads
+	imbalance  *metrics.Gauge               // as of the last look while this manager led
+	flying     *metrics.Gauge               // orders
 }
 
 // ordered counts one order that ended.
@@ -54,6 +55,7 @@ func (s *managerMetrics) init(m *Manager) {
 	s.imbalance = s.set.NewGauge("starling_manager_imbalance_ratio", nil)
 	s.flying = s.set.NewGauge("starling_manager_orders_in_flight", nil)
 	s.proposals = s.set.NewPrometheusHistogram("starling_manager_propose_seconds")
+	s.looks = s.set.NewPrometheusHistogramExt("starling_manager_plan_seconds", []float64{1e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 1})
 	s.set.NewGauge("starling_manager_leads", func() float64 {
 		if m.Leads() {
 			return 1

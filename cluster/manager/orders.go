@@ -31,7 +31,9 @@ func (g *reign) command(pic balance.Picture, now time.Time) {
 	var proposals []balance.Proposal
 	if now.Sub(g.looked) >= lookInterval {
 		g.looked = now
+		began := g.manager.cfg.Now()
 		proposals = g.planner.Look(now, pic)
+		g.manager.metrics.looks.UpdateDuration(began)
 		g.manager.metrics.imbalance.Set(g.planner.Imbalance())
 	} else {
 		proposals = g.planner.GoOn(now, pic)

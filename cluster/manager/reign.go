@@ -18,6 +18,7 @@ const (
 	proposeTimeMax = 2 * time.Second
 	heldTime       = starling.NodeLease     // for which no orders could be given before partitions are taken from their owners instead
 	reconcileTime  = 500 * time.Millisecond // between two looks at the voting replicas
+	pulseInterval  = 50 * time.Millisecond  // between two proofs that this process runs
 )
 
 // A reign is the time in which this manager leads: from its claim to the moment at which it finds that the
@@ -42,6 +43,7 @@ type reign struct {
 	ordered time.Time // when orders could last be given, or the reign began
 	looked  time.Time // when the planner last looked
 	stepped time.Time // when this manager last tried to hand the lead on
+	ran     time.Time // when this process was last known to run
 	pushes  pushes    // has a lock of its own
 }
 
@@ -73,7 +75,7 @@ func (m *Manager) rule(ctx context.Context, r Replica, self uint64) {
 	}
 	g := &reign{manager: m, replica: r, self: self, claim: reply.Claim.Index, ended: make(chan struct{}), wake: make(chan struct{}, 1), joined: make(chan struct{}, 1),
 		ledger: NewLedger(m.cfg.Node, m.cfg.Now(), began), nodes: map[starling.NodeID]*session{}, news: make(chan struct{}),
-		desk: NewDesk(reply.Claim.Index), planner: balance.NewPlanner(m.cfg.Balance), ordered: began}
+		desk: NewDesk(reply.Claim.Index), planner: balance.NewPlanner(m.cfg.Balance), ordered: began, ran: m.cfg.Now()}
 	m.metrics.reigns.Inc()
 	m.cfg.Log.Info("this manager leads", slog.Uint64("claim", g.claim), slog.Duration("claimed in", m.cfg.Now().Sub(began)))
 	m.reign.Store(g)
@@ -81,6 +83,7 @@ func (m *Manager) rule(ctx context.Context, r Replica, self uint64) {
 	var group sync.WaitGroup
 	group.Go(func() { defer cancel(); g.confirm(ctx) })
 	group.Go(func() { g.keepReplicas(ctx) })
+	group.Go(func() { g.pulse(ctx) })
 	g.rounds(ctx)
 	cancel()
 	m.reign.Store(nil)
@@ -127,17 +130,11 @@ func (g *reign) rounds(ctx context.Context) {
 	tick, lease := time.NewTicker(pollInterval), time.NewTimer(pollInterval)
 	defer tick.Stop()
 	defer lease.Stop()
-	last := g.manager.cfg.Now()
 	for ctx.Err() == nil {
 		if leader, _, ok := g.replica.Leader(); !ok || leader != g.self {
 			return
 		}
-		now := g.manager.cfg.Now()
-		if now.Sub(last) > starling.NodeLease/2 {
-			g.mu.Lock()
-			g.ledger.Thaw(now)
-			g.mu.Unlock()
-		}
+		now := g.awake()
 		if err := g.round(ctx, now); err != nil {
 			if ctx.Err() == nil {
 				g.manager.cfg.Log.Warn("a change of the partition map has no certain outcome; leading begins anew", slog.Any("error", err))
@@ -145,15 +142,42 @@ func (g *reign) rounds(ctx context.Context) {
 			return
 		}
 		g.handOn(ctx)
-		last = g.manager.cfg.Now()
 		g.mu.Lock()
-		lease.Reset(g.ledger.NextDeath(last))
+		lease.Reset(g.ledger.NextDeath(g.manager.cfg.Now()))
 		g.mu.Unlock()
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		case <-lease.C:
 		case <-g.wake:
+		}
+	}
+}
+
+// awake notes that this process runs and returns when. If it stood still before, the wait for silent nodes begins anew. Both
+// rounds and pulse call it: whichever comes first after a standstill, wherever in a round that was, no round sees the silence
+// before it is forgiven.
+func (g *reign) awake() time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.manager.cfg.Now()
+	if now.Sub(g.ran) > starling.NodeLease/2 {
+		g.ledger.Thaw(now)
+	}
+	g.ran = now
+	return now
+}
+
+// pulse proves that this process runs while a round waits for the replicas.
+func (g *reign) pulse(ctx context.Context) {
+	tick := time.NewTicker(pulseInterval)
+	defer tick.Stop()
+	for {
+		g.awake()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
 	}
 }

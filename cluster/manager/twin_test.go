@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"starling"
@@ -174,12 +175,13 @@ func (l *link) Write(b []byte) (int, error) {
 // A quorum is a set of replicas that agree at once, with a leader that the test chooses. A replica that cannot
 // reach a majority keeps believing what it last knew, as a real one does for a while.
 type quorum struct {
-	net      *network
-	mu       sync.Mutex
-	log      [][]byte
-	leader   uint64
-	replicas map[uint64]*replica
-	lose     int // so many proposals are applied and their answers lost
+	net       *network
+	mu        sync.Mutex
+	log       [][]byte
+	leader    uint64
+	replicas  map[uint64]*replica
+	lose      int                    // so many proposals are applied and their answers lost
+	proposing atomic.Pointer[func()] // called once while the next command is proposed; nil for nothing
 }
 
 type replica struct {
@@ -257,6 +259,9 @@ func (q *quorum) await(ctx context.Context, r *replica) error {
 
 func (r *replica) Propose(ctx context.Context, cmd []byte) ([]byte, uint64, error) {
 	time.Sleep(2 * time.Millisecond)
+	if f := r.q.proposing.Swap(nil); f != nil {
+		(*f)()
+	}
 	if err := r.q.await(ctx, r); err != nil {
 		return nil, 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,7 +42,8 @@ type node struct {
 	w       *world
 	id      starling.NodeID
 	addr    string
-	rate    float64 // of its clock
+	rate    float64      // of its clock
+	stood   atomic.Int64 // nanoseconds for which its process stood still, so far
 	end     *endpoint
 	replica *replica
 	manager *Manager
@@ -159,7 +161,7 @@ func (w *world) join(id starling.NodeID, roles starling.Roles) {
 // now is the node's clock, which may run too fast or too slow.
 func (n *node) now() time.Time {
 	start := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // where every bubble begins
-	return start.Add(time.Duration(float64(time.Since(start)) * n.rate))
+	return start.Add(time.Duration(float64(time.Since(start))*n.rate) + time.Duration(n.stood.Load()))
 }
 
 func (n *node) start(withManager bool) {

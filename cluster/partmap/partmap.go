@@ -90,6 +90,27 @@ func cut(i, n int) starling.Key64 {
 	return starling.Key64(uint64(i) * (1 << 32) / uint64(n) << 32)
 }
 
+// First returns how many partitions Initial cut, which are those with ids up to it, as far as the map still shows it: the last of
+// them keeps its id and its lower key until it is joined with the one below. Then it is 1; 0 for the empty map.
+func (m *Map) First() int {
+	for _, p := range slices.Backward(m.Partitions) {
+		if n := int(p.ID); n > 0 && n <= starling.PartitionMax && p.Range.Lo == cut(n-1, n) {
+			return n
+		}
+	}
+	return 0
+}
+
+// Count returns how many partitions the node owns.
+func (m *Map) Count(n starling.NodeID) (owned int) {
+	for i := range m.Partitions {
+		if m.Partitions[i].Owner == n {
+			owned++
+		}
+	}
+	return owned
+}
+
 // Clone returns a map that may be edited.
 func (m *Map) Clone() *Map { return &Map{Partitions: slices.Clone(m.Partitions), Last: m.Last} }
 

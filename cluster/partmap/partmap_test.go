@@ -243,3 +243,32 @@ func TestNobodyCanTellAfterALaterChange(t *testing.T) {
 		t.Errorf("of a move with another one behind it the map says made %t, beaten %t", m.Made(move), m.Beaten(move))
 	}
 }
+
+// How many partitions the cluster was made with can be told while the last of them is there, whatever else was done.
+func TestFirstIsWhatTheClusterWasMadeWith(t *testing.T) {
+	for _, n := range []int{1, 2, 64, 1000, starling.PartitionMax - 8} {
+		m, _ := Initial(n)
+		for i := range m.Partitions {
+			m.Partitions[i].Owner, m.Partitions[i].Epoch = 1, 1
+		}
+		for i := range 7 { // cut here and there, and join what was there first, but for the last
+			p := m.Partitions[i*len(m.Partitions)/7]
+			at := p.Range.Lo + (p.Range.Hi-p.Range.Lo-1)/3
+			if err := m.Apply(Change{Kind: Split, Partition: p.ID, Epoch: p.Epoch, At: at}); err != nil {
+				t.Fatal(err)
+			}
+			low, high := m.Partitions[0], m.Partitions[1]
+			if n > 2 && i%2 == 1 {
+				if err := m.Apply(Change{Kind: Merge, Partition: low.ID, Epoch: low.Epoch, With: high.ID, WithEpoch: high.Epoch}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if got := m.First(); got != n {
+			t.Errorf("made with %d, and the map says %d", n, got)
+		}
+	}
+	if got := new(Map).First(); got != 0 {
+		t.Errorf("the empty map was made with %d partitions", got)
+	}
+}

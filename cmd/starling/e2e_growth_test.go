@@ -40,7 +40,7 @@ func growReal(t *testing.T, nodes, parts int) {
 	c.quiesced(t)
 	lead := c.leading(t)
 	const rest = 15 * time.Second
-	before, cpu := scrape(t, lead), cpuTime(t, lead)
+	before, cpu, sessions := scrape(t, lead), cpuTime(t, lead), c.sessions(t)
 	time.Sleep(rest) // a window of measurement
 	after := scrape(t, lead)
 	used := cpuTime(t, lead) - cpu
@@ -49,6 +49,8 @@ func growReal(t *testing.T, nodes, parts int) {
 	t.Logf("at rest a second: %.0f heartbeats, %.0f B; answers %.0f B; deltas %.0f B, whole topologies %.0f B; the leading process uses %.1f %% of a core, %.0f MiB",
 		rate("starling_manager_heartbeats_total"), rate("starling_manager_heartbeat_bytes_total"), rate(told("renewal")), rate(told("delta")), rate(told("topology")),
 		100*used.Seconds()/rest.Seconds(), after["process_resident_memory_bytes"]/(1<<20))
+	t.Logf("a look of the planner takes %.2f ms; sessions of nodes began anew: %v", 1000*rate("starling_manager_plan_seconds_sum")/rate("starling_manager_plan_seconds_count"),
+		c.sessions(t)-sessions)
 	if now := c.leading(t); now != lead {
 		t.Logf("%s leads now: the figures are of less than the whole time", now.name)
 	}
@@ -78,18 +80,31 @@ func (c *testCluster) leading(t *testing.T) *testNode {
 	return nil
 }
 
-// quiesced waits until partitions stand still, at most 20 s: where there are more partitions than the nodes need, cold
-// ones are merged for minutes.
+// quiesced waits until partitions stand still: those that one node had alone go to the nodes that joined.
 func (c *testCluster) quiesced(t *testing.T) {
 	t.Helper()
-	last, since := -1.0, time.Now()
-	for end := time.Now().Add(20 * time.Second); time.Since(since) < 3*time.Second && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	began := time.Now()
+	last, since := -1.0, began
+	for ; time.Since(since) < 3*time.Second; time.Sleep(100 * time.Millisecond) {
+		if time.Since(began) > 5*time.Minute {
+			t.Fatal("partitions do not come to rest")
+		}
 		m := scrape(t, c.leading(t))
 		sent := m[`starling_manager_sent_messages_total{message="delta"}`] + m[`starling_manager_sent_messages_total{message="topology"}`]
 		if sent != last {
 			last, since = sent, time.Now()
 		}
 	}
+	t.Logf("at rest %v after all nodes were ready", since.Sub(began).Round(100*time.Millisecond))
+}
+
+// sessions returns how many sessions with a leader all nodes have begun.
+func (c *testCluster) sessions(t *testing.T) (n float64) {
+	t.Helper()
+	for _, node := range c.nodes {
+		n += scrape(t, node)["starling_view_sessions_total"]
+	}
+	return n
 }
 
 // moves moves partitions between nodes and returns how many moves were made.

@@ -76,9 +76,18 @@ func (p *pointsMet) report(t *testing.T) {
 	}
 }
 
-// crashAtPoint has a node end itself at the next point, at work or while it starts, and starts it again.
-func (j *injector) crashAtPoint() {
+// crashAtPoints has a node end itself at the next point that one comes by: some, as after a snapshot of the state, are not met
+// in a short run.
+func (j *injector) crashAtPoints() {
+	for tries := 0; tries < 4 && !j.crashAtPoint(); tries++ {
+	}
+}
+
+// crashAtPoint has a node end itself at the next point, at work or while it starts, and starts it again. It reports whether
+// that happened.
+func (j *injector) crashAtPoint() (crashed bool) {
 	point := j.points.next(j.rng)
+	before := j.points.met[point]
 	n := j.any()
 	if strings.HasPrefix(string(point), "ack-") {
 		n = j.leader()
@@ -123,6 +132,7 @@ func (j *injector) crashAtPoint() {
 	}
 	j.t.Logf("point %s at %s: crashes so far %d of %d", point, n.name, j.points.met[point], j.points.tried[point])
 	j.c.ready(j.t, n, 30*time.Second)
+	return j.points.met[point] > before
 }
 
 // freshCode deploys a package that no node has seen and calls it through n.

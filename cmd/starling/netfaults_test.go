@@ -40,7 +40,7 @@ var netFaults = []netFault{
 	{"3", "stop any node", false, func(j *injector) { j.freeze(j.any()) }},
 	{"4", "kill an owner", false, func(j *injector) { j.crash(j.owner()) }},
 	{"5", "kill a host", false, func(j *injector) { j.crash(j.any()) }},
-	{"6", "crash at a point", false, (*injector).crashAtPoint},
+	{"6", "crash at a point", false, (*injector).crashAtPoints},
 	{"7", "cut one node off", true, func(j *injector) { n := j.any(); j.cut(j.length(4), j.from(n), j.to(n)) }},
 	{"8", "one node is not heard", true, func(j *injector) { j.cut(j.length(4), j.from(j.any())) }},
 	{"8", "one node does not hear", false, func(j *injector) { j.cut(j.length(4), j.to(j.any())) }},

@@ -160,3 +160,36 @@ func TestStaleReadIsCaught(t *testing.T) {
 		t.Error("the history cannot be told")
 	}
 }
+
+// TestManyLostAnswersAreJudged: a name at which dozens of answers were lost is judged in time, and a breach among them is
+// caught. Found with a seed at which one name could not be judged.
+func TestManyLostAnswersAreJudged(t *testing.T) {
+	var calls []Call
+	at := int64(0)
+	add := func(c Call, lost bool) {
+		c.Name, c.Called, c.Returned, c.Unknown = "x", at, at+1, lost
+		if lost {
+			c.Returned = 1 << 40
+		}
+		at += 2
+		calls = append(calls, c)
+	}
+	for i := range 30 {
+		add(Call{Act: Delete}, true)
+		add(Call{Act: Create, Value: 100 + i}, true)
+		add(Call{Act: Create, Value: 200 + i}, i%3 > 0)
+		if i%3 == 0 { // after a lost deletion was done the name is free, and is taken
+			add(Call{Act: Read, Value: 200 + i}, false)
+			add(Call{Act: Delete}, false)
+			add(Call{Act: Read}, false)
+		}
+	}
+	if v := Control(calls, 20*time.Second); !v.OK() {
+		t.Errorf("a history that is whole: %+v", v)
+	}
+	add(Call{Act: Delete}, false)
+	add(Call{Act: Read, Value: 200}, false) // deleted long ago, and nobody made it again
+	if v := Control(calls, 20*time.Second); len(v.Illegal) != 1 {
+		t.Errorf("a value that came back: %+v", v)
+	}
+}

@@ -98,6 +98,7 @@ var clusterHelp = map[string]string{
 	"starling_manager_node_deaths_total":       "Nodes this manager declared dead.",
 	"starling_manager_partition_changes_total": "Changes of the partition map that this manager planned and that were accepted.",
 	"starling_manager_partitions_unowned":      "Partitions without a living owner: calls of their functions wait.",
+	"starling_manager_plan_seconds":            "Time that a look of the planner at the loads took.",
 	"starling_manager_propose_seconds":         "Time until a proposal was on the disks of a majority.",
 	"starling_manager_voters":                  "Replicas of the replicated state that may vote.",
 	"starling_manager_reigns_total":            "Times this manager began to lead.",

@@ -179,7 +179,7 @@ func (n *Node) drained() {
 
 // load is what the heartbeats say.
 func (n *Node) load() cluster.Load {
-	l := cluster.Load{Partitions: uint32(len(n.view.Map().OwnedBy(n.ID())))}
+	l := cluster.Load{Partitions: uint32(n.view.Map().Count(n.ID()))}
 	if k := n.keeper.Load(); k != nil {
 		l.Acquires = k.Rate()
 	}
