@@ -28,6 +28,7 @@ const (
 	kindClaimLead      uint16 = 14
 	kindSetDraining    uint16 = 15 // since level 2
 	kindSetIsolation   uint16 = 16 // since level 3
+	kindOnce           uint16 = 17 // since level 4
 	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
 	kindRenewReplica   uint16 = 41 // since level 2
 )
@@ -49,6 +50,7 @@ func (ChangeMap) CommandKind() uint16      { return kindChangeMap }
 func (ClaimLead) CommandKind() uint16      { return kindClaimLead }
 func (SetDraining) CommandKind() uint16    { return kindSetDraining }
 func (SetIsolation) CommandKind() uint16   { return kindSetIsolation }
+func (Once) CommandKind() uint16           { return kindOnce }
 func (RestoreState) CommandKind() uint16   { return kindRestoreState }
 func (RenewReplica) CommandKind() uint16   { return kindRenewReplica }
 
@@ -87,6 +89,8 @@ func blank(kind uint16) Command {
 		return &SetDraining{}
 	case kindSetIsolation:
 		return &SetIsolation{}
+	case kindOnce:
+		return &Once{}
 	case kindRestoreState:
 		return &RestoreState{}
 	case kindRenewReplica:

@@ -14,7 +14,8 @@ import (
 //	1  the first release
 //	2  the map changes Move, Split and Merge, and SetDraining
 //	3  SetIsolation, what functions and accounts say of isolation, and packages kept as sealed images only
-const LevelNow Level = 3
+//	4  Once, and proposals that name their request
+const LevelNow Level = 4
 
 // A Level counts what releases added to the replicated commands. It only rises.
 type Level uint8
@@ -24,6 +25,9 @@ const LevelOrders Level = 2
 
 // LevelIsolation is the level from which a replica keeps what is said of isolation, and a host obeys it.
 const LevelIsolation Level = 3
+
+// LevelOnce is the level from which a replica remembers the outcomes of requests.
+const LevelOnce Level = 4
 
 // LevelImages is the level from which a node runs packages of which there is no zip.
 const LevelImages Level = 3
