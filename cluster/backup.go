@@ -112,7 +112,7 @@ func (v *View) openBackup(ctx context.Context) (transport.Stream, Backup, error)
 	const op = "back up cluster"
 	var last error = starling.Errorf(starling.Unavailable, op, "no manager leads")
 	for pause := backOffMin; ; pause = min(2*pause, backOffMax) {
-		if l, _ := v.leading(); l != (leader{}) {
+		if l, _, _ := v.leading(); l != (leader{}) {
 			s, b, err := v.askBackup(ctx, l)
 			if err == nil || starling.KindOf(err) != starling.Unavailable {
 				return s, b, err

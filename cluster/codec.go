@@ -32,6 +32,7 @@ const (
 	kindDeleteLayer    uint16 = 18 // since level 4
 	kindPutNetwork     uint16 = 19 // since level 4
 	kindDeleteNetwork  uint16 = 20 // since level 4
+	kindOnce           uint16 = 21 // since level 4
 	kindRestoreState   uint16 = 40 // in a cluster that is being made, whose only replica this is
 	kindRenewReplica   uint16 = 41 // since level 2
 )
@@ -57,6 +58,7 @@ func (PublishLayer) CommandKind() uint16   { return kindPublishLayer }
 func (DeleteLayer) CommandKind() uint16    { return kindDeleteLayer }
 func (PutNetwork) CommandKind() uint16     { return kindPutNetwork }
 func (DeleteNetwork) CommandKind() uint16  { return kindDeleteNetwork }
+func (Once) CommandKind() uint16           { return kindOnce }
 func (RestoreState) CommandKind() uint16   { return kindRestoreState }
 func (RenewReplica) CommandKind() uint16   { return kindRenewReplica }
 
@@ -103,6 +105,8 @@ func blank(kind uint16) Command {
 		return &PutNetwork{}
 	case kindDeleteNetwork:
 		return &DeleteNetwork{}
+	case kindOnce:
+		return &Once{}
 	case kindRestoreState:
 		return &RestoreState{}
 	case kindRenewReplica:

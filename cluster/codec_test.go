@@ -33,6 +33,7 @@ func samples() []Command {
 		ClaimLead{Node: 1},
 		SetDraining{ID: 1, Draining: true},
 		RestoreState{Hash: [32]byte{1}, Part: 1, Parts: 2, Data: []byte{1}, Node: starling.Node{ID: 1, Addr: "a:1"}},
+		Once{Request: [16]byte{1, 2}, Since: 7, Command: []byte{7, 0, 1, 0, 0xa0}},
 		RenewReplica{Node: 2, Lost: 2},
 		PutNetwork{Network: starling.Network{Ref: starling.NetworkRef{Account: "acme", Name: "db"}, CIDRs: []string{"10.0.0.0/8"}, DNS: []string{"10.0.0.2"}, Egress: "10.0.0.9",
 			Allow: []string{"10.0.0.5:5432"}, Deny: []string{"10.0.0.7"}, ConnMax: 1, RateMax: 2, Created: 3}, Create: true},

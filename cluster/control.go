@@ -143,11 +143,14 @@ type Renewal struct {
 	Seq   uint64 `cbor:"1,keyasint"`
 	Lease int64  `cbor:"2,keyasint"` // microseconds; 0 grants nothing
 	Index uint64 `cbor:"3,keyasint"`
+	Since uint64 `cbor:"4,keyasint,omitempty"` // index of the leader's state when it lets proposals name their request; 0 when not
 }
 
-// Proposal carries one encoded command.
+// Proposal carries one encoded command. With a Request it may be proposed again: it is carried out once.
 type Proposal struct {
 	Command []byte `cbor:"1,keyasint"`
+	Request []byte `cbor:"2,keyasint,omitempty"` // 16 random bytes, only to a leader whose last Renewal has a Since; empty for none
+	Since   uint64 `cbor:"3,keyasint,omitempty"` // of a Renewal before the request was proposed first
 }
 
 // ReplyBody carries one encoded reply (DecodeReply).

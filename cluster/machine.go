@@ -84,6 +84,20 @@ func (m *Machine) Hash() (hash [32]byte, index uint64) {
 	return m.state.Hash(), m.state.Index()
 }
 
+// Index returns the index of the last command that this replica has applied.
+func (m *Machine) Index() uint64 {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state.Index()
+}
+
+// Named reports whether this replica has applied a Once: then all replicas know it.
+func (m *Machine) Named() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state.requests.named()
+}
+
 // Topology returns the newest topology that this replica has applied. It is shared: do not change it.
 func (m *Machine) Topology() *Topology {
 	m.mu.RLock()

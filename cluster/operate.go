@@ -69,7 +69,7 @@ func (v *View) Change(ctx context.Context, req ChangeRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, changeTimeMax)
 	defer cancel()
 	for {
-		l, found := v.leading()
+		l, _, found := v.leading()
 		if l != (leader{}) {
 			err := v.change(ctx, l, req)
 			if starling.ReasonOf(err) != reasonNotLeader {
@@ -99,7 +99,7 @@ func (v *View) change(ctx context.Context, l leader, req ChangeRequest) error {
 // Plan returns the dry run of the leader's balance plan.
 func (v *View) Plan(ctx context.Context) (PlanReport, error) {
 	var p PlanReport
-	a, _, err := v.retry(ctx, MessagePlan, struct{}{}, true)
+	a, _, err := v.retry(ctx, MessagePlan, always{struct{}{}})
 	if err != nil {
 		return p, err
 	}
@@ -110,7 +110,7 @@ func (v *View) Plan(ctx context.Context) (PlanReport, error) {
 // History returns what happened to the map.
 func (v *View) History(ctx context.Context, q HistoryQuery) (History, error) {
 	var h History
-	a, _, err := v.retry(ctx, MessageHistory, q, true)
+	a, _, err := v.retry(ctx, MessageHistory, always{q})
 	if err != nil {
 		return h, err
 	}

@@ -14,7 +14,7 @@ import (
 //	1  the first release
 //	2  the map changes Move, Split and Merge, and SetDraining
 //	3  SetIsolation, what functions and accounts say of isolation, and packages kept as sealed images only
-//	4  layers; networks, and the versions that name one
+//	4  layers; networks, and the versions that name one; Once, and proposals that name their request
 const LevelNow Level = 4
 
 // A Level counts what releases added to the replicated commands. It only rises.
@@ -31,6 +31,9 @@ const LevelLayers Level = 4
 
 // LevelNetworks is the level from which a replica keeps networks, and a host gives them.
 const LevelNetworks Level = 4
+
+// LevelOnce is the level from which a replica remembers the outcomes of requests.
+const LevelOnce Level = 4
 
 // LevelImages is the level from which a node runs packages of which there is no zip.
 const LevelImages Level = 3

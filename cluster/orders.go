@@ -69,7 +69,7 @@ func (v *View) ProposeChange(ctx context.Context, c partmap.Change) (known bool,
 	if err != nil {
 		return true, err
 	}
-	a, uncertain, err := v.retry(ctx, MessagePropose, Proposal{Command: raw}, true)
+	a, uncertain, err := v.retry(ctx, MessagePropose, always{Proposal{Command: raw}})
 	if err == nil && len(a.reply.Refused) > 0 {
 		err = starling.Errorf(a.reply.refusedAs(0), "change partition", "%s", a.reply.Refused[0])
 	}

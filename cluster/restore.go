@@ -108,6 +108,9 @@ func (s *State) revive(c *RestoreState) (Reply, error) {
 	fresh.offset = fresh.index - log
 	fresh.restored = c.Hash[:]
 	fresh.feed.floor = fresh.index
+	if fresh.requests.named() {
+		fresh.requests = requests{forgotten: fresh.index} // whoever asked for them asked another cluster
+	}
 	fresh.members = registry.NewMembers()
 	fresh.members.LastNode, fresh.members.LastReplica = node, replica
 	fresh.members.LoadNode(c.Node)

@@ -289,6 +289,7 @@ func (s *session) take(kind MessageKind, body []byte) error {
 		if err := DecodeMessage(body, &r); err != nil {
 			return err
 		}
+		s.view.names(r.Since)
 		if sent, ok := s.sentAt(r.Seq); ok {
 			s.view.extend(sent, r)
 		}

@@ -37,6 +37,7 @@ const (
 	recordRestore  uint8 = 8  // a part of a backup that is being restored; before the cluster is made
 	recordLayer    uint8 = 9  // since level 4
 	recordNetwork  uint8 = 10 // since level 4
+	recordRequest  uint8 = 11 // since level 4
 )
 
 // A header is what a snapshot holds once. The nodes of its topology follow as records of their own.
@@ -49,6 +50,8 @@ type header struct {
 	Restored    []byte    `cbor:"6,keyasint,omitempty"`
 
 	Policy *registry.Policy `cbor:"7,keyasint,omitempty"` // since level 3; absent while nothing is said
+
+	Forgotten uint64 `cbor:"8,keyasint,omitempty"` // since level 4: index of the newest request that is forgotten
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -61,13 +64,16 @@ func (s *State) Save(w io.Writer) error {
 	out.write(binary.LittleEndian.AppendUint16(nil, snapshotVersion))
 	t := *s.topology
 	t.Nodes, t.Map = nil, t.Map.Brief()
-	h := header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica, Offset: s.offset, Restored: s.restored}
+	h := header{Index: s.index, Claim: s.claim, Topology: &t, LastReplica: s.members.LastReplica, Offset: s.offset, Restored: s.restored, Forgotten: s.requests.forgotten}
 	if p := s.catalog.Policy(); p != (registry.Policy{}) {
 		h.Policy = &p
 	}
 	out.record(recordHeader, h)
 	for _, p := range s.parts {
 		out.record(recordRestore, p)
+	}
+	for _, q := range s.requests.list {
+		out.record(recordRequest, q)
 	}
 	for _, n := range s.topology.Nodes {
 		out.record(recordNode, n)
@@ -247,12 +253,15 @@ func (s *State) loadRecord(kind uint8, body []byte) error {
 		h.Topology.Map.Complete()
 		s.index, s.claim, s.topology, s.offset, s.restored = h.Index, h.Claim, h.Topology, h.Offset, h.Restored
 		s.members.LastNode, s.members.LastReplica = h.Topology.Last, h.LastReplica
+		s.requests.forgotten = h.Forgotten
 		if h.Policy != nil {
 			return s.catalog.SetPolicy(*h.Policy)
 		}
 		return nil
 	case recordRestore:
 		return loadAs(body, func(p restorePart) error { s.parts = append(s.parts, p); return nil })
+	case recordRequest:
+		return loadAs(body, func(q request) error { s.requests.add(q); return nil })
 	case recordNode:
 		return loadAs(body, func(n starling.Node) error { s.members.LoadNode(n); return nil })
 	case recordToken:

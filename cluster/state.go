@@ -22,6 +22,7 @@ type State struct {
 	catalog  *registry.Registry
 	members  *registry.Members
 	feed     feed
+	requests requests      // carried out or refused lately
 	restored []byte        // SHA-256 of the snapshot that this cluster was restored from; nil for none
 	parts    []restorePart // of a backup that is being restored, in order
 }
@@ -56,6 +57,8 @@ func (s *State) apply(cmd Command) (Reply, error) {
 	switch c := cmd.(type) {
 	case *InitCluster:
 		return s.initCluster(c)
+	case *Once:
+		return s.applyOnce(c)
 	case *RestoreState:
 		return s.restore(c)
 	case *ChangeMap:

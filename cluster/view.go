@@ -60,6 +60,7 @@ type View struct {
 	mu       sync.Mutex   // a leaf: guards what follows and the replacement of state and lease
 	closing  bool
 	leader   leader
+	since    uint64        // of the leader's last renewal
 	found    chan struct{} // closed and replaced when leader changes
 	claim    uint64        // the highest seen: a manager with a lower one is deposed and does not know it
 	kick     chan struct{} // asks for a heartbeat now
@@ -241,6 +242,13 @@ func (v *View) extend(sent time.Time, r Renewal) {
 	}
 }
 
+// names notes from which index on the leader lets proposals name their request; 0 when it does not.
+func (v *View) names(since uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.since = since
+}
+
 // seen returns the index of the topology that this node acts on.
 func (v *View) seen() uint64 {
 	index := v.Topology().Index
@@ -254,16 +262,16 @@ func (v *View) seen() uint64 {
 func (v *View) lead(l leader) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.leader = l
+	v.leader, v.since = l, 0
 	close(v.found)
 	v.found = make(chan struct{})
 }
 
 // leading returns who leads and a channel that is closed when that changes.
-func (v *View) leading() (leader, <-chan struct{}) {
+func (v *View) leading() (leader, uint64, <-chan struct{}) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.leader, v.found
+	return v.leader, v.since, v.found
 }
 
 // deposed reports whether a manager with this claim has a successor; otherwise it remembers the claim.

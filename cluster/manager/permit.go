@@ -59,3 +59,21 @@ func (g *reign) needLevel(op string, level cluster.Level) error {
 	}
 	return nil
 }
+
+// nameRequest returns the command of a proposal as the log takes it: under the name of its request when it has one.
+func (g *reign) nameRequest(p cluster.Proposal) ([]byte, error) {
+	const op = "propose command"
+	switch {
+	case len(p.Request) == 0:
+		return p.Command, nil
+	case len(p.Request) != 16:
+		return nil, starling.Errorf(starling.Invalid, op, "a request is named by 16 bytes, not by %d", len(p.Request))
+	}
+	g.mu.Lock()
+	names := g.names
+	g.mu.Unlock()
+	if !names { // a node of an older release came since this one was told that requests may be named
+		return nil, starling.Errorf(starling.Unavailable, op, "whether it was done cannot be told beside a node of an older release").With(cluster.ReasonOutcomeUnknown)
+	}
+	return cluster.EncodeCommand(cluster.Once{Request: [16]byte(p.Request), Since: p.Since, Command: p.Command})
+}

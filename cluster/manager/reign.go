@@ -43,6 +43,7 @@ type reign struct {
 	ordered time.Time // when orders could last be given, or the reign began
 	looked  time.Time // when the planner last looked
 	stepped time.Time // when this manager last tried to hand the lead on
+	names   bool      // all replicas know requests: they say so, or the state holds some already
 	ran     time.Time // when this process was last known to run
 	pushes  pushes    // has a lock of its own
 }
@@ -192,6 +193,7 @@ func (g *reign) round(ctx context.Context, now time.Time) error {
 	g.count(t, now)
 	g.desk.follow(t.Map, m.cfg.Now().UnixMilli())
 	g.expire(t, now)
+	g.names = m.cfg.Machine.Named() || g.ledger.behind(t, cluster.LevelOnce, now) == 0
 	picture := g.ledger.Picture(t, now)
 	picture.Busy = g.desk.busy()
 	moves := 0

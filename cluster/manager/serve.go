@@ -146,8 +146,12 @@ func (m *Manager) answerPropose(ctx context.Context, g *reign, peer transport.Pe
 			return refuse(err)
 		}
 	}
+	raw, err := g.nameRequest(p)
+	if err != nil {
+		return refuse(err)
+	}
 	began := time.Now()
-	reply, _, err := g.replica.Propose(ctx, p.Command)
+	reply, _, err := g.replica.Propose(ctx, raw)
 	m.metrics.proposals.UpdateDuration(began)
 	if starling.ReasonOf(err) == cluster.ReasonDiskFull {
 		return refuse(err) // nothing was proposed
@@ -168,7 +172,7 @@ func permit(peer transport.Peer, cmd cluster.Command) error {
 			return nil // permitOwner looks at the partition
 		}
 		return starling.Errorf(starling.Denied, op, "an owner proposes one change of its own partition at a time; plans are the manager's")
-	case *cluster.ClaimLead, *cluster.AddNode, *cluster.InitCluster, *cluster.RestoreState, *cluster.RenewReplica:
+	case *cluster.ClaimLead, *cluster.AddNode, *cluster.InitCluster, *cluster.RestoreState, *cluster.RenewReplica, *cluster.Once:
 		return starling.Errorf(starling.Denied, op, "a manager proposes this itself")
 	case *cluster.UpdateNode:
 		if c.Node.ID == peer.Node {

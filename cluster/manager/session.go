@@ -240,6 +240,9 @@ func (n *session) renew() error {
 	_, member := t.Node(n.node)
 	g.mu.Lock()
 	r := cluster.Renewal{Seq: seq, Index: t.Index}
+	if g.names {
+		r.Since = g.manager.cfg.Machine.Index()
+	}
 	if member && g.nodes[n.node] == n {
 		r.Lease = g.ledger.Grant(n.node, g.manager.cfg.Now()).Microseconds()
 	}
