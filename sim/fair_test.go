@@ -46,6 +46,23 @@ func TestALoudTenantOnSeveralMachines(t *testing.T) {
 	}
 }
 
+// TestALoudTenantBesideQuietOnesAtOtherDoors is the same where each tenant calls through one frontend: that of a quiet one
+// sees him whole and of the loud one what reaches its machine, and must not take the quiet one for the loud.
+func TestALoudTenantBesideQuietOnesAtOtherDoors(t *testing.T) {
+	for seed := uint64(1); seed <= max(*fairSeeds/2, 1); seed++ {
+		r, err := RunFair(Fair{Machines: 3, Rate: 300, Length: 20 * time.Second, OneDoor: true}, seed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		loud := r.Tenants[len(r.Tenants)-1].Beside
+		t.Logf("seed %d: worst p99 %.2f times, %.2f with the first two seconds, %d quiet calls refused, Jain %.4f; the loud one: %d of %d calls served",
+			seed, r.Worst, r.Whole, r.Refusals, r.Jain, loud.Answered, loud.Calls)
+		if r.Whole > 2 || r.Worst > 2 || r.Refusals > 0 || r.Jain < 0.999 || r.Offered < 2*r.Cores {
+			t.Errorf("seed %d: %+v", seed, r)
+		}
+	}
+}
+
 // TestWithoutTheShedderTheQuietSuffer shows that the scenario can fail.
 func TestWithoutTheShedderTheQuietSuffer(t *testing.T) {
 	r, err := RunFair(Fair{Open: true}, 1)

@@ -138,7 +138,7 @@ const startWait = 10 * time.Second
 // nextStart returns the place in the queue of the first start that may begin, -1 for none.
 func (h *host) nextStart() int {
 	for at, i := range h.queue {
-		if h.m == nil || i.gone || h.m.mayStart(i.f) || h.n.w.now-i.asked >= startWait {
+		if h.m == nil || i.gone || h.m.mayStart(i.f, h.n.w.now-i.asked) {
 			return at
 		}
 	}

@@ -116,10 +116,10 @@ func (m *machine) tenant(f *function) *tenant {
 // room reports whether one more call or start of the account may be at work.
 func (t *tenant) room() bool { return int64(t.Running+t.starting) < t.Bound }
 
-// mayStart reports whether an instance of f may be started now, as actors/host has it.
-func (m *machine) mayStart(f *function) bool {
+// mayStart reports whether an instance of f that has waited so long may be started now, as actors/host has it.
+func (m *machine) mayStart(f *function, waited time.Duration) bool {
 	t := m.tenant(f)
-	return t.room() && (t.starting == 0 || !m.level.Contended())
+	return int64(t.starting) < m.level.Starts(&t.Tenant, int(m.cores)) && (t.room() || waited >= startWait)
 }
 
 // takes is room for a call that is refused otherwise.

@@ -59,8 +59,8 @@ func (n *node) outlived(l *starling.Lease) bool {
 }
 
 // alive reports whether a call is at work under r or could begin now, or when its Grant arrives; ended, that it never can again. What is at
-// work when its frontend's node lease ends is not counted from then on: the frontend and, maybe, the host can be reached by nobody who
-// counts, and no wait outlasts a call. Nothing new may begin there.
+// work when its frontend's node lease has ended is not counted where that of its host has ended since the grant, too: both can be asked by
+// nobody who counts, and no wait outlasts a call. Nothing new may begin there. A host that kept its own tells who asks.
 func (r *right) alive(w *World) (alive, ended bool) {
 	l := &r.lease
 	if !r.to.up || r.to.life != r.life {
@@ -79,7 +79,8 @@ func (r *right) alive(w *World) (alive, ended bool) {
 	case !known:
 		return !r.to.outlived(l) && w.now < r.booked && honours, w.now >= r.booked+rightKept
 	case r.to.barred() || r.to.lapsed > r.granted:
-		return usable && honours, false
+		unasked := h.barred() || h.lapsed > r.granted
+		return (usable || busy && !unasked) && honours, false
 	default:
 		return (usable || busy) && honours, false
 	}

@@ -12,7 +12,7 @@ import (
 	"starling/sched/flow"
 )
 
-// startWait is how long a start waits for its account to be within its bound; then it goes on whatever the bound.
+// startWait is how long a start waits for its account to be within its bound; then it waits for other starts only.
 const startWait = 10 * time.Second
 
 // errShare refuses a call of an account that has as much at work on a crowded host as each may have.
@@ -25,6 +25,7 @@ type account struct {
 	running  atomic.Int64 // calls at work
 	starting atomic.Int64 // instances
 	bound    atomic.Int64 // of both together; flow.NoBound mostly
+	starts   atomic.Int64 // instances that may start at once; flow.NoBound where nobody else calls
 	refused  atomic.Int64 // since the last look
 
 	entries int // guarded by accounts.mu, as what follows
@@ -46,12 +47,12 @@ func (a *account) enter() bool {
 
 func (a *account) leave() { a.running.Add(-1) }
 
-// start takes a place for a start. It waits while the account has none left, or has another start at work on a host
-// that others want too, for startWait at most.
+// start takes a place for a start. It waits while the account has as many starts at work as it may, and for startWait at
+// most while it has none left for a call or start.
 func (s *accounts) start(ctx context.Context, a *account) {
 	for until := time.Now().Add(startWait); ; {
 		n := a.starting.Add(1)
-		if n+a.running.Load() <= a.bound.Load() && (n == 1 || !s.contended.Load()) || time.Now().After(until) {
+		if n <= a.starts.Load() && (n+a.running.Load() <= a.bound.Load() || time.Now().After(until)) {
 			return
 		}
 		a.starting.Add(-1)
@@ -70,7 +71,7 @@ func (a *account) started() { a.starting.Add(-1) }
 
 // accounts are the tenants of a host and the level that bounds them while it is crowded.
 type accounts struct {
-	contended atomic.Bool // since the last look: an account starts one instance at a time
+	processors int // of the machine
 
 	mu    sync.Mutex // guards what follows; a leaf
 	byID  map[starling.AccountID]*account
@@ -86,6 +87,7 @@ func (s *accounts) join(id starling.AccountID) *account {
 	if a == nil {
 		a = &account{id: id, tenant: flow.Tenant{Part: 1, Bound: flow.NoBound}}
 		a.bound.Store(flow.NoBound)
+		a.starts.Store(s.level.Starts(&a.tenant, s.processors))
 		s.byID[id] = a
 	}
 	a.entries++
@@ -128,9 +130,9 @@ func (s *accounts) look(crowd float64) {
 		s.all = append(s.all, &a.tenant)
 	}
 	s.level.Look(crowd, s.all)
-	s.contended.Store(s.level.Contended())
 	for _, a := range s.byID {
 		a.bound.Store(a.tenant.Bound)
+		a.starts.Store(s.level.Starts(&a.tenant, s.processors))
 	}
 }
 

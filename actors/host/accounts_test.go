@@ -84,3 +84,50 @@ func TestALoudAccountIsHeldOnACrowdedHost(t *testing.T) {
 		}
 	})
 }
+
+// TestStartsOfOneAccountTakeTurnsBesideOthers: an account that has the host for itself starts as many instances at once as
+// are asked for; where another one calls it starts half as many as there are processors, before there is any crowd.
+func TestStartsOfOneAccountTakeTurnsBesideOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *host.Config) { c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 4 })
+		defer r.close(t)
+		r.driver.AttachTime = 100 * time.Millisecond
+		start := func(from uint64) (after time.Duration) { // until the last of eight is ready
+			r.post.take()
+			begun := time.Now()
+			for n := range uint64(8) {
+				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
+			}
+			for all := 0; all < 8; all += len(r.post.take()) {
+				time.Sleep(10 * time.Millisecond)
+			}
+			return time.Since(begun)
+		}
+		r.Receive(1, []wire.Message{startMsg(1, slow)})
+		time.Sleep(time.Second)
+		if took := start(10); took > 150*time.Millisecond {
+			t.Errorf("eight starts took %v where nobody else called", took)
+		}
+		stop := make(chan struct{})
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			for id := uint64(1); ; id++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := r.Invoke(t.Context(), lease(id, 1, slow), invocation(slow, "q"), &sink{}); err != nil {
+					t.Errorf("the quiet account: %v", err)
+					return
+				}
+			}
+		})
+		time.Sleep(time.Second)
+		if took := start(20); took < 400*time.Millisecond || took > 800*time.Millisecond {
+			t.Errorf("eight starts, two at once, took %v beside another account", took)
+		}
+		close(stop)
+		calls.Wait()
+	})
+}

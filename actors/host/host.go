@@ -6,6 +6,7 @@ package host
 import (
 	"context"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,7 @@ type Config struct {
 	LifeMax     time.Duration            // of one instance; 0 means 2 h
 	Rouse       func()                   // told when a start begins and when it ended, to keep the cores awake for it and for the first call; nil for nobody
 	Crowd       func() float64           // threads that want to run for each processor now; nil for those of this machine
+	Processors  int                      // of the machine; 0 means as many as the runtime sees
 	Log         *slog.Logger
 	Audit       *audit.Log // of the leases that are accepted; nil for none
 }
@@ -54,6 +56,9 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	if c.StartMax == 0 {
 		c.StartMax = 8
+	}
+	if c.Processors == 0 {
+		c.Processors = runtime.NumCPU()
 	}
 	if c.StartTime == 0 {
 		c.StartTime = time.Minute
@@ -117,6 +122,7 @@ func New(cfg Config) *Host {
 	h := &Host{cfg: cfg.withDefaults(), nudge: make(chan struct{}, 1), book: profile.NewBook(profile.VersionsMax), ended: map[starling.InstanceID]string{}}
 	h.starts = make(chan struct{}, h.cfg.StartMax)
 	h.accounts.byID = map[starling.AccountID]*account{}
+	h.accounts.processors = h.cfg.Processors
 	for i := range h.shards {
 		h.shards[i].entries = map[starling.InstanceID]*entry{}
 	}

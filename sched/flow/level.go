@@ -53,8 +53,19 @@ type Level struct {
 // Crowd returns how many threads wanted to run for each processor lately.
 func (l *Level) Crowd() float64 { return l.crowd }
 
-// Contended reports whether more threads want to run than the processors can take, and more than one account called lately.
-func (l *Level) Contended() bool { return l.crowd > crowded && len(l.wants) > 1 }
+// Starts returns how many instances t may start at once on a machine of so many processors: half of them, at least 1,
+// where another account called lately, and as many as come where none did. A start computes from its first to its last
+// moment, so it takes a processor from those who call; that is known before the crowd that it makes is seen.
+func (l *Level) Starts(t *Tenant, processors int) int64 {
+	others := len(l.wants)
+	if t.wants > present {
+		others--
+	}
+	if others > 0 {
+		return int64(max(processors/2, 1))
+	}
+	return NoBound
+}
 
 // Height returns how many processors one account may want; 0 while nobody is bounded.
 func (l *Level) Height() float64 { return l.level }

@@ -24,6 +24,7 @@ const (
 	slow         = 0.05 // weight of the newest window in the pressure that has to be easy: the mean of about two seconds
 	patience     = 2    // windows with too much before anybody is refused
 	loud         = 4    // times what the median account asks: who asks for less is never refused
+	few          = 50   // calls of an account in a window that are never refused: some hundredths of what one processor passes on
 	calmMax      = 20   // windows with room for everybody before it stops deciding
 	smooth       = 0.3  // weight of the newest window in a demand
 )
@@ -143,7 +144,7 @@ func Sum(a, b []Demand) []Demand {
 	return a
 }
 
-// moderate returns what is asked, in calls of a window, without what single accounts ask beyond a few times the median. Refusing
+// moderate returns what is asked, in calls of a window, without what single accounts ask beyond a few times the median, or few. Refusing
 // protects accounts from one that is far louder. Among accounts of one size, and for one alone, it would only turn slow
 // answers into none: their limits and the queues are what bounds them.
 func moderate(accounts []asks) float64 {
@@ -157,7 +158,7 @@ func moderate(accounts []asks) float64 {
 		return 0
 	}
 	slices.Sort(rates)
-	most, sum := loud*rates[(len(rates)-1)/2], 0.0
+	most, sum := max(loud*rates[(len(rates)-1)/2], few), 0.0
 	for _, r := range rates {
 		sum += min(r, most)
 	}
@@ -184,8 +185,8 @@ func byAccount(ds []Demand) []asks {
 }
 
 // divide gives each account its fair part of capacity, and each function its fair part of that. Who asks for no more
-// than the mean of all accounts has all of it: a frontend that sees one tenant whole, and of the others only what they
-// send to its machine, would take that one for a loud one when others load the machine.
+// than the mean of all accounts, or for few, has all of it: a frontend that sees one tenant whole, and of the others only what
+// they send to its machine, would take that one for a loud one when others load the machine.
 func divide(capacity, arrived float64, accounts []asks, ds []Demand) []Portion {
 	wants, parts := make([]int, len(accounts)), make([]int, len(accounts))
 	for k, a := range accounts {
@@ -194,7 +195,7 @@ func divide(capacity, arrived float64, accounts []asks, ds []Demand) []Portion {
 	Fair(units(capacity), wants, parts)
 	var out []Portion
 	for k, a := range accounts {
-		if parts[k] >= wants[k] || a.rate <= arrived/float64(len(accounts)) {
+		if parts[k] >= wants[k] || a.rate <= max(arrived/float64(len(accounts)), few) {
 			continue
 		}
 		asks, gets := make([]int, a.to-a.from), make([]int, a.to-a.from)
