@@ -54,28 +54,22 @@ func bootInsteadOfClone(t *testing.T, cfg kata.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := tpl.clone(ctx)
+	m, err := tpl.clone(ctx, "true")
 	if err != nil {
 		t.Fatalf("a true clone is refused: %v", err)
 	}
-	if err := errors.Join(m.wake(ctx, "true"), m.close()); err != nil {
-		t.Fatalf("a true clone: %v", err)
+	if err := m.close(); err != nil {
+		t.Fatal(err)
 	}
 	other := tpl.config
-	other.HypervisorConfig.KernelParams = append(kernelParams(), vc.Param{Key: "other"})
-	if _, err := tpl.cloneAs(ctx, other); !errors.Is(err, errBooted) {
+	other.HypervisorConfig.KernelParams = append(kernelParams(shim.TCG), vc.Param{Key: "other"})
+	if _, err := tpl.cloneAs(ctx, other, "other"); !errors.Is(err, errBooted) {
 		t.Fatalf("a guest that was booted instead of cloned: %v", err)
 	}
 	// The second guard asks the guest itself, should QEMU's command line ever look different.
-	if m, err = tpl.clone(ctx); err != nil {
-		t.Fatal(err)
-	}
 	tpl.boot = "another boot"
-	if err := m.wake(ctx, "false"); !errors.Is(err, errBooted) {
+	if _, err := tpl.clone(ctx, "false"); !errors.Is(err, errBooted) {
 		t.Fatalf("a guest of another boot: %v", err)
-	}
-	if err := m.close(); err != nil {
-		t.Fatal(err)
 	}
 	for end := time.Now().Add(10 * time.Second); children(t) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {

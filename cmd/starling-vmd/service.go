@@ -197,7 +197,7 @@ func (s *service) clone(q *link.Message) (*os.File, error) {
 	if !s.reserve(q.VM) {
 		return nil, errGivenUp
 	}
-	m, err := sh.take(s.ctx)
+	m, err := sh.take(s.ctx, fmt.Sprintf("starling-%d", q.VM))
 	if err != nil {
 		s.forget(q.VM)
 		return nil, err
@@ -210,10 +210,6 @@ func (s *service) clone(q *link.Message) (*os.File, error) {
 	s.mu.Unlock()
 	if !wanted {
 		return nil, errors.Join(errGivenUp, m.close())
-	}
-	if err := m.wake(s.ctx, fmt.Sprintf("starling-%d", q.VM)); err != nil {
-		s.forget(q.VM)
-		return nil, errors.Join(err, m.close())
 	}
 	f, err := m.stream()
 	if err != nil {
@@ -289,15 +285,19 @@ func (sh *shelf) keep(ctx context.Context) {
 	}
 }
 
-// take returns a clone that runs: a paused one, or a new one when there is none.
-func (sh *shelf) take(ctx context.Context) (*machine, error) {
+// take returns a clone that runs and is awake: a paused one, or a new one when there is none.
+func (sh *shelf) take(ctx context.Context, name string) (*machine, error) {
 	select {
 	case m := <-sh.stock:
-		if err := m.vm.Resume(ctx); err != nil {
+		err := m.vm.Resume(ctx)
+		if err == nil {
+			err = sh.template.wake(ctx, m.agent, name)
+		}
+		if err != nil {
 			return nil, errors.Join(err, m.close())
 		}
 		return m, nil
 	default:
-		return sh.template.clone(ctx)
+		return sh.template.clone(ctx, name)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -46,29 +47,49 @@ const (
 // emulator is what replaces hardware help: a small cache of translated code, for there are many of these.
 const emulator = "tcg,thread=single,tb-size=32"
 
-// Args returns Kata's arguments with what is added: the files beside the shim in dir. It fails when Kata's arguments do
-// not say where the VM's folder is.
+// absent are the parts of the machine that a guest has no use for. Each costs every clone memory and time to load its state.
+const absent = ",sata=off,smbus=off,hpet=off,vmport=off,usb=off"
+
+// ports is how many serial ports there can be: the console and ours. QEMU would make queues for thirty.
+const ports = ",max_ports=4"
+
+// Sample stands for Kata's arguments where only what becomes of them counts.
+var Sample = []string{"-machine", "q35", "-device", "pci-bridge", "-device", "virtio-serial-pci", "-object", "rng-random", "-device", "virtio-rng-pci", "-pidfile", "vm/pid"}
+
+// Args returns Kata's arguments without what nobody uses and with what is added: the files beside the shim in dir. It fails when
+// Kata's arguments do not say where the VM's folder is.
 func Args(in []string, dir, accel string) ([]string, error) {
 	var out []string
 	vm := ""
+	clone := slices.Contains(in, "-incoming")
 	for i := 0; i < len(in); i++ {
 		arg, next := in[i], ""
 		if i+1 < len(in) {
 			next = in[i+1]
 		}
+		kind, _, _ := strings.Cut(next, ",")
 		switch {
+		case clone && (arg == "-kernel" || arg == "-initrd" || arg == "-append"), // a clone has booted long ago
+			arg == "-device" && (kind == "pci-bridge" || kind == "virtio-rng-pci"), // nothing is plugged in later; randomness comes with the reseeding
+			arg == "-object" && kind == "rng-random",
+			arg == "-global" && accel == TCG && strings.HasPrefix(next, "kvm-"):
+			i++
+			continue
 		case arg == "-pidfile":
 			vm = filepath.Dir(next)
-		case accel != TCG:
 		case arg == "-machine":
-			out = append(out, arg, emulated(next))
+			if accel == TCG {
+				next = emulated(next)
+			}
+			out = append(out, arg, next+absent)
 			i++
 			continue
-		case arg == "-cpu":
+		case arg == "-device" && kind == "virtio-serial-pci":
+			out = append(out, arg, next+ports)
+			i++
+			continue
+		case arg == "-cpu" && accel == TCG:
 			out = append(out, arg, "max")
-			i++
-			continue
-		case arg == "-global" && strings.HasPrefix(next, "kvm-"):
 			i++
 			continue
 		}
@@ -129,6 +150,10 @@ func Main(args []string) error {
 	}
 	// A VM must not outlive the program that knows of it.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+		return err
+	}
+	// QEMU asks for pages of 2 MiB for its translated code, and a clone uses a few hundred KiB of most of them.
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
 		return err
 	}
 	return syscall.Exec(qemu, append([]string{qemu}, out...), []string{"PATH=/usr/bin:/bin", "MALLOC_ARENA_MAX=1"}) // an arena for each thread is memory of every VM
