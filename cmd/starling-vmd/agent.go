@@ -132,6 +132,5 @@ func (a *agentConn) use(ctx context.Context) (*link.Use, error) {
 	}
 	g := r.GetCgroupStats()
 	m := g.GetMemoryStats().GetUsage()
-	return &link.Use{MemoryBytes: int64(m.GetUsage()), MemoryMax: int64(m.GetMaxUsage()), Processes: int(g.GetPidsStats().GetCurrent()),
-		CPU: time.Duration(g.GetCpuStats().GetCpuUsage().GetTotalUsage())}, nil
+	return &link.Use{MemoryBytes: int64(m.GetUsage()), MemoryMax: int64(m.GetMaxUsage()), Processes: int(g.GetPidsStats().GetCurrent())}, nil
 }

@@ -48,9 +48,13 @@ func bootInsteadOfClone(t *testing.T, cfg kata.Config) {
 		t.Fatal(err)
 	}
 	setup := &link.Setup{Images: cfg.Images, Cache: cfg.Cache, Guest: cfg.GuestPath, Programs: cfg.RuntimeDir, QEMU: cfg.QEMU, MemoryMiB: 192, CodeMiB: 16,
-		TmpBytes: 16 << 20, TmpFiles: 1000, Files: 100, Tasks: 50, RuntimeAPI: vmpool.RuntimeAPI}
+		TmpBytes: 16 << 20, TmpFiles: 1000, Files: 100, Tasks: 50, RuntimeAPI: vmpool.RuntimeAPI, Groups: "starling-" + cfg.Tag}
+	g, err := openGroups(setup.Groups)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx := vc.WithNewAgentFunc(context.Background(), vc.NewMockAgent)
-	tpl, err := openTemplate(ctx, setup, string(starling.Provided), shim.TCG)
+	tpl, err := openTemplate(ctx, setup, g, string(starling.Provided), shim.TCG)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +79,9 @@ func bootInsteadOfClone(t *testing.T, cfg kata.Config) {
 		if time.Now().After(end) {
 			t.Fatalf("%d VMs are left", children(t))
 		}
+	}
+	if err := g.close(); err != nil {
+		t.Errorf("groups of VMs are left: %v", err)
 	}
 	if left, _ := os.ReadDir(vmDir); len(left) > 0 {
 		t.Errorf("%d folders of VMs are left", len(left))

@@ -22,10 +22,11 @@ import (
 type machine struct {
 	t     *template
 	vm    *vc.VM
-	home  string // holds dir only
+	home  home
 	dir   string // its sockets
 	pid   int
 	agent *agentConn
+	cpu   float64 // CPUs of its function; 0 without code
 
 	closing  sync.Once
 	closeErr error
@@ -40,24 +41,17 @@ func dirOf(ctx context.Context, vm *vc.VM, config vc.VMConfig) (string, error) {
 	return filepath.Join(config.HypervisorConfig.VMStorePath, g.Id), nil
 }
 
-// housed returns config with a folder of its own for the VM, so that it can be found before Kata tells its name.
-func housed(config vc.VMConfig) (vc.VMConfig, string, error) {
-	home, err := os.MkdirTemp(vmDir, "")
-	config.HypervisorConfig.VMStorePath, config.HypervisorConfig.RunStorePath = home, home
-	return config, home, err
-}
-
 // clonePaused makes a clone that does not run yet.
 func (t *template) clonePaused(ctx context.Context) (*machine, error) {
-	config, home, err := housed(t.config)
+	h, err := newHome(t.groups, t.setup)
 	if err != nil {
 		return nil, err
 	}
-	vm, err := t.factory.GetBaseVM(ctx, config)
+	vm, err := t.factory.GetBaseVM(ctx, h.of(t.config))
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(home))
+		return nil, errors.Join(err, h.remove())
 	}
-	m, err := t.adopt(ctx, vm, config)
+	m, err := t.adopt(ctx, vm, h)
 	if err == nil {
 		m.agent, err = dialAgent(filepath.Join(m.dir, shim.AgentSocket))
 	}
@@ -77,7 +71,7 @@ func (t *template) clone(ctx context.Context, name string) (*machine, error) {
 //
 // Kata looks every 100 ms whether the state is loaded. Nobody waits for that: the guest is started and woken from beside.
 func (t *template) cloneAs(ctx context.Context, config vc.VMConfig, name string) (*machine, error) {
-	config, home, err := housed(config)
+	h, err := newHome(t.groups, t.setup)
 	if err != nil {
 		return nil, err
 	}
@@ -89,18 +83,18 @@ func (t *template) cloneAs(ctx context.Context, config vc.VMConfig, name string)
 	defer stop()
 	waking := make(chan woken, 1)
 	go func() {
-		a, err := t.wakeLoaded(beside, home, name)
+		a, err := t.wakeLoaded(beside, h.dir, name)
 		waking <- woken{a, err}
 	}()
-	vm, err := t.factory.GetVM(ctx, config)
+	vm, err := t.factory.GetVM(ctx, h.of(config))
 	if err != nil {
 		stop()
 		if w := <-waking; w.agent != nil {
 			w.agent.Close()
 		}
-		return nil, errors.Join(err, os.RemoveAll(home))
+		return nil, errors.Join(err, h.remove())
 	}
-	m, err := t.adopt(ctx, vm, config)
+	m, err := t.adopt(ctx, vm, h)
 	if err != nil {
 		stop()
 	}
@@ -153,9 +147,9 @@ func (t *template) wakeLoaded(ctx context.Context, home, name string) (*agentCon
 var errBooted = errors.New("Kata booted a guest instead of cloning the template")
 
 // adopt makes a VM of the factory a machine, which is the caller's to close also when it is no clone.
-func (t *template) adopt(ctx context.Context, vm *vc.VM, config vc.VMConfig) (m *machine, err error) {
-	m = &machine{t: t, vm: vm, pid: int(vm.GetVMStatus().Pid), home: config.HypervisorConfig.VMStorePath}
-	if m.dir, err = dirOf(ctx, vm, config); err != nil {
+func (t *template) adopt(ctx context.Context, vm *vc.VM, h home) (m *machine, err error) {
+	m = &machine{t: t, vm: vm, pid: int(vm.GetVMStatus().Pid), home: h}
+	if m.dir, err = dirOf(ctx, vm, h.of(t.config)); err != nil {
 		return m, err
 	}
 	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", m.pid)); err != nil || !bytes.Contains(line, []byte("\x00-incoming\x00")) {
@@ -191,6 +185,10 @@ func (m *machine) attach(ctx context.Context, image string, q *link.Message) (en
 	if err := putCode(ctx, m.dir, image); err != nil {
 		return "", fmt.Errorf("put code into its slot: %w", err)
 	}
+	m.cpu = q.CPU
+	if err := m.home.group.LimitCPU(max(1, m.cpu), 0); err != nil {
+		return "", fmt.Errorf("limit CPU: %w", err)
+	}
 	if err := m.agent.specialise(ctx, q.MemoryBytes); err != nil {
 		return "", err
 	}
@@ -198,6 +196,31 @@ func (m *machine) attach(ctx context.Context, image string, q *link.Message) (en
 		return "", nil
 	}
 	return m.agent.bootstrap(ctx, q.Argv, q.Env)
+}
+
+// settledWeight is the weight of a function after its start, in CPUs: that of a start, as in process sandboxes.
+const settledWeight = 1
+
+// settle ends the time in which a small function has a whole CPU.
+func (m *machine) settle() error {
+	if m.cpu == 0 || m.cpu >= 1 {
+		return nil
+	}
+	return m.home.group.LimitCPU(m.cpu, settledWeight)
+}
+
+// use returns what the function uses: its memory as the guest tells, the time of processors as the host counts it for the whole VM.
+func (m *machine) use(ctx context.Context) (*link.Use, error) {
+	u, err := m.agent.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	counted, err := m.home.group.Stats()
+	if err != nil {
+		return nil, err
+	}
+	u.CPU, u.PID = counted.CPU, m.pid
+	return u, nil
 }
 
 func (m *machine) pause(ctx context.Context) error { return m.vm.Pause(ctx) }
@@ -232,7 +255,7 @@ func (m *machine) close() error {
 		defer cancel()
 		fd, err := unix.PidfdOpen(m.pid, 0)
 		if err != nil { // it is gone already; Kata would ask its monitor in vain
-			m.closeErr = os.RemoveAll(m.home)
+			m.closeErr = m.home.remove()
 			return
 		}
 		defer unix.Close(fd)
@@ -246,7 +269,7 @@ func (m *machine) close() error {
 			return
 		}
 		_ = m.vm.Disconnect(ctx)
-		m.closeErr = os.RemoveAll(m.home)
+		m.closeErr = m.home.remove()
 	})
 	return m.closeErr
 }

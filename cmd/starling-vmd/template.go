@@ -39,6 +39,7 @@ const settleTime = 300 * time.Millisecond
 // A template is what clones of one runtime are made from.
 type template struct {
 	setup   *link.Setup
+	groups  *groups
 	runtime string
 	accel   string
 	dir     string // in the cache
@@ -49,8 +50,8 @@ type template struct {
 }
 
 // openTemplate fetches the template of a runtime from the cache, or builds it there. Of several processes one builds.
-func openTemplate(ctx context.Context, s *link.Setup, runtime, accel string) (*template, error) {
-	t := &template{setup: s, runtime: runtime, accel: accel}
+func openTemplate(ctx context.Context, s *link.Setup, g *groups, runtime, accel string) (*template, error) {
+	t := &template{setup: s, groups: g, runtime: runtime, accel: accel}
 	ramdisk, err := initrd(s, runtime)
 	if err != nil {
 		return nil, err
@@ -117,6 +118,9 @@ func (t *template) prepare(ramdisk []byte) error {
 	if err := os.WriteFile(filepath.Join(dir, shim.AccelFile), []byte(t.accel), 0o600); err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(dir, shim.GroupsFile), []byte(t.setup.Groups), 0o600); err != nil {
+		return err
+	}
 	if err := os.WriteFile(filepath.Join(dir, "initrd"), ramdisk, 0o600); err != nil {
 		return err
 	}
@@ -167,7 +171,12 @@ func (t *template) build(ctx context.Context) (err error) {
 		return err
 	}
 	memory.Close()
-	config := t.config
+	h, err := newHome(t.groups, t.setup)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.remove()) }() // after Stop
+	config := h.of(t.config)
 	config.HypervisorConfig.BootToBeTemplate = true
 	config.HypervisorConfig.MemoryPath = filepath.Join(fresh, memoryFile)
 	config.HypervisorConfig.DevicesStatePath = filepath.Join(fresh, stateFile)

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"starling/vmpool/process/cgroup"
 )
 
 // Name is the file name under which starling-guest acts as the shim.
@@ -23,7 +25,12 @@ const (
 	AccelFile = "accel"      // "kvm" or "tcg"
 	RootFile  = "root.erofs" // the guest's root
 	CodeFile  = "code.img"   // what is in the code slot before there is code
+	// GroupsFile names the parent of the VMs' cgroups; each has the name of the folder that holds the VM's.
+	GroupsFile = "groups"
 )
+
+// CgroupRoot is where cgroups are mounted.
+const CgroupRoot = "/sys/fs/cgroup"
 
 // Sockets in the folder of each VM.
 const (
@@ -54,7 +61,7 @@ const absent = ",sata=off,smbus=off,hpet=off,vmport=off,usb=off"
 const ports = ",max_ports=4"
 
 // Sample stands for Kata's arguments where only what becomes of them counts.
-var Sample = []string{"-machine", "q35", "-device", "pci-bridge", "-device", "virtio-serial-pci", "-object", "rng-random", "-device", "virtio-rng-pci", "-pidfile", "vm/pid"}
+var Sample = []string{"-machine", "q35", "-m", "64M,slots=1", "-device", "pci-bridge", "-device", "virtio-serial-pci", "-object", "rng-random", "-device", "virtio-rng-pci", "-pidfile", "vm/pid"}
 
 // Args returns Kata's arguments without what nobody uses and with what is added: the files beside the shim in dir. It fails when
 // Kata's arguments do not say where the VM's folder is.
@@ -82,6 +89,10 @@ func Args(in []string, dir, accel string) ([]string, error) {
 				next = emulated(next)
 			}
 			out = append(out, arg, next+absent)
+			i++
+			continue
+		case arg == "-m":
+			out = append(out, arg, kind) // without room for memory that is plugged in later
 			i++
 			continue
 		case arg == "-device" && kind == "virtio-serial-pci":
@@ -133,6 +144,20 @@ func added(dir, vm string) []string {
 	}
 }
 
+// enter places this process in the cgroup of its VM, so that all that QEMU does is bounded and counted.
+func enter(dir string, args []string) error {
+	parent, err := os.ReadFile(filepath.Join(dir, GroupsFile))
+	if err != nil {
+		return err
+	}
+	tree, err := cgroup.Find(CgroupRoot, string(parent))
+	if err != nil {
+		return err
+	}
+	vm := filepath.Dir(args[slices.Index(args, "-pidfile")+1]) // Args has seen that it is there
+	return tree.Group(filepath.Base(filepath.Dir(vm))).Place(os.Getpid())
+}
+
 // Main becomes QEMU. It returns only with a failure.
 func Main(args []string) error {
 	dir := filepath.Dir(args[0])
@@ -147,6 +172,9 @@ func Main(args []string) error {
 	out, err := Args(args[1:], dir, strings.TrimSpace(string(accel)))
 	if err != nil {
 		return err
+	}
+	if err := enter(dir, args[1:]); err != nil {
+		return fmt.Errorf("enter the VM's group: %w", err)
 	}
 	// A VM must not outlive the program that knows of it.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {

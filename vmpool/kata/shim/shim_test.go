@@ -47,7 +47,7 @@ func TestHardwareIsLeftAlone(t *testing.T) {
 func TestUnusedDevicesGo(t *testing.T) {
 	devices := []string{"-device", "pci-bridge,bus=pcie.0,id=b", "-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"}
 	boot := []string{"-kernel", "vmlinuz", "-initrd", "initrd", "-append", "quiet"}
-	all := slices.Concat([]string{"-device", "virtio-serial-pci,id=s"}, devices, boot, kataArgs)
+	all := slices.Concat([]string{"-m", "64M,slots=1,maxmem=1G", "-device", "virtio-serial-pci,id=s"}, devices, boot, kataArgs)
 	for _, accel := range []string{KVM, TCG} {
 		template, err := Args(all, "/shims/python", accel)
 		if err != nil {
@@ -69,6 +69,9 @@ func TestUnusedDevicesGo(t *testing.T) {
 			if slices.Contains(clone, word) {
 				t.Errorf("%s: a clone has %q", accel, word)
 			}
+		}
+		if i := slices.Index(clone, "-m"); clone[i+1] != "64M" {
+			t.Errorf("%s: a clone has memory of %s", accel, clone[i+1])
 		}
 		if !slices.Contains(clone, "-incoming") || !slices.Contains(clone, "virtio-serial-pci,id=s,max_ports=4") {
 			t.Errorf("%s: a clone has %q", accel, clone)
