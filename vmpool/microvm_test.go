@@ -36,8 +36,8 @@ func microVMs(t testing.TB, sizes map[starling.Runtime]int) (*vmpool.Pool, *kata
 // TestMicroVMInstances is TestSandboxedInstances with a microVM for each instance.
 func TestMicroVMInstances(t *testing.T) {
 	p, d := microVMs(t, map[starling.Runtime]int{starling.Python311: 1, starling.NodeJS20: 1, starling.Provided: 1})
-	instancesWork(t, p, 6*time.Second)
-	t.Run("layers", func(t *testing.T) { layersWork(t, p, 12*time.Second) })
+	instancesWork(t, p, 20*time.Second) // emulated, on a quarter of a CPU
+	t.Run("layers", func(t *testing.T) { layersWork(t, p, 20*time.Second) })
 	if a := d.Accel(); a != "kvm" && a != "tcg" {
 		t.Errorf("the driver does not say what runs its VMs: %q", a)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -34,14 +35,27 @@ func dialAgent(socket string) (*agentConn, error) {
 	return &agentConn{c}, nil
 }
 
+// errLoading says that a clone's state is not loaded yet.
+var errLoading = errors.New("the state is not loaded yet")
+
+// soon asks again and again for what comes within milliseconds, while what it is told means "not yet" and ctx lasts.
+func soon[T any](ctx context.Context, ask func() (T, error)) (T, error) {
+	for {
+		got, err := ask()
+		notYet := errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, errLoading)
+		if !notYet || ctx.Err() != nil {
+			return got, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // awaitSocket waits until QEMU made one of its sockets, which it does before anything else.
 func awaitSocket(path string) error {
-	for end := time.Now().Add(dialSeconds * time.Second); ; time.Sleep(time.Millisecond) {
-		_, err := os.Stat(path)
-		if err == nil || time.Now().After(end) {
-			return err
-		}
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), dialSeconds*time.Second)
+	defer cancel()
+	_, err := soon(ctx, func() (os.FileInfo, error) { return os.Stat(path) })
+	return err
 }
 
 func (a *agentConn) version(ctx context.Context) (string, error) {
@@ -121,6 +135,5 @@ func (a *agentConn) use(ctx context.Context) (*link.Use, error) {
 	}
 	g := r.GetCgroupStats()
 	m := g.GetMemoryStats().GetUsage()
-	return &link.Use{MemoryBytes: int64(m.GetUsage()), MemoryMax: int64(m.GetMaxUsage()), Processes: int(g.GetPidsStats().GetCurrent()),
-		CPU: time.Duration(g.GetCpuStats().GetCpuUsage().GetTotalUsage())}, nil
+	return &link.Use{MemoryBytes: int64(m.GetUsage()), MemoryMax: int64(m.GetMaxUsage()), Processes: int(g.GetPidsStats().GetCurrent())}, nil
 }

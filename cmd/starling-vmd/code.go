@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +14,6 @@ import (
 	"time"
 
 	"starling/vmpool/kata/link"
-	"starling/vmpool/kata/shim"
 )
 
 // makeSlot makes what lies in the code slot of a template: nothing, of the slot's size.
@@ -133,67 +129,5 @@ func (i *images) forget(dir string) {
 	slices.SortFunc(paths, func(a, b string) int { return age(a).Compare(age(b)) })
 	for _, p := range paths[:len(paths)-imagesMax+1] {
 		_ = os.Remove(p)
-	}
-}
-
-// monitorTime bounds one conversation with QEMU.
-const monitorTime = 10 * time.Second
-
-// putCode puts an image into the code slot of a VM: a new file under the disk that the guest has. The monitor is ours, beside
-// Kata's.
-func putCode(vm, image string) error {
-	conn, err := net.Dial("unix", filepath.Join(vm, shim.MonitorSocket))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(monitorTime)); err != nil {
-		return err
-	}
-	m := &monitor{in: json.NewDecoder(bufio.NewReader(conn)), out: json.NewEncoder(conn)}
-	if err := m.in.Decode(&map[string]any{}); err != nil { // the greeting
-		return err
-	}
-	type args map[string]any
-	file := args{"driver": "file", "node-name": "image", "filename": image, "read-only": true}
-	disk := args{"driver": "raw", "node-name": shim.CodeNode, "read-only": true, "file": "image"}
-	return errors.Join(
-		m.do("qmp_capabilities", nil),
-		m.do("blockdev-add", file),
-		m.do("blockdev-reopen", args{"options": []args{disk}}),
-	)
-}
-
-// A monitor speaks QMP.
-type monitor struct {
-	in  *json.Decoder
-	out *json.Encoder
-}
-
-// do carries out one command.
-func (m *monitor) do(command string, arguments any) error {
-	q := map[string]any{"execute": command}
-	if arguments != nil {
-		q["arguments"] = arguments
-	}
-	if err := m.out.Encode(q); err != nil {
-		return err
-	}
-	for {
-		var a struct {
-			Return *json.RawMessage `json:"return"`
-			Error  *struct {
-				Desc string `json:"desc"`
-			} `json:"error"`
-		}
-		if err := m.in.Decode(&a); err != nil {
-			return fmt.Errorf("%s: %w", command, err)
-		}
-		if a.Error != nil {
-			return fmt.Errorf("%s: %s", command, a.Error.Desc)
-		}
-		if a.Return != nil {
-			return nil
-		}
 	}
 }

@@ -48,39 +48,40 @@ func bootInsteadOfClone(t *testing.T, cfg kata.Config) {
 		t.Fatal(err)
 	}
 	setup := &link.Setup{Images: cfg.Images, Cache: cfg.Cache, Guest: cfg.GuestPath, Programs: cfg.RuntimeDir, QEMU: cfg.QEMU, MemoryMiB: 192, CodeMiB: 16,
-		TmpBytes: 16 << 20, TmpFiles: 1000, Files: 100, Tasks: 50, RuntimeAPI: vmpool.RuntimeAPI}
-	ctx := vc.WithNewAgentFunc(context.Background(), vc.NewMockAgent)
-	tpl, err := openTemplate(ctx, setup, string(starling.Provided), shim.TCG)
+		TmpBytes: 16 << 20, TmpFiles: 1000, Files: 100, Tasks: 50, RuntimeAPI: vmpool.RuntimeAPI, Groups: "starling-" + cfg.Tag}
+	g, err := openGroups(setup.Groups)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := tpl.clone(ctx)
+	ctx := vc.WithNewAgentFunc(context.Background(), vc.NewMockAgent)
+	tpl, err := openTemplate(ctx, setup, g, string(starling.Provided), shim.TCG)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := tpl.clone(ctx, "true")
 	if err != nil {
 		t.Fatalf("a true clone is refused: %v", err)
 	}
-	if err := errors.Join(m.wake(ctx, "true"), m.close()); err != nil {
-		t.Fatalf("a true clone: %v", err)
+	if err := m.close(); err != nil {
+		t.Fatal(err)
 	}
 	other := tpl.config
-	other.HypervisorConfig.KernelParams = append(kernelParams(), vc.Param{Key: "other"})
-	if _, err := tpl.cloneAs(ctx, other); !errors.Is(err, errBooted) {
+	other.HypervisorConfig.KernelParams = append(kernelParams(shim.TCG), vc.Param{Key: "other"})
+	if _, err := tpl.cloneAs(ctx, other, "other"); !errors.Is(err, errBooted) {
 		t.Fatalf("a guest that was booted instead of cloned: %v", err)
 	}
 	// The second guard asks the guest itself, should QEMU's command line ever look different.
-	if m, err = tpl.clone(ctx); err != nil {
-		t.Fatal(err)
-	}
 	tpl.boot = "another boot"
-	if err := m.wake(ctx, "false"); !errors.Is(err, errBooted) {
+	if _, err := tpl.clone(ctx, "false"); !errors.Is(err, errBooted) {
 		t.Fatalf("a guest of another boot: %v", err)
-	}
-	if err := m.close(); err != nil {
-		t.Fatal(err)
 	}
 	for end := time.Now().Add(10 * time.Second); children(t) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d VMs are left", children(t))
 		}
+	}
+	if err := g.close(); err != nil {
+		t.Errorf("groups of VMs are left: %v", err)
 	}
 	if left, _ := os.ReadDir(vmDir); len(left) > 0 {
 		t.Errorf("%d folders of VMs are left", len(left))

@@ -22,9 +22,11 @@ import (
 type machine struct {
 	t     *template
 	vm    *vc.VM
+	home  home
 	dir   string // its sockets
 	pid   int
 	agent *agentConn
+	cpu   float64 // CPUs of its function; 0 without code
 
 	closing  sync.Once
 	closeErr error
@@ -36,63 +38,136 @@ func dirOf(ctx context.Context, vm *vc.VM, config vc.VMConfig) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(vmDir, g.Id), nil
+	return filepath.Join(config.HypervisorConfig.VMStorePath, g.Id), nil
 }
 
 // clonePaused makes a clone that does not run yet.
 func (t *template) clonePaused(ctx context.Context) (*machine, error) {
-	vm, err := t.factory.GetBaseVM(ctx, t.config)
+	h, err := newHome(t.groups, t.setup)
 	if err != nil {
 		return nil, err
 	}
-	return t.adopt(ctx, vm)
-}
-
-// clone makes a clone that runs.
-func (t *template) clone(ctx context.Context) (*machine, error) { return t.cloneAs(ctx, t.config) }
-
-// cloneAs is clone with a configuration that should be the template's. With any other Kata's factory boots a guest from
-// nothing instead, in a hundred times the time, and says so only in its log.
-func (t *template) cloneAs(ctx context.Context, config vc.VMConfig) (*machine, error) {
-	vm, err := t.factory.GetVM(ctx, config)
+	vm, err := t.factory.GetBaseVM(ctx, h.of(t.config))
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, h.remove())
 	}
-	return t.adopt(ctx, vm)
-}
-
-// errBooted is what a VM is refused with that was booted instead of cloned.
-var errBooted = errors.New("Kata booted a guest instead of cloning the template")
-
-// adopt checks that a VM of the factory is a clone and makes it a machine. It ends the VM when it is not.
-func (t *template) adopt(ctx context.Context, vm *vc.VM) (*machine, error) {
-	m := &machine{t: t, vm: vm, pid: int(vm.GetVMStatus().Pid)}
-	err := func() (err error) {
-		if m.dir, err = dirOf(ctx, vm, t.config); err != nil {
-			return err
-		}
-		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", m.pid)); err != nil || !bytes.Contains(line, []byte("\x00-incoming\x00")) {
-			return errors.Join(errBooted, err)
-		}
+	m, err := t.adopt(ctx, vm, h)
+	if err == nil {
 		m.agent, err = dialAgent(filepath.Join(m.dir, shim.AgentSocket))
-		return err
-	}()
+	}
 	if err != nil {
 		return nil, errors.Join(err, m.close())
 	}
 	return m, nil
 }
 
-// wake makes the clone a guest of its own: it comes from our template's boot, and has fresh randomness, the time and a name.
-func (m *machine) wake(ctx context.Context, name string) error {
-	boot, err := bootOf(ctx, m.agent)
+// clone makes a clone that runs and is awake.
+func (t *template) clone(ctx context.Context, name string) (*machine, error) {
+	return t.cloneAs(ctx, t.config, name)
+}
+
+// cloneAs is clone with a configuration that should be the template's. With any other Kata's factory boots a guest from
+// nothing instead, in a hundred times the time, and says so only in its log.
+//
+// Kata looks every 100 ms whether the state is loaded. Nobody waits for that: the guest is started and woken from beside.
+func (t *template) cloneAs(ctx context.Context, config vc.VMConfig, name string) (*machine, error) {
+	h, err := newHome(t.groups, t.setup)
+	if err != nil {
+		return nil, err
+	}
+	type woken struct {
+		agent *agentConn
+		err   error
+	}
+	beside, stop := context.WithCancel(ctx)
+	defer stop()
+	waking := make(chan woken, 1)
+	go func() {
+		a, err := t.wakeLoaded(beside, h.dir, name)
+		waking <- woken{a, err}
+	}()
+	vm, err := t.factory.GetVM(ctx, h.of(config))
+	if err != nil {
+		stop()
+		if w := <-waking; w.agent != nil {
+			w.agent.Close()
+		}
+		return nil, errors.Join(err, h.remove())
+	}
+	m, err := t.adopt(ctx, vm, h)
+	if err != nil {
+		stop()
+	}
+	w := <-waking
+	m.agent = w.agent
+	if err == nil {
+		err = w.err
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.close())
+	}
+	return m, nil
+}
+
+// wakeLoaded lets the one VM of home run as soon as its state is loaded, and wakes it.
+func (t *template) wakeLoaded(ctx context.Context, home, name string) (*agentConn, error) {
+	dir, err := soon(ctx, func() (string, error) {
+		vms, err := os.ReadDir(home)
+		if err == nil && len(vms) == 0 {
+			err = os.ErrNotExist
+		}
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(home, vms[0].Name()), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	m, err := soon(ctx, func() (*monitor, error) { return openMonitor(ctx, dir) })
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	if err := m.runLoaded(ctx); err != nil {
+		return nil, err
+	}
+	a, err := dialAgent(filepath.Join(dir, shim.AgentSocket))
+	if err != nil {
+		return nil, err
+	}
+	if err := t.wake(ctx, a, name); err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// errBooted is what a VM is refused with that was booted instead of cloned.
+var errBooted = errors.New("Kata booted a guest instead of cloning the template")
+
+// adopt makes a VM of the factory a machine, which is the caller's to close also when it is no clone.
+func (t *template) adopt(ctx context.Context, vm *vc.VM, h home) (m *machine, err error) {
+	m = &machine{t: t, vm: vm, pid: int(vm.GetVMStatus().Pid), home: h}
+	if m.dir, err = dirOf(ctx, vm, h.of(t.config)); err != nil {
+		return m, err
+	}
+	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", m.pid)); err != nil || !bytes.Contains(line, []byte("\x00-incoming\x00")) {
+		return m, errors.Join(errBooted, err)
+	}
+	return m, nil
+}
+
+// wake makes a clone a guest of its own: it comes from our template's boot, and has fresh randomness, the time and a name.
+func (t *template) wake(ctx context.Context, a *agentConn, name string) error {
+	boot, err := bootOf(ctx, a)
 	if err != nil {
 		return err
 	}
-	if boot != m.t.boot {
-		return fmt.Errorf("%w: it is from boot %s, the template from %s", errBooted, boot, m.t.boot)
+	if boot != t.boot {
+		return fmt.Errorf("%w: it is from boot %s, the template from %s", errBooted, boot, t.boot)
 	}
-	return m.agent.renew(ctx, name)
+	return a.renew(ctx, name)
 }
 
 // stream connects to the guest's streams and returns the descriptor, which belongs to the caller.
@@ -107,8 +182,12 @@ func (m *machine) stream() (*os.File, error) {
 
 // attach gives the clone its code.
 func (m *machine) attach(ctx context.Context, image string, q *link.Message) (entrypoint string, err error) {
-	if err := putCode(m.dir, image); err != nil {
+	if err := putCode(ctx, m.dir, image); err != nil {
 		return "", fmt.Errorf("put code into its slot: %w", err)
+	}
+	m.cpu = q.CPU
+	if err := m.home.group.LimitCPU(max(1, m.cpu), 0); err != nil {
+		return "", fmt.Errorf("limit CPU: %w", err)
 	}
 	if err := m.agent.specialise(ctx, q.MemoryBytes, len(q.Layers) > 0); err != nil {
 		return "", err
@@ -117,6 +196,31 @@ func (m *machine) attach(ctx context.Context, image string, q *link.Message) (en
 		return "", nil
 	}
 	return m.agent.bootstrap(ctx, q.Argv, q.Env)
+}
+
+// settledWeight is the weight of a function after its start, in CPUs: that of a start, as in process sandboxes.
+const settledWeight = 1
+
+// settle ends the time in which a small function has a whole CPU.
+func (m *machine) settle() error {
+	if m.cpu == 0 || m.cpu >= 1 {
+		return nil
+	}
+	return m.home.group.LimitCPU(m.cpu, settledWeight)
+}
+
+// use returns what the function uses: its memory as the guest tells, the time of processors as the host counts it for the whole VM.
+func (m *machine) use(ctx context.Context) (*link.Use, error) {
+	u, err := m.agent.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	counted, err := m.home.group.Stats()
+	if err != nil {
+		return nil, err
+	}
+	u.CPU, u.PID = counted.CPU, m.pid
+	return u, nil
 }
 
 func (m *machine) pause(ctx context.Context) error { return m.vm.Pause(ctx) }
@@ -151,7 +255,7 @@ func (m *machine) close() error {
 		defer cancel()
 		fd, err := unix.PidfdOpen(m.pid, 0)
 		if err != nil { // it is gone already; Kata would ask its monitor in vain
-			m.closeErr = os.RemoveAll(m.dir)
+			m.closeErr = m.home.remove()
 			return
 		}
 		defer unix.Close(fd)
@@ -165,7 +269,7 @@ func (m *machine) close() error {
 			return
 		}
 		_ = m.vm.Disconnect(ctx)
-		m.closeErr = os.RemoveAll(m.dir)
+		m.closeErr = m.home.remove()
 	})
 	return m.closeErr
 }

@@ -25,6 +25,7 @@ type service struct {
 	wg   sync.WaitGroup
 
 	setup  *link.Setup
+	groups *groups
 	images *images
 	accel  string
 
@@ -78,6 +79,9 @@ func (s *service) run() error {
 	}
 	ending.Wait()
 	s.wg.Wait()
+	if s.groups != nil {
+		errs = append(errs, s.groups.close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -129,11 +133,10 @@ func (s *service) do(q, a *link.Message) (fd *os.File, err error) {
 	case link.Resume:
 		return nil, m.resume(s.ctx)
 	case link.Stats:
-		a.Use, err = m.agent.use(s.ctx)
-		if err == nil {
-			a.Use.PID = m.pid
-		}
+		a.Use, err = m.use(s.ctx)
 		return nil, err
+	case link.Settle:
+		return nil, m.settle()
 	case link.Kill:
 		return nil, m.close()
 	}
@@ -152,8 +155,12 @@ func (s *service) open(setup *link.Setup, a *link.Message) (err error) {
 	if err != nil {
 		return err
 	}
+	g, err := openGroups(setup.Groups)
+	if err != nil {
+		return err
+	}
 	s.mu.Lock()
-	s.setup, s.accel, s.images = setup, accel, &images{setup: setup, making: map[string]chan struct{}{}}
+	s.setup, s.groups, s.accel, s.images = setup, g, accel, &images{setup: setup, making: map[string]chan struct{}{}}
 	s.mu.Unlock()
 	a.Accel, a.Why = accel, why
 	return nil
@@ -167,7 +174,7 @@ func (s *service) template(runtime string) (*shelf, error) {
 		sh = &shelf{}
 		s.templates[runtime] = sh
 	}
-	setup, accel := s.setup, s.accel
+	setup, groups, accel := s.setup, s.groups, s.accel
 	s.mu.Unlock()
 	if setup == nil {
 		return nil, errors.New("not open")
@@ -177,7 +184,7 @@ func (s *service) template(runtime string) (*shelf, error) {
 	if sh.template != nil {
 		return sh, nil
 	}
-	t, err := openTemplate(s.ctx, setup, runtime, accel)
+	t, err := openTemplate(s.ctx, setup, groups, runtime, accel)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +204,7 @@ func (s *service) clone(q *link.Message) (*os.File, error) {
 	if !s.reserve(q.VM) {
 		return nil, errGivenUp
 	}
-	m, err := sh.take(s.ctx)
+	m, err := sh.take(s.ctx, fmt.Sprintf("starling-%d", q.VM))
 	if err != nil {
 		s.forget(q.VM)
 		return nil, err
@@ -210,10 +217,6 @@ func (s *service) clone(q *link.Message) (*os.File, error) {
 	s.mu.Unlock()
 	if !wanted {
 		return nil, errors.Join(errGivenUp, m.close())
-	}
-	if err := m.wake(s.ctx, fmt.Sprintf("starling-%d", q.VM)); err != nil {
-		s.forget(q.VM)
-		return nil, errors.Join(err, m.close())
 	}
 	f, err := m.stream()
 	if err != nil {
@@ -289,15 +292,19 @@ func (sh *shelf) keep(ctx context.Context) {
 	}
 }
 
-// take returns a clone that runs: a paused one, or a new one when there is none.
-func (sh *shelf) take(ctx context.Context) (*machine, error) {
+// take returns a clone that runs and is awake: a paused one, or a new one when there is none.
+func (sh *shelf) take(ctx context.Context, name string) (*machine, error) {
 	select {
 	case m := <-sh.stock:
-		if err := m.vm.Resume(ctx); err != nil {
+		err := m.vm.Resume(ctx)
+		if err == nil {
+			err = sh.template.wake(ctx, m.agent, name)
+		}
+		if err != nil {
 			return nil, errors.Join(err, m.close())
 		}
 		return m, nil
 	default:
-		return sh.template.clone(ctx)
+		return sh.template.clone(ctx, name)
 	}
 }

@@ -39,6 +39,7 @@ const settleTime = 300 * time.Millisecond
 // A template is what clones of one runtime are made from.
 type template struct {
 	setup   *link.Setup
+	groups  *groups
 	runtime string
 	accel   string
 	dir     string // in the cache
@@ -49,8 +50,8 @@ type template struct {
 }
 
 // openTemplate fetches the template of a runtime from the cache, or builds it there. Of several processes one builds.
-func openTemplate(ctx context.Context, s *link.Setup, runtime, accel string) (*template, error) {
-	t := &template{setup: s, runtime: runtime, accel: accel}
+func openTemplate(ctx context.Context, s *link.Setup, g *groups, runtime, accel string) (*template, error) {
+	t := &template{setup: s, groups: g, runtime: runtime, accel: accel}
 	ramdisk, err := initrd(s, runtime)
 	if err != nil {
 		return nil, err
@@ -95,8 +96,8 @@ func (t *template) key(ramdisk []byte) (string, error) {
 		}
 		fmt.Fprintln(h, path, info.Size(), info.ModTime().UnixNano())
 	}
-	probe, err := shim.Args([]string{"-pidfile", "vm/pid"}, "shim", t.accel)
-	fmt.Fprintln(h, probe, kernelParams())
+	probe, err := shim.Args(shim.Sample, "shim", t.accel)
+	fmt.Fprintln(h, probe, kernelParams(t.accel))
 	return fmt.Sprintf("%x", h.Sum(nil)[:8]), err
 }
 
@@ -117,6 +118,9 @@ func (t *template) prepare(ramdisk []byte) error {
 	if err := os.WriteFile(filepath.Join(dir, shim.AccelFile), []byte(t.accel), 0o600); err != nil {
 		return err
 	}
+	if err := os.WriteFile(filepath.Join(dir, shim.GroupsFile), []byte(t.setup.Groups), 0o600); err != nil {
+		return err
+	}
 	if err := os.WriteFile(filepath.Join(dir, "initrd"), ramdisk, 0o600); err != nil {
 		return err
 	}
@@ -128,7 +132,7 @@ func (t *template) prepare(ramdisk []byte) error {
 		AgentConfig:    vc.KataAgentConfig{LongLiveConn: true},
 		HypervisorConfig: vc.HypervisorConfig{
 			KernelPath: t.kernel(), InitrdPath: filepath.Join(dir, "initrd"), HypervisorPath: filepath.Join(dir, shim.Name),
-			KernelParams: kernelParams(), HypervisorMachineType: vc.QemuQ35, NumVCPUsF: 1, DefaultMaxVCPUs: 1,
+			KernelParams: kernelParams(t.accel), HypervisorMachineType: vc.QemuQ35, NumVCPUsF: 1, DefaultMaxVCPUs: 1,
 			MemorySize: uint32(t.setup.MemoryMiB), MemSlots: 1, DefaultBridges: 1, BlockDeviceDriver: "virtio-blk",
 			SharedFS: "none", DisableImageNvdimm: true, DisableNestingChecks: true, DisableVhostNet: true, DisableSeLinux: true,
 			DisableGuestSeLinux: true, EntropySource: "/dev/urandom", VMStorePath: vmDir, RunStorePath: vmDir, SharedPath: vmDir + "/shared",
@@ -137,8 +141,15 @@ func (t *template) prepare(ramdisk []byte) error {
 	return nil
 }
 
-func kernelParams() []vc.Param {
-	return []vc.Param{{Key: "quiet"}, {Key: "panic", Value: "-1"}, {Key: "audit", Value: "0"}, {Key: "random.trust_cpu", Value: "on"}}
+// kernelParams returns what the guest's kernel is told. GODEBUG is the environment of its first process: when a clone wakes, that
+// process seems to have run for long, and would be interrupted and asked for its processors.
+func kernelParams(accel string) []vc.Param {
+	p := []vc.Param{{Key: "quiet"}, {Key: "panic", Value: "-1"}, {Key: "audit", Value: "0"}, {Key: "random.trust_cpu", Value: "on"},
+		{Key: "GODEBUG", Value: "asyncpreemptoff=1,updatemaxprocs=0"}}
+	if accel == shim.TCG { // what an emulated processor speculates is nobody's secret
+		p = append(p, vc.Param{Key: "mitigations", Value: "off"})
+	}
+	return p
 }
 
 // build boots a guest until its language runtime is ready, pauses it and saves it. Kata's own way waits for two seconds and
@@ -160,7 +171,12 @@ func (t *template) build(ctx context.Context) (err error) {
 		return err
 	}
 	memory.Close()
-	config := t.config
+	h, err := newHome(t.groups, t.setup)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.remove()) }() // after Stop
+	config := h.of(t.config)
 	config.HypervisorConfig.BootToBeTemplate = true
 	config.HypervisorConfig.MemoryPath = filepath.Join(fresh, memoryFile)
 	config.HypervisorConfig.DevicesStatePath = filepath.Join(fresh, stateFile)

@@ -72,6 +72,73 @@ func TestEndOfStarlingVMDEndsItsVMs(t *testing.T) {
 	must(t, again.Close())
 }
 
+// TestVMHasTheCPUOfItsFunction: a VM starts its function on a whole CPU of the host and serves calls with what the function's
+// memory buys; the host counts what it uses, and nothing of its group is left.
+func TestVMHasTheCPUOfItsFunction(t *testing.T) {
+	if testing.Short() {
+		t.Skip("microVMs are slow without hardware; run it without -short")
+	}
+	_, tpl := template(t, nil)
+	ctx := context.Background()
+	s, err := tpl.Clone(ctx)
+	must(t, err)
+	group := groupOf(t, kata.PIDOf(s))
+	if got := quota(t, group); got != 1 {
+		t.Errorf("a VM without code has %v CPUs", got)
+	}
+	must(t, s.Attach(ctx, vmpool.Code{Dir: t.TempDir(), MemoryMiB: 128}))
+	if got := quota(t, group); got != 1 {
+		t.Errorf("a VM whose function starts has %v CPUs", got)
+	}
+	must(t, s.(vmpool.Settler).Settle())
+	if got := quota(t, group); got != starling.CPUMin {
+		t.Errorf("a VM of 128 MiB has %v CPUs, want %v", got, starling.CPUMin)
+	}
+	used, err := s.Stats()
+	must(t, err)
+	if used.CPU <= 0 || used.CPU > time.Minute {
+		t.Errorf("it used %v of processors", used.CPU)
+	}
+	must(t, s.Close())
+	if _, err := os.Stat(group); !os.IsNotExist(err) {
+		t.Errorf("its group is left: %v", err)
+	}
+}
+
+// groupOf returns the folder of a process's group that limits CPU.
+func groupOf(t *testing.T, pid int) string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	must(t, err)
+	for line := range strings.Lines(string(text)) {
+		part := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		switch {
+		case part[1] == "":
+			if _, err := os.Stat("/sys/fs/cgroup" + part[2] + "/cpu.max"); err == nil {
+				return "/sys/fs/cgroup" + part[2]
+			}
+		case slices.Contains(strings.Split(part[1], ","), "cpu"):
+			return "/sys/fs/cgroup/cpu" + part[2]
+		}
+	}
+	t.Fatalf("process %d is in no group: %s", pid, text)
+	return ""
+}
+
+// quota returns the CPUs that a group may use.
+func quota(t *testing.T, group string) float64 {
+	var most, period float64
+	if text, err := os.ReadFile(group + "/cpu.max"); err == nil {
+		fmt.Sscan(string(text), &most, &period)
+		return most / period
+	}
+	for file, n := range map[string]*float64{"cpu.cfs_quota_us": &most, "cpu.cfs_period_us": &period} {
+		text, err := os.ReadFile(group + "/" + file)
+		must(t, err)
+		fmt.Sscan(string(text), n)
+	}
+	return most / period
+}
+
 // TestFigures prints template, clone and memory figures; it asserts no speed.
 func TestFigures(t *testing.T) {
 	if *figures == "" {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ type Config struct {
 	// Command returns the program and arguments of a shipped runtime as the guest sees them. It is never asked for provided.
 	Command func(starling.Runtime) []string
 
+	Tag       string // names the cgroups of VMs, 1-34 of a-z, 0-9 and "-"; unique on the machine, the same in every life of a node
 	QEMU      string // the emulator
 	MemoryMiB int    // of each VM, the guest's kernel included; the largest function has ReserveMiB less
 	CodeMiB   int    // largest image of a package
@@ -47,7 +49,7 @@ type Config struct {
 // ReserveMiB of a VM's memory are its kernel's and its agent's.
 const ReserveMiB = 64
 
-// DefaultConfig returns the limits of a driver; the paths and Command remain to be set.
+// DefaultConfig returns the limits of a driver; the paths, Tag and Command remain to be set.
 func DefaultConfig() Config {
 	return Config{QEMU: "/usr/bin/qemu-system-x86_64", MemoryMiB: 320, CodeMiB: 320, Paused: 1, TmpBytes: 128 << 20, TmpInodes: 16_384, Files: 1024,
 		Tasks: 256, Log: slog.New(slog.DiscardHandler)}
@@ -59,6 +61,8 @@ func DefaultImages() (images, cache string, err error) {
 	return filepath.Join(dir, "starling/guest"), filepath.Join(dir, "starling/vm"), err
 }
 
+var tagPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,33}$`)
+
 // Validate reports the first setting that cannot work.
 func (c Config) Validate() error {
 	const op = "check kata driver"
@@ -68,6 +72,8 @@ func (c Config) Validate() error {
 		}
 	}
 	switch {
+	case !tagPattern.MatchString(c.Tag):
+		return starling.Errorf(starling.Invalid, op, "Tag %q: use 1-34 of a-z, 0-9 and \"-\"", c.Tag)
 	case c.MemoryMiB < 128+ReserveMiB || c.MemoryMiB > starling.MemoryMaxMiB:
 		return starling.Errorf(starling.Invalid, op, "MemoryMiB %d: use %d-%d", c.MemoryMiB, 128+ReserveMiB, starling.MemoryMaxMiB)
 	case c.CodeMiB < 1 || c.Paused < 0 || c.Paused > 100 || c.TmpBytes < 1<<20 || c.TmpInodes < 16 || c.Files < 16 || c.Tasks < 16:
@@ -149,7 +155,7 @@ func (d *Driver) setup() *link.Setup {
 		}
 	}
 	return &link.Setup{Images: c.Images, Cache: c.Cache, Guest: c.GuestPath, Programs: c.RuntimeDir, QEMU: c.QEMU, MemoryMiB: c.MemoryMiB, CodeMiB: c.CodeMiB,
-		Paused: c.Paused, TmpBytes: c.TmpBytes, TmpFiles: c.TmpInodes, Files: uint64(c.Files), Tasks: c.Tasks, RuntimeAPI: vmpool.RuntimeAPI, Argv: argv,
+		Groups: "starling-" + c.Tag, Paused: c.Paused, TmpBytes: c.TmpBytes, TmpFiles: c.TmpInodes, Files: uint64(c.Files), Tasks: c.Tasks, RuntimeAPI: vmpool.RuntimeAPI, Argv: argv,
 		Env: append(vmpool.WarmEnv(), "STARLING_CLONED=1")}
 }
 
@@ -191,7 +197,7 @@ func (d *Driver) current(ctx context.Context) (*life, error) {
 	return l, nil
 }
 
-// start starts a starling-vmd in a mount namespace of its own. It dies with the node.
+// start starts a starling-vmd in a mount namespace of its own. It ends with the node.
 func (d *Driver) start() (*life, error) {
 	conn, theirs, err := link.Pair()
 	if err != nil {
@@ -201,7 +207,8 @@ func (d *Driver) start() (*life, error) {
 	cmd.ExtraFiles = []*os.File{theirs} // descriptor link.FD
 	cmd.Stderr = os.Stderr
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "STARLING_VMD_DEBUG=" + os.Getenv("STARLING_VMD_DEBUG")}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGKILL}
+	// With the node it is asked to end, not killed: it removes the cgroups of its VMs.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGTERM}
 	l := newLife(conn, d.cfg.Log)
 	started := make(chan error, 1)
 	l.wg.Go(func() {

@@ -87,7 +87,8 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 		return starling.Errorf(starling.Invalid, op, "the function asks for %d MiB, and microVMs of this node give %d at most: raise the node's kata-memory", code.MemoryMiB, most)
 	}
 	begun := time.Now()
-	m := &link.Message{Op: link.Attach, VM: b.id, Code: code.Dir, MemoryBytes: int64(code.MemoryMiB+vmpool.OverheadMiB(b.runtime)) << 20}
+	m := &link.Message{Op: link.Attach, VM: b.id, Code: code.Dir, MemoryBytes: int64(code.MemoryMiB+vmpool.OverheadMiB(b.runtime)) << 20,
+		CPU: starling.CPUOf(code.MemoryMiB)}
 	for _, l := range code.Layers {
 		m.Layers = append(m.Layers, l.Dir)
 	}
@@ -119,6 +120,16 @@ func (b *sandbox) ask(m *link.Message) (*link.Message, error) {
 	return a, err
 }
 
+var _ vmpool.Settler = (*sandbox)(nil)
+
+// Settle ends the time in which a small function has a whole CPU of the host to initialise itself.
+func (b *sandbox) Settle() error {
+	if _, err := b.ask(&link.Message{Op: link.Settle}); err != nil {
+		return fmt.Errorf("settle VM %d: %w", b.id, err)
+	}
+	return nil
+}
+
 // Pause stops the VM's processor.
 func (b *sandbox) Pause() error {
 	if _, err := b.ask(&link.Message{Op: link.Pause}); err != nil {
@@ -140,7 +151,8 @@ func (b *sandbox) Resume() error {
 	return nil
 }
 
-// Stats asks the guest for what the function used. A function that took its guest over can lie, about itself only.
+// Stats asks the guest for the memory that the function used: one that took its guest over can lie, about itself only. The time of
+// processors is the host's count for the whole VM.
 func (b *sandbox) Stats() (vmpool.Stats, error) {
 	if b.frozen {
 		return vmpool.Stats{}, fmt.Errorf("read statistics of VM %d: it is paused", b.id)

@@ -20,6 +20,7 @@ func (n *Node) microVMs(base process.Config) (*kata.Driver, error) {
 		return nil, err
 	}
 	cfg.GuestPath, cfg.RuntimeDir, cfg.Command, cfg.Log = base.GuestPath, base.RuntimeDir, base.Command, base.Log
+	cfg.Tag = "k-" + base.Tag
 	if n.cfg.KataMemory > 0 {
 		cfg.MemoryMiB = n.cfg.KataMemory + kata.ReserveMiB
 	}

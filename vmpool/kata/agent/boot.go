@@ -124,8 +124,8 @@ func buildRoot(cfg Config) error {
 	if err := os.WriteFile("/proc/sys/vm/overcommit_memory", []byte("1"), 0); err != nil {
 		return err
 	}
-	if err := setIdentity("starling", ""); err != nil {
-		return err
+	if err := unix.Sethostname([]byte("starling")); err != nil {
+		return fmt.Errorf("set host name: %w", err)
 	}
 	if err := raiseLoopback(); err != nil {
 		return err
@@ -158,17 +158,6 @@ func makeDevices() error {
 		return err
 	}
 	return unix.Mount("shm", newRoot+"/dev/shm", "tmpfs", quiet, "mode=1777,size=64m")
-}
-
-// setIdentity gives the guest its name and machine-id; the root's /etc/machine-id and /etc/hostname are links to these.
-func setIdentity(name, machineID string) error {
-	if err := unix.Sethostname([]byte(name)); err != nil {
-		return fmt.Errorf("set host name: %w", err)
-	}
-	if err := os.WriteFile(newRoot+"/run/hostname", []byte(name+"\n"), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(newRoot+"/run/machine-id", []byte(machineID+"\n"), 0o644)
 }
 
 func raiseLoopback() error {

@@ -1,7 +1,7 @@
 package agent
 
 import (
-	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -41,11 +41,7 @@ func (g *guest) check([]byte) ([]byte, error) { return appendNumber(nil, 1, 1), 
 // version tells the identity of the boot that this guest comes from: all clones of a template have the same, and a guest
 // that was booted instead of cloned has its own.
 func (g *guest) version([]byte) ([]byte, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, err
-	}
-	return appendBytes(appendBytes(nil, 1, []byte("0.0.1")), 2, []byte(strings.TrimSpace(string(id)))), nil
+	return appendBytes(appendBytes(nil, 1, []byte("0.0.1")), 2, g.boot), nil
 }
 
 // What every clone gets before code: see fresh.
@@ -87,18 +83,13 @@ func (g *guest) reseed(in []byte) ([]byte, error) {
 	if len(data) < 32 || len(data) > 4096 {
 		return nil, refuse(invalidArgument, "%d bytes of randomness: use 32-4096", len(data))
 	}
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
 	pool := make([]uint32, 2+(len(data)+3)/4) // struct rand_pool_info
 	pool[0], pool[1] = uint32(len(data)*8), uint32(len(data))
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&pool[2])), len(data)), data)
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&pool[0]))); e != 0 {
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, g.random.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&pool[0]))); e != 0 {
 		return nil, fmt.Errorf("add randomness: %w", e)
 	}
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndReseed, 0); e != 0 {
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, g.random.Fd(), rndReseed, 0); e != 0 {
 		return nil, fmt.Errorf("reseed: %w", e)
 	}
 	g.renew(freshRandom)
@@ -132,18 +123,30 @@ func (g *guest) createSandbox(in []byte) ([]byte, error) {
 		return nil, err
 	}
 	g.mu.Lock()
-	seeded := g.fresh&freshRandom != 0
+	fresh := g.fresh
 	g.mu.Unlock()
-	if !seeded || name == "" || len(name) > 63 {
-		return nil, refuse(invalidArgument, "a name of 1-63 letters, after the randomness")
+	if fresh&freshRandom == 0 || fresh&freshName != 0 || name == "" || len(name) > 63 {
+		return nil, refuse(invalidArgument, "a name of 1-63 letters, once, after the randomness")
 	}
-	var id [16]byte
-	rand.Read(id[:])
-	if err := setIdentity(name, fmt.Sprintf("%x", id)); err != nil {
+	if err := g.setIdentity(name); err != nil {
 		return nil, err
 	}
 	g.renew(freshName)
 	return nil, nil
+}
+
+// setIdentity gives the guest its name and a machine-id; the root's /etc/hostname and /etc/machine-id are links to these files.
+func (g *guest) setIdentity(name string) error {
+	var id [16]byte
+	if _, err := unix.Getrandom(id[:], 0); err != nil {
+		return fmt.Errorf("make machine-id: %w", err)
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("set host name: %w", err)
+	}
+	_, err := g.hostname.WriteString(name + "\n")
+	_, err2 := g.machineID.WriteString(hex.EncodeToString(id[:]) + "\n")
+	return errors.Join(err, err2)
 }
 
 const blkFlushBuffers = 0x1261

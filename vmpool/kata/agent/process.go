@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -26,6 +27,10 @@ type guest struct {
 	calls    *os.File // to the runtime
 	answers  *os.File // from the runtime
 
+	// What a clone is asked first is open or known already: under emulation each new step in the kernel costs it a millisecond.
+	boot                        []byte   // identity of the boot
+	random, hostname, machineID *os.File // hostname and machineID are empty in the template
+
 	mu      sync.Mutex // guards what follows; a leaf
 	fresh   uint8
 	running bool
@@ -47,6 +52,15 @@ func newGuest(cfg Config) (*guest, error) {
 	var err error
 	if g.code, err = disk(CodeDisk); err != nil {
 		return nil, err
+	}
+	if g.boot, err = os.ReadFile("/proc/sys/kernel/random/boot_id"); err != nil {
+		return nil, err
+	}
+	g.boot = bytes.TrimSpace(g.boot)
+	for path, f := range map[string]**os.File{"/dev/urandom": &g.random, newRoot + "/run/hostname": &g.hostname, newRoot + "/run/machine-id": &g.machineID} {
+		if *f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644); err != nil {
+			return nil, err
+		}
 	}
 	if g.listener, err = listen(cfg.Listen); err != nil {
 		return nil, fmt.Errorf("listen for the Runtime API: %w", err)

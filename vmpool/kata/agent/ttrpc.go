@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,12 +41,17 @@ func refuse(c code, format string, args ...any) error {
 	return &callError{c, fmt.Sprintf(format, args...)}
 }
 
-// serve answers calls until the connection ends. Each has a goroutine: WaitProcess takes as long as the process.
+// slow is the one call that takes as long as the function's process.
+const slow = "WaitProcess"
+
+// serve answers calls until the connection ends, one after another but for the slow one: a goroutine for each would be
+// the most of what a fresh clone executes.
 func serve(conn io.ReadWriter, g *guest) {
 	var out sync.Mutex
+	in := bufio.NewReader(conn)
 	for {
 		var head [frameHeader]byte
-		if _, err := io.ReadFull(conn, head[:]); err != nil {
+		if _, err := io.ReadFull(in, head[:]); err != nil {
 			return
 		}
 		n := binary.BigEndian.Uint32(head[:])
@@ -53,42 +59,56 @@ func serve(conn io.ReadWriter, g *guest) {
 			return
 		}
 		body := make([]byte, n)
-		if _, err := io.ReadFull(conn, body); err != nil {
+		if _, err := io.ReadFull(in, body); err != nil {
 			return
 		}
 		if head[8] != frameRequest {
 			continue
 		}
 		id := binary.BigEndian.Uint32(head[4:])
-		go func() {
-			answer := respond(g, body)
+		q, err := parse(body)
+		reply := func() {
+			answer := respond(g, q, err)
 			frame := binary.BigEndian.AppendUint32(nil, uint32(len(answer)))
 			frame = binary.BigEndian.AppendUint32(frame, id)
 			frame = append(append(frame, frameResponse, 0), answer...)
 			out.Lock()
 			defer out.Unlock()
 			conn.Write(frame) // an error is also the next read's
-		}()
+		}
+		if q.method == slow {
+			go reply()
+		} else {
+			reply()
+		}
 	}
 }
 
-// respond carries out one Request and returns the Response.
-func respond(g *guest, body []byte) []byte {
-	var service, method string
-	var payload []byte
-	err := fields(body, func(n protowire.Number, v value) {
+// A request is one Request of ttrpc.
+type request struct {
+	service, method string
+	payload         []byte
+}
+
+func parse(body []byte) (q request, err error) {
+	err = fields(body, func(n protowire.Number, v value) {
 		switch n {
 		case 1:
-			service = string(v.bytes)
+			q.service = string(v.bytes)
 		case 2:
-			method = string(v.bytes)
+			q.method = string(v.bytes)
 		case 3:
-			payload = v.bytes
+			q.payload = v.bytes
 		}
 	})
+	return q, err
+}
+
+// respond carries out one request, unless it could not be read, and returns the Response.
+func respond(g *guest, q request, err error) []byte {
 	var answer []byte
 	if err == nil {
-		answer, err = g.call(service, method, payload)
+		answer, err = g.call(q.service, q.method, q.payload)
 	}
 	if err != nil {
 		c := internal

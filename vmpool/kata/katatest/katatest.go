@@ -4,11 +4,13 @@ package katatest
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,6 +56,9 @@ var programs = sync.OnceValues(func() (string, error) {
 	return dir, runtimes.Compile(context.Background(), to, "/usr/bin/python3")
 })
 
+// configs counts them, because no two drivers may share a tag.
+var configs atomic.Int64
+
 // Config returns the configuration of a driver over real microVMs. It skips the test where they cannot be: without root, QEMU or
 // images. Templates come from the user's cache, or are built there.
 func Config(t testing.TB) kata.Config {
@@ -77,6 +82,7 @@ func Config(t testing.TB) kata.Config {
 	}
 	cfg.VMD, cfg.GuestPath, cfg.RuntimeDir = filepath.Join(dir, "starling-vmd"), filepath.Join(dir, "starling-guest"), filepath.Join(dir, "runtimes")
 	cfg.Images, cfg.Cache = images, cache
+	cfg.Tag = fmt.Sprintf("test-vm-%d-%d", os.Getpid(), configs.Add(1))
 	cfg.Command = func(rt starling.Runtime) []string {
 		return runtimes.Command(rt, runtimes.Dir, "/usr/bin/python3", "/usr/bin/node")
 	}

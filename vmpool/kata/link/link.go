@@ -22,15 +22,16 @@ const FD = 3
 type Op uint8
 
 const (
-	Open     Op = 1 // Setup; the answer has Accel
-	Template Op = 2 // Runtime; answered when the template can be cloned; the answer has Built
-	Clone    Op = 3 // Runtime, VM; the answer carries the stream's descriptor
-	Attach   Op = 4 // VM, Code, Layers, MemoryBytes; for provided Argv and Env. The answer may have Entrypoint
-	Pause    Op = 5 // VM
-	Resume   Op = 6 // VM
-	Stats    Op = 7 // VM; the answer has Use
-	Kill     Op = 8 // VM; answered when nothing of it is left
-	Exit     Op = 9 // from starling-vmd, unasked: VM, Status, OutOfMemory
+	Open     Op = 1  // Setup; the answer has Accel
+	Template Op = 2  // Runtime; answered when the template can be cloned; the answer has Built
+	Clone    Op = 3  // Runtime, VM; the answer carries the stream's descriptor
+	Attach   Op = 4  // VM, Code, Layers, MemoryBytes, CPU; for provided Argv and Env. The answer may have Entrypoint
+	Pause    Op = 5  // VM
+	Resume   Op = 6  // VM
+	Stats    Op = 7  // VM; the answer has Use
+	Kill     Op = 8  // VM; answered when nothing of it is left
+	Exit     Op = 9  // from starling-vmd, unasked: VM, Status, OutOfMemory
+	Settle   Op = 10 // VM; from now on it has the CPU of its function only
 )
 
 // A Message is one packet. Which fields count depends on Op.
@@ -48,6 +49,7 @@ type Message struct {
 	Code        string          `json:"code,omitempty"`   // folder of the package
 	Layers      []string        `json:"layers,omitempty"` // folders that lie under /opt, a later one over an earlier one
 	MemoryBytes int64           `json:"memory,omitempty"`
+	CPU         float64         `json:"cpu,omitempty"` // CPUs of the function after its start
 	Argv        []string        `json:"argv,omitempty"`
 	Env         []string        `json:"env,omitempty"`
 	Use         *Use            `json:"use,omitempty"`
@@ -64,6 +66,7 @@ type Setup struct {
 	QEMU       string              // the emulator
 	MemoryMiB  int                 // of each VM
 	CodeMiB    int                 // size of the code slot
+	Groups     string              // parent of the VMs' cgroups, this node's alone
 	Paused     int                 // clones kept paused for each template
 	TmpBytes   int64               // largest /tmp
 	TmpFiles   int                 // files in /tmp
@@ -74,7 +77,7 @@ type Setup struct {
 	Env        []string            // of the shipped runtimes before they have code
 }
 
-// Use is what a function used so far, as its guest says; and what its VM is on the host.
+// Use is what a function used so far, as its guest says; CPU is the VM's, as the host counts it.
 type Use struct {
 	MemoryBytes int64
 	MemoryMax   int64

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"starling/vmpool/process/cgroup"
 )
 
 // Name is the file name under which starling-guest acts as the shim.
@@ -22,7 +25,12 @@ const (
 	AccelFile = "accel"      // "kvm" or "tcg"
 	RootFile  = "root.erofs" // the guest's root
 	CodeFile  = "code.img"   // what is in the code slot before there is code
+	// GroupsFile names the parent of the VMs' cgroups; each has the name of the folder that holds the VM's.
+	GroupsFile = "groups"
 )
+
+// CgroupRoot is where cgroups are mounted.
+const CgroupRoot = "/sys/fs/cgroup"
 
 // Sockets in the folder of each VM.
 const (
@@ -46,29 +54,53 @@ const (
 // emulator is what replaces hardware help: a small cache of translated code, for there are many of these.
 const emulator = "tcg,thread=single,tb-size=32"
 
-// Args returns Kata's arguments with what is added: the files beside the shim in dir. It fails when Kata's arguments do
-// not say where the VM's folder is.
+// absent are the parts of the machine that a guest has no use for. Each costs every clone memory and time to load its state.
+const absent = ",sata=off,smbus=off,hpet=off,vmport=off,usb=off"
+
+// ports is how many serial ports there can be: the console and ours. QEMU would make queues for thirty.
+const ports = ",max_ports=4"
+
+// Sample stands for Kata's arguments where only what becomes of them counts.
+var Sample = []string{"-machine", "q35", "-m", "64M,slots=1", "-device", "pci-bridge", "-device", "virtio-serial-pci", "-object", "rng-random", "-device", "virtio-rng-pci", "-pidfile", "vm/pid"}
+
+// Args returns Kata's arguments without what nobody uses and with what is added: the files beside the shim in dir. It fails when
+// Kata's arguments do not say where the VM's folder is.
 func Args(in []string, dir, accel string) ([]string, error) {
 	var out []string
 	vm := ""
+	clone := slices.Contains(in, "-incoming")
 	for i := 0; i < len(in); i++ {
 		arg, next := in[i], ""
 		if i+1 < len(in) {
 			next = in[i+1]
 		}
+		kind, _, _ := strings.Cut(next, ",")
 		switch {
+		case clone && (arg == "-kernel" || arg == "-initrd" || arg == "-append"), // a clone has booted long ago
+			arg == "-device" && (kind == "pci-bridge" || kind == "virtio-rng-pci"), // nothing is plugged in later; randomness comes with the reseeding
+			arg == "-object" && kind == "rng-random",
+			arg == "-global" && accel == TCG && strings.HasPrefix(next, "kvm-"):
+			i++
+			continue
 		case arg == "-pidfile":
 			vm = filepath.Dir(next)
-		case accel != TCG:
 		case arg == "-machine":
-			out = append(out, arg, emulated(next))
+			if accel == TCG {
+				next = emulated(next)
+			}
+			out = append(out, arg, next+absent)
 			i++
 			continue
-		case arg == "-cpu":
+		case arg == "-m":
+			out = append(out, arg, kind) // without room for memory that is plugged in later
+			i++
+			continue
+		case arg == "-device" && kind == "virtio-serial-pci":
+			out = append(out, arg, next+ports)
+			i++
+			continue
+		case arg == "-cpu" && accel == TCG:
 			out = append(out, arg, "max")
-			i++
-			continue
-		case arg == "-global" && strings.HasPrefix(next, "kvm-"):
 			i++
 			continue
 		}
@@ -112,6 +144,20 @@ func added(dir, vm string) []string {
 	}
 }
 
+// enter places this process in the cgroup of its VM, so that all that QEMU does is bounded and counted.
+func enter(dir string, args []string) error {
+	parent, err := os.ReadFile(filepath.Join(dir, GroupsFile))
+	if err != nil {
+		return err
+	}
+	tree, err := cgroup.Find(CgroupRoot, string(parent))
+	if err != nil {
+		return err
+	}
+	vm := filepath.Dir(args[slices.Index(args, "-pidfile")+1]) // Args has seen that it is there
+	return tree.Group(filepath.Base(filepath.Dir(vm))).Place(os.Getpid())
+}
+
 // Main becomes QEMU. It returns only with a failure.
 func Main(args []string) error {
 	dir := filepath.Dir(args[0])
@@ -127,8 +173,15 @@ func Main(args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := enter(dir, args[1:]); err != nil {
+		return fmt.Errorf("enter the VM's group: %w", err)
+	}
 	// A VM must not outlive the program that knows of it.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
+		return err
+	}
+	// QEMU asks for pages of 2 MiB for its translated code, and a clone uses a few hundred KiB of most of them.
+	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
 		return err
 	}
 	return syscall.Exec(qemu, append([]string{qemu}, out...), []string{"PATH=/usr/bin:/bin", "MALLOC_ARENA_MAX=1"}) // an arena for each thread is memory of every VM

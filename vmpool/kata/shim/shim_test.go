@@ -21,7 +21,7 @@ func TestEmulationReplacesHardware(t *testing.T) {
 			t.Errorf("%q is left in %s", word, all)
 		}
 	}
-	for _, words := range []string{"-machine q35,nvdimm=off ", "-cpu max ", "-global ICH9-LPC.x=1 ", "-pidfile /run/vm/abc/pid ", "-accel tcg,"} {
+	for _, words := range []string{"-machine q35,nvdimm=off,sata=off,", "-cpu max ", "-global ICH9-LPC.x=1 ", "-pidfile /run/vm/abc/pid ", "-accel tcg,"} {
 		if !strings.Contains(all, words) {
 			t.Errorf("no %q in %s", words, all)
 		}
@@ -33,8 +33,49 @@ func TestHardwareIsLeftAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	i := slices.Index(kataArgs, "-machine") + 1
+	if !strings.HasPrefix(out[i], kataArgs[i]+",") {
+		t.Errorf("the machine became %q", out[i])
+	}
+	out[i] = kataArgs[i]
 	if !slices.Equal(out[:len(kataArgs)], kataArgs) {
 		t.Errorf("Kata's arguments became %q", out)
+	}
+}
+
+// TestUnusedDevicesGo: what no guest uses is in no VM, and what only a boot uses in no clone.
+func TestUnusedDevicesGo(t *testing.T) {
+	devices := []string{"-device", "pci-bridge,bus=pcie.0,id=b", "-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"}
+	boot := []string{"-kernel", "vmlinuz", "-initrd", "initrd", "-append", "quiet"}
+	all := slices.Concat([]string{"-m", "64M,slots=1,maxmem=1G", "-device", "virtio-serial-pci,id=s"}, devices, boot, kataArgs)
+	for _, accel := range []string{KVM, TCG} {
+		template, err := Args(all, "/shims/python", accel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clone, err := Args(append(slices.Clone(all), "-incoming", "defer"), "/shims/python", accel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, word := range devices[1:] {
+			if word[0] != '-' && slices.Contains(template, word) {
+				t.Errorf("%s: a template has %q", accel, word)
+			}
+		}
+		for _, word := range boot {
+			if !slices.Contains(template, word) {
+				t.Errorf("%s: a template is booted without %q", accel, word)
+			}
+			if slices.Contains(clone, word) {
+				t.Errorf("%s: a clone has %q", accel, word)
+			}
+		}
+		if i := slices.Index(clone, "-m"); clone[i+1] != "64M" {
+			t.Errorf("%s: a clone has memory of %s", accel, clone[i+1])
+		}
+		if !slices.Contains(clone, "-incoming") || !slices.Contains(clone, "virtio-serial-pci,id=s,max_ports=4") {
+			t.Errorf("%s: a clone has %q", accel, clone)
+		}
 	}
 }
 
