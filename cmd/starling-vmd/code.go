@@ -130,7 +130,12 @@ const monitorTime = 10 * time.Second
 // putCode puts an image into the code slot of a VM: a new file under the disk that the guest has. The monitor is ours, beside
 // Kata's.
 func putCode(vm, image string) error {
-	conn, err := net.Dial("unix", filepath.Join(vm, shim.MonitorSocket))
+	f, err := os.Open(image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: filepath.Join(vm, shim.MonitorSocket)})
 	if err != nil {
 		return err
 	}
@@ -138,33 +143,42 @@ func putCode(vm, image string) error {
 	if err := conn.SetDeadline(time.Now().Add(monitorTime)); err != nil {
 		return err
 	}
-	m := &monitor{in: json.NewDecoder(bufio.NewReader(conn)), out: json.NewEncoder(conn)}
+	m := &monitor{in: json.NewDecoder(bufio.NewReader(conn)), out: conn}
 	if err := m.in.Decode(&map[string]any{}); err != nil { // the greeting
 		return err
 	}
 	type args map[string]any
-	file := args{"driver": "file", "node-name": "image", "filename": image, "read-only": true}
+	file := args{"driver": "file", "node-name": "image", "filename": "/dev/fdset/1", "read-only": true}
 	disk := args{"driver": "raw", "node-name": shim.CodeNode, "read-only": true, "file": "image"}
 	return errors.Join(
-		m.do("qmp_capabilities", nil),
-		m.do("blockdev-add", file),
-		m.do("blockdev-reopen", args{"options": []args{disk}}),
+		m.do("qmp_capabilities", nil, nil),
+		m.do("add-fd", args{"fdset-id": 1}, f), // QEMU may open no file of the cache, where others' code lies
+		m.do("blockdev-add", file, nil),
+		m.do("blockdev-reopen", args{"options": []args{disk}}, nil),
 	)
 }
 
 // A monitor speaks QMP.
 type monitor struct {
 	in  *json.Decoder
-	out *json.Encoder
+	out *net.UnixConn
 }
 
-// do carries out one command.
-func (m *monitor) do(command string, arguments any) error {
+// do carries out one command; pass is a file that goes with it, or nil.
+func (m *monitor) do(command string, arguments any, pass *os.File) error {
 	q := map[string]any{"execute": command}
 	if arguments != nil {
 		q["arguments"] = arguments
 	}
-	if err := m.out.Encode(q); err != nil {
+	text, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if pass != nil {
+		rights = syscall.UnixRights(int(pass.Fd()))
+	}
+	if _, _, err := m.out.WriteMsgUnix(text, rights, nil); err != nil {
 		return err
 	}
 	for {

@@ -191,7 +191,7 @@ func (d *Driver) current(ctx context.Context) (*life, error) {
 	return l, nil
 }
 
-// start starts a starling-vmd in a mount namespace of its own. It dies with the node.
+// start starts a starling-vmd in namespaces of its own: of mounts, and without a network. It dies with the node.
 func (d *Driver) start() (*life, error) {
 	conn, theirs, err := link.Pair()
 	if err != nil {
@@ -201,7 +201,7 @@ func (d *Driver) start() (*life, error) {
 	cmd.ExtraFiles = []*os.File{theirs} // descriptor link.FD
 	cmd.Stderr = os.Stderr
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "STARLING_VMD_DEBUG=" + os.Getenv("STARLING_VMD_DEBUG")}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS, Setsid: true, Pdeathsig: syscall.SIGKILL}
 	l := newLife(conn, d.cfg.Log)
 	started := make(chan error, 1)
 	l.wg.Go(func() {

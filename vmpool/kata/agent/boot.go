@@ -105,6 +105,7 @@ func buildRoot(cfg Config) error {
 		{"tmp", newRoot + "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, fmt.Sprintf("size=%d,nr_inodes=%d,mode=1777", cfg.TmpBytes, cfg.TmpFiles)},
 		{"etc", newRoot + "/run", "tmpfs", quiet, "mode=755,size=64k"},
 		{"/var/runtime", newRoot + "/var/runtime", "", unix.MS_BIND, ""},
+		{"", newRoot + "/var/runtime", "", unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID, ""},
 		{"cgroup", groupRoot, "cgroup2", quiet, ""},
 	})
 	if err != nil {

@@ -46,6 +46,9 @@ const (
 // emulator is what replaces hardware help: a small cache of translated code, for there are many of these.
 const emulator = "tcg,thread=single,tb-size=32"
 
+// filter is QEMU's own of system calls. It may start programs, because it loads a saved state through cat.
+const filter = "on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny"
+
 // Args returns Kata's arguments with what is added: the files beside the shim in dir. It fails when Kata's arguments do
 // not say where the VM's folder is.
 func Args(in []string, dir, accel string) ([]string, error) {
@@ -80,6 +83,7 @@ func Args(in []string, dir, accel string) ([]string, error) {
 	if accel == TCG {
 		out = append(out, "-accel", emulator)
 	}
+	out = append(out, "-sandbox", filter)
 	return append(out, added(dir, vm)...), nil
 }
 
@@ -126,6 +130,9 @@ func Main(args []string) error {
 	out, err := Args(args[1:], dir, strings.TrimSpace(string(accel)))
 	if err != nil {
 		return err
+	}
+	if err := confine(dir, args[1:]); err != nil {
+		return fmt.Errorf("confine: %w", err)
 	}
 	// A VM must not outlive the program that knows of it.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {
