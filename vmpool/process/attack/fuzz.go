@@ -13,6 +13,14 @@ var (
 	syscallSeed = flag.Int64("syscallseed", 0, "what they are drawn from; 0 for the time")
 )
 
+// Asked returns how many random system calls the flags ask for, and the seed.
+func Asked() (calls int, seed int64) {
+	if *syscallSeed == 0 {
+		*syscallSeed = 1 + time.Now().UnixNano()%1_000_000_000
+	}
+	return *syscalls, *syscallSeed
+}
+
 // Fuzzer is Python source that defines fuzz(seed, calls): random system calls with random arguments, made by children, so
 // that one that ends itself ends no instance. The numbers are 0 to 599; half of the calls go to those that the sandbox
 // answers with more than a refusal. Arguments are small numbers, descriptors of many kinds, pointers to memory that holds
@@ -86,32 +94,42 @@ def fuzz(seed, calls, each=2000):
     return {"calls": done, "children": children, "killed": ended, "answered": sum(shared[64:664])}
 `
 
+// Tally is what fuzz returns, as JSON.
+type Tally struct {
+	Calls    int `json:"calls"`
+	Children int `json:"children"`
+	Killed   int `json:"killed"`
+	Answered int `json:"answered"` // numbers, of 600
+}
+
+// Add adds what another round did.
+func (t *Tally) Add(o Tally) {
+	t.Calls, t.Children, t.Killed, t.Answered = t.Calls+o.Calls, t.Children+o.Children, t.Killed+o.Killed, max(t.Answered, o.Answered)
+}
+
 // fuzzRound is what one request asks of an instance: what is lost when it ends itself.
 const fuzzRound = 10_000
 
 // attackFuzz is row B21: random calls until there were enough, in as many instances as that takes, then a look at the
 // kernel's log and the neighbour.
 func attackFuzz(a *arena) result {
-	seed := *syscallSeed
-	if seed == 0 {
-		seed = time.Now().UnixNano() % 1_000_000_000
-	}
-	complaints, neighbour := kernelComplaints(), newArena(a.t, a.target)
+	calls, seed := Asked()
+	complaints, neighbour := Complaints(), newArena(a.t, a.target)
 	large := a.target
 	large.MemoryMiB = max(large.MemoryMiB, large.MostMiB) // and with it more of the CPU
 	box, began := newArena(a.t, large), time.Now()
 	box.do(Fuzzer)
-	var sum struct{ Calls, Children, Killed, Answered int }
+	var sum Tally
 	ended := 0
-	for round := int64(0); sum.Calls < *syscalls; round++ {
-		out, err := box.Python(fmt.Sprintf("out = fuzz(%d, %d)", seed+round, min(fuzzRound, *syscalls-sum.Calls)))
-		got := sum
+	for round := int64(0); sum.Calls < calls; round++ {
+		out, err := box.Python(fmt.Sprintf("out = fuzz(%d, %d)", seed+round, min(fuzzRound, calls-sum.Calls)))
+		var got Tally
 		if err == nil {
 			text, _ := json.Marshal(out)
 			a.check(json.Unmarshal(text, &got))
 		}
 		if err != nil || got.Calls == 0 { // it ended itself, or can do no more: what it did is not counted
-			if ended++; ended > 20+*syscalls/fuzzRound {
+			if ended++; ended > 20+calls/fuzzRound {
 				return fail(sum.Calls, "seed %d: %d instances ended in %d calls: %v", seed, ended, sum.Calls, err)
 			}
 			a.check(box.Close())
@@ -119,9 +137,9 @@ func attackFuzz(a *arena) result {
 			box.do(Fuzzer)
 			continue
 		}
-		sum.Calls, sum.Children, sum.Killed, sum.Answered = sum.Calls+got.Calls, sum.Children+got.Children, sum.Killed+got.Killed, max(sum.Answered, got.Answered)
+		sum.Add(got)
 	}
-	if after := kernelComplaints(); after > complaints {
+	if after := Complaints(); after > complaints {
 		return fail(sum.Calls, "seed %d: the host's kernel complained: see its log", seed)
 	}
 	neighbour.do("out = 1")

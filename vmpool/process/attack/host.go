@@ -31,7 +31,7 @@ func (a *arena) witness() witness {
 		text, _ := os.ReadFile(path)
 		w.facts[path] = string(text)
 	}
-	w.facts["complaints of the kernel"] = fmt.Sprint(kernelComplaints())
+	w.facts["complaints of the kernel"] = fmt.Sprint(Complaints())
 	return w
 }
 

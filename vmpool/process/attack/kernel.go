@@ -199,8 +199,8 @@ func attackDescriptors(a *arena) result {
 	return fail(0, "the host sees no process of the sandbox")
 }
 
-// kernelComplaints counts the lines of the kernel's log that tell of a bug.
-func kernelComplaints() int {
+// Complaints counts the lines of the host's log that tell of a bug.
+func Complaints() int {
 	out, _ := exec.Command("dmesg").Output()
 	n := 0
 	for line := range strings.Lines(string(out)) {
