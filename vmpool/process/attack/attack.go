@@ -272,7 +272,14 @@ func (a *arena) attempts(source string) result {
 	if a.target.OwnKernel {
 		before = a.witness()
 	}
-	list, ok := a.do(source).([]any)
+	out, died := a.lethal(source)
+	if died {
+		if what := a.witness().changed(before); what != "" {
+			return fail(1, "%s after an attempt that ended the instance", what)
+		}
+		return a.alone(newArena(a.t, a.target), 1)
+	}
+	list, ok := out.([]any)
 	if !ok || len(list) == 0 {
 		a.t.Fatalf("no attempt was made by:\n%s", source)
 	}

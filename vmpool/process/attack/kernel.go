@@ -49,7 +49,11 @@ out.append(t("packet", lambda: socket.socket(17, socket.SOCK_RAW, 3)))`),
   reboot=(169, 0xfee1dead, 672274793, 0x1234567, 0), swapon=(167, b"/tmp/x", 0), swapoff=(168, b"/tmp/x"), acct=(163, b"/tmp/x"), quotactl=(179, 0, 0, 0, 0), quotactl_fd=(443, 0, 0, 0, 0), sync=(162,))`),
 	simple("B11", "perf, log, personality, I/O ports", `out = many(perf=(298, struct.pack("II", 1, 120) + bytes(112), 0, -1, -1, 0), syslog=(103, 3, ctypes.create_string_buffer(64), 64), no_aslr=(135, 0x40000), read_implies_exec=(135, 0x400000),
   modify_ldt=(154, 1, bytes(16), 16), iopl=(172, 3), ioperm=(173, 0x80, 1, 1), vhangup=(153,), lookup_dcookie=(212, 0, 0, 0), fanotify=(300, 0, 0), uselib=(134, b"/x"), vmsplice=(278, 1, 0, 0, 0), set_mempolicy=(238, 0, 0, 0),
-  pdeathsig=(157, 1, 0, 0, 0, 0), set_mm=(157, 35, 1, 0, 0, 0), seccomp_off=(317, 0, 0, 0), memfd_secret=(447, 0), sethostname=(170, b"x", 1), setdomainname=(171, b"x", 1))`),
+  pdeathsig=(157, 1, 0, 0, 0, 0), set_mm=(157, 35, 1, 0, 0, 0), memfd_secret=(447, 0), sethostname=(170, b"x", 1), setdomainname=(171, b"x", 1))
+def strict(): # ends who enters it
+    if child(lambda: sc(317, 0, 0, 0)) == 0: return "entered"
+    raise OSError(errno.EPERM, "")
+out.append(t("seccomp strict", strict))`),
 	{id: "B12", name: "calls of a foreign ABI", run: func(a *arena) result {
 		if a.target.OwnKernel {
 			return attackOwnABI(a)
@@ -156,7 +160,7 @@ for p in [%d, %d, 2, 1000]:
 	if r.verdict == escaped {
 		return r
 	}
-	a.do(`out = child(lambda: os.kill(-1, signal.SIGKILL))`)
+	a.lethal(`out = child(lambda: os.kill(-1, signal.SIGKILL))`) // where the runtime is not the first process it is among them
 	if err := victim.Process.Signal(syscall.Signal(0)); err != nil {
 		return fail(r.attempts, "a process of the host was killed")
 	}
