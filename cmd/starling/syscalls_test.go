@@ -43,9 +43,10 @@ func randomCalls(t *testing.T, isolation starling.Isolation) {
 	complaints := attack.Complaints()
 	c := startNodes(t, testKind{args: args})
 	w := &badWorld{t: t, testCluster: c, node: c.nodes[0]}
-	w.deploy(t, "echo", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    return event\n"}, nil)
+	w.deploy(t, "echo", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    return event\n"},
+		func(c *starling.Config) { c.Isolation = isolation })
 	w.deploy(t, "fuzz", starling.Python311, map[string]string{"main.py": attack.Fuzzer + "\ndef handler(event, context): return fuzz(*event)\n"},
-		func(c *starling.Config) { c.MemoryMiB, c.TimeoutMS = memory, 120_000 })
+		func(c *starling.Config) { c.MemoryMiB, c.TimeoutMS, c.Isolation = memory, 120_000, isolation })
 	w.echoes(t)
 	calls, seed := attack.Asked()
 	began, sum, failed := time.Now(), attack.Tally{}, 0
