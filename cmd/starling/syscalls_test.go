@@ -93,7 +93,9 @@ func descendants(pid int) map[int]string {
 		text, _ := os.ReadFile(list)
 		for _, word := range strings.Fields(string(text)) {
 			child, _ := strconv.Atoi(word)
-			found[child] = command(child)
+			if name := command(child); name != "" { // one that ended and is not collected yet has none
+				found[child] = name
+			}
 			for grandchild, name := range descendants(child) {
 				found[grandchild] = name
 			}
