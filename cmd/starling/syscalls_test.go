@@ -93,7 +93,7 @@ func descendants(pid int) map[int]string {
 		text, _ := os.ReadFile(list)
 		for _, word := range strings.Fields(string(text)) {
 			child, _ := strconv.Atoi(word)
-			if name := command(child); name != "" { // one that ended and is not collected yet has none
+			if name := command(child); name != "" { // none: it ended, or runs what is in a gVisor sandbox, which nothingLeft looks for
 				found[child] = name
 			}
 			for grandchild, name := range descendants(child) {
