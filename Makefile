@@ -51,8 +51,11 @@ check: ## what CI runs: format, vet, then test
 fuzz: ## every decoder for FUZZTIME each
 	internal/fuzz.sh $(FUZZTIME)
 
-attack: needs build runsc ## hostile functions against the sandboxes of each driver, rows A, B and C
-	STARLING_ATTACK_GVISOR=1 go test -count=1 -timeout 20m -v -run TestAttacks ./vmpool/process/... ./vmpool/gvisor/...
+SYSCALLS ?= 1000000
+
+attack: needs build runsc guest-images ## hostile functions against the sandboxes of each driver, every row; SYSCALLS random system calls in each, and in each of a real node
+	go test -count=1 -p 1 -timeout 90m -v -run TestAttacks ./vmpool/process ./vmpool/gvisor ./vmpool/kata -args -attacks all -syscalls $(SYSCALLS)
+	go test -count=1 -timeout 90m -v -run TestRandomSystemCalls ./cmd/starling -args -fuzzed process,gvisor,kata -syscalls $(SYSCALLS)
 
 e2e: needs functions ## real processes: nodes killed in turn under load
 	go test -count=1 -v -timeout 20m ./cmd/starling -run E2E -args -e2e

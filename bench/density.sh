@@ -5,12 +5,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 n=${1:-1000}
+ulimit -n "$(ulimit -Hn)"
 log=$(mktemp "${TMPDIR:-/tmp}/starling-density.XXXXXX")
 trap 'rm -f "$log"' EXIT
 # Every instance claims its limit, not what it uses: 128 MiB each. A host keeps a part free of idle instances.
 most=$((n + n / 32 + 40))
-NODE_FLAGS="--memory $((most * 128)) --instances $most" POOL=8 \
-	bench/run.sh cold -n "$n" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
+accounts=$(((n + 999) / 1000)) # of 1,000 functions at most
+export ACCOUNTS=
+[ "$accounts" = 1 ] || ACCOUNTS=$accounts
+NODE_FLAGS="--memory $((most * 128)) --instances $most --allow-shared-kernel" POOL=8 \
+	bench/run.sh cold -n "$((n / accounts))" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
 run=$!
 until grep -q '^holding' "$log"; do
 	kill -0 $run 2>/dev/null || { cat "$log" >&2; exit 1; }
@@ -41,7 +45,7 @@ def command(pid):
 family = children(int(sys.argv[1]))
 node = next(p for p in family if command(p)[1:2] == ["node"])
 warden = next(p for p in family if command(p)[1:2] == ["warden"])
-inside = [p for p in children(warden) if os.path.exists(f"/proc/{p}/smaps_rollup")]
+inside = children(warden)
 root = "/sys/fs/cgroup/memory" if os.path.isdir("/sys/fs/cgroup/memory") else "/sys/fs/cgroup"
 
 def charged(pid):
@@ -56,14 +60,19 @@ def charged(pid):
 
 programs = {}
 for pid in inside:
-    programs.setdefault(os.path.basename(command(pid)[0]), []).append(pid)
-for program, pids in sorted(programs.items()):
-    n, sums = len(pids), {"cgroup": sum(map(charged, pids))}
-    for pid in pids:
-        for name, kib in memory(pid).items():
+    try:
+        found = {**memory(pid), "cgroup": charged(pid), "n": 1}
+        sums = programs.setdefault(os.path.basename(command(pid)[0]), {})
+        for name, kib in found.items():
             sums[name] = sums.get(name, 0) + kib
+    except (FileNotFoundError, ProcessLookupError):
+        pass # it ended meanwhile
+for program, sums in sorted(programs.items()):
+    n = sums["n"]
     print(f"{n} x {program} (warm ones of the pool included), each: cgroup {sums['cgroup'] // n} KiB, PSS {sums['Pss'] // n} KiB, "
           f"private {(sums['Private_Dirty'] + sums['Private_Clean']) // n} KiB, RSS {sums['Rss'] // n} KiB")
+free = {l.split(":")[0]: int(l.split()[1]) >> 10 for l in open("/proc/meminfo")}
+print(f"machine: {free['MemTotal'] - free['MemAvailable']} MiB of {free['MemTotal']} not available, kernel objects {free['SUnreclaim']} MiB, page tables {free['PageTables']} MiB, stacks {free['KernelStack']} MiB")
 for name, pid in (("node", node), ("warden", warden)):
     m = memory(pid)
     print(f"{name}: RSS {m['Rss'] >> 10} MiB, private {(m['Private_Dirty'] + m['Private_Clean']) >> 10} MiB, {len(os.listdir(f'/proc/{pid}/fd'))} descriptors")

@@ -2,6 +2,7 @@
 # bench/run.sh warm|cold|burst|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
 # the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function, and
 # NODE_FLAGS="--memory 40000" goes to "starling node". POOL=32 keeps so many warm sandboxes of each runtime and waits until they are.
+# ACCOUNTS=4 calls as many functions of each of four accounts, cold.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
@@ -62,7 +63,27 @@ done
 export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLING_ADMIN=$metered STARLING_QUIC_ADDR=$quic
 STARLING_PIN=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token | sed 's/.*\.//')
 export STARLING_PIN
-if [ "$scenario" = cold ]; then
+if [ "$scenario" = cold ] && [ -n "${ACCOUNTS:-}" ]; then
+	# An account has 1,000 functions at most. Each does its calls, holds its instances, and then comes the next.
+	STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster isolation --allow-shared-kernel >/dev/null
+	for i in $(seq "$ACCOUNTS"); do
+		STARLING_KEY=$(field adminKey <<<"$made") "$bin" account create "bench$i" --no-key >/dev/null
+		key=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" account key create "bench$i" -o json | field secret)
+		STARLING_KEY=$key "$bin" bench cold --package "bin/functions/$function.zip" --commit "$commit" --out "$out-$i" "$@" --hold 2h 2>"$work/bench$i" &
+		pids+=($!)
+		until grep -qs '^holding' "$work/bench$i"; do
+			kill -0 "${pids[-1]}" 2>/dev/null || { cat "$work/bench$i" >&2; exit 1; }
+			sleep 0.5
+		done
+		sed "s/^holding/account $i holds/" "$work/bench$i" >&2
+	done
+	echo "holding all for 30s" >&2
+	sleep 30
+	for i in $(seq "$ACCOUNTS"); do # killed: they would delete each function
+		kill -KILL "${pids[-1]}"
+		unset 'pids[-1]'
+	done
+elif [ "$scenario" = cold ]; then
 	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --commit "$commit" --out "$out" "$@"
 else
 	"$bin" deploy "bin/functions/$function.zip" --memory "${MEMORY:-1769}" # a whole CPU: the platform is measured, not the function's share

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"starling/vmpool/kata/shim"
@@ -18,19 +20,18 @@ const monitorTime = 10 * time.Second
 
 // A monitor speaks QMP with one QEMU, beside Kata's own.
 type monitor struct {
-	conn net.Conn
+	conn *net.UnixConn
 	in   *json.Decoder
-	out  *json.Encoder
 	free func() bool // stops watching the context
 }
 
 // openMonitor connects to the monitor of the VM in dir. The conversation ends with ctx, and after monitorTime.
 func openMonitor(ctx context.Context, dir string) (*monitor, error) {
-	conn, err := net.Dial("unix", filepath.Join(dir, shim.MonitorSocket))
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: filepath.Join(dir, shim.MonitorSocket)})
 	if err != nil {
 		return nil, err
 	}
-	m := &monitor{conn: conn, in: json.NewDecoder(bufio.NewReader(conn)), out: json.NewEncoder(conn)}
+	m := &monitor{conn: conn, in: json.NewDecoder(bufio.NewReader(conn))}
 	m.free = context.AfterFunc(ctx, func() { conn.Close() })
 	err = conn.SetDeadline(time.Now().Add(monitorTime))
 	if err == nil {
@@ -53,11 +54,20 @@ func (m *monitor) close() {
 
 // do carries out one command and decodes what it returns into answer, unless that is nil.
 func (m *monitor) do(command string, arguments, answer any) error {
+	return m.doWith(command, arguments, nil, answer)
+}
+
+// doWith is do with the descriptors of rights, made by syscall.UnixRights.
+func (m *monitor) doWith(command string, arguments any, rights []byte, answer any) error {
 	q := map[string]any{"execute": command}
 	if arguments != nil {
 		q["arguments"] = arguments
 	}
-	if err := m.out.Encode(q); err != nil {
+	text, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	if _, _, err := m.conn.WriteMsgUnix(text, rights, nil); err != nil {
 		return err
 	}
 	for {
@@ -103,15 +113,21 @@ func (m *monitor) runLoaded(ctx context.Context) error {
 
 // putCode puts an image into the code slot of a VM: a new file under the disk that the guest has.
 func putCode(ctx context.Context, vm, image string) error {
+	f, err := os.Open(image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	m, err := openMonitor(ctx, vm)
 	if err != nil {
 		return err
 	}
 	defer m.close()
 	type args map[string]any
-	file := args{"driver": "file", "node-name": "image", "filename": image, "read-only": true}
+	file := args{"driver": "file", "node-name": "image", "filename": "/dev/fdset/1", "read-only": true}
 	disk := args{"driver": "raw", "node-name": shim.CodeNode, "read-only": true, "file": "image"}
 	return errors.Join(
+		m.doWith("add-fd", args{"fdset-id": 1}, syscall.UnixRights(int(f.Fd())), nil), // QEMU may open no file of the cache, where others' code lies
 		m.do("blockdev-add", file, nil),
 		m.do("blockdev-reopen", args{"options": []args{disk}}, nil),
 	)

@@ -197,7 +197,7 @@ func (d *Driver) current(ctx context.Context) (*life, error) {
 	return l, nil
 }
 
-// start starts a starling-vmd in a mount namespace of its own. It ends with the node.
+// start starts a starling-vmd in namespaces of its own: of mounts, and without a network. It ends with the node.
 func (d *Driver) start() (*life, error) {
 	conn, theirs, err := link.Pair()
 	if err != nil {
@@ -208,7 +208,8 @@ func (d *Driver) start() (*life, error) {
 	cmd.Stderr = os.Stderr
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "STARLING_VMD_DEBUG=" + os.Getenv("STARLING_VMD_DEBUG")}
 	// With the node it is asked to end, not killed: it removes the cgroups of its VMs.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setsid: true, Pdeathsig: syscall.SIGTERM}
+	apart := uintptr(syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: apart, Setsid: true, Pdeathsig: syscall.SIGTERM}
 	l := newLife(conn, d.cfg.Log)
 	started := make(chan error, 1)
 	l.wg.Go(func() {

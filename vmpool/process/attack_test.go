@@ -25,7 +25,7 @@ func TestAttacks(t *testing.T) {
 	d := process.New(cfg)
 	defer func() { must(t, d.Close()); leftNothing(t, cfg) }()
 	attack.Run(t, attack.Target{
-		Template: template(t, d, starling.Python311), MemoryMiB: 192, TmpBytes: cfg.TmpBytes, TmpInodes: cfg.TmpInodes,
+		Template: template(t, d, starling.Python311), MemoryMiB: 192, MostMiB: 1769, TmpBytes: cfg.TmpBytes, TmpInodes: cfg.TmpInodes,
 		Processes: cfg.ProcessesMax, Files: cfg.Files, SpareMiB: 64, Secrets: processtest.Secrets(cfg),
 		PIDs: process.Processes,
 	})

@@ -109,6 +109,7 @@ func buildRoot(cfg Config) error {
 		// Of one folder: the loader looks for libraries of layers only where there was a folder when the runtime started.
 		{"opt", layerRoot, "tmpfs", quiet, "mode=755,size=64k"},
 		{"/var/runtime", newRoot + "/var/runtime", "", unix.MS_BIND, ""},
+		{"", newRoot + "/var/runtime", "", unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY | unix.MS_NODEV | unix.MS_NOSUID, ""},
 		{"cgroup", groupRoot, "cgroup2", quiet, ""},
 	})
 	if err != nil {

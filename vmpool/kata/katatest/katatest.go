@@ -4,6 +4,7 @@ package katatest
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
@@ -25,13 +26,18 @@ import (
 const Patience = 2 * time.Minute
 
 // programs builds starling-guest and starling-vmd once for a test binary. They are kept in the user's cache, where Go sees
-// that nothing changed: linking Kata takes seconds.
+// that nothing changed: linking Kata takes seconds. Each checkout has a folder of its own there, or the tests of one would run the
+// programs of another.
 var programs = sync.OnceValues(func() (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cache, "starling/test")
+	module, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "starling/test", fmt.Sprintf("%x", sha256.Sum256(module))[:8])
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return dir, err
 	}

@@ -60,6 +60,9 @@ const absent = ",sata=off,smbus=off,hpet=off,vmport=off,usb=off"
 // ports is how many serial ports there can be: the console and ours. QEMU would make queues for thirty.
 const ports = ",max_ports=4"
 
+// filter is QEMU's own of system calls. It may start programs, because it loads a saved state through cat.
+const filter = "on,obsolete=deny,elevateprivileges=deny,resourcecontrol=deny"
+
 // Sample stands for Kata's arguments where only what becomes of them counts.
 var Sample = []string{"-machine", "q35", "-m", "64M,slots=1", "-device", "pci-bridge", "-device", "virtio-serial-pci", "-object", "rng-random", "-device", "virtio-rng-pci", "-pidfile", "vm/pid"}
 
@@ -112,6 +115,7 @@ func Args(in []string, dir, accel string) ([]string, error) {
 	if accel == TCG {
 		out = append(out, "-accel", emulator)
 	}
+	out = append(out, "-sandbox", filter)
 	return append(out, added(dir, vm)...), nil
 }
 
@@ -175,6 +179,9 @@ func Main(args []string) error {
 	}
 	if err := enter(dir, args[1:]); err != nil {
 		return fmt.Errorf("enter the VM's group: %w", err)
+	}
+	if err := confine(dir, args[1:]); err != nil {
+		return fmt.Errorf("confine: %w", err)
 	}
 	// A VM must not outlive the program that knows of it.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0); err != nil {

@@ -12,11 +12,11 @@ import (
 
 // fileRows attack the file system.
 var fileRows = []row{
-	{"A1", "read files of the host", func(a *arena) result {
+	{id: "A1", name: "read files of the host", run: func(a *arena) result {
 		return a.attempts(fmt.Sprintf(`out = [t(p, lambda: open(p).read()) for p in ["/etc/shadow", "/etc/ssh/sshd_config", "/etc/hostname~", "/root/.profile", "/etc/machine-id", "/sys/kernel/vmcoreinfo", "/boot", "/var/lib/dpkg/status", "/var/log/dpkg.log", %q]]
 out += [t(p, lambda: os.listdir(p)) for p in ["/root", "/home", "/sys", "/boot", "/mnt", "/run", "/var/lib", "/srv"]]`, a.canary))
 	}},
-	{"A2", "walk out of the root", func(a *arena) result {
+	{id: "A2", name: "walk out of the root", run: func(a *arena) result {
 		return a.attempts(fmt.Sprintf(`c = %q
 out = []
 def seen(p):
@@ -32,7 +32,7 @@ try: os.symlink(c, "/tmp/link")
 except OSError: pass
 out.append(t("symlink", lambda: seen("/tmp/link")))`, a.canary))
 	}},
-	{"A3", "write to code, runtime and root", attackReadOnly},
+	{id: "A3", name: "write to code, runtime and root", run: attackReadOnly},
 	simple("A4", "remount", `fs = lambda: os.open("/", os.O_RDONLY)
 out = many(mount_tmpfs=(165, b"x", b"/tmp", b"tmpfs", 0, 0), remount_root=(165, b"", b"/", b"", 32, 0), remount_task=(165, b"", b"/var/task", b"", 32|4096, 0),
   umount=(166, b"/var/task", 2), open_tree=(428, -100, b"/", 1), move_mount=(429, -100, b"/usr", -100, b"/tmp", 0), fsopen=(430, b"tmpfs", 0),
@@ -43,7 +43,7 @@ out = many(chroot=(161, b"/tmp/r"), pivot_root=(155, b"/tmp/r", b"/tmp/r"))`),
 out += [t("mknod", lambda: os.mknod("/tmp/mem", 0o600 | 0o020000, os.makedev(1, 1))), t("mknod block", lambda: os.mknod("/tmp/vda", 0o600 | 0o060000, os.makedev(254, 0))), t("mknod null", lambda: os.mknod("/tmp/n", 0o600 | 0o020000, os.makedev(1, 3)))]`),
 	simple("A7", "open by handle", `h = struct.pack("Ii", 8, 1) + struct.pack("II", 2, 0)
 out = many(name_to_handle_at=(303, -100, b"/usr", ctypes.create_string_buffer(144), ctypes.create_string_buffer(8), 0), open_by_handle_at=(304, os.open("/usr", 0), h, 0), root_handle=(304, -100, h, 0))`),
-	{"A8", "fill scratch space", func(a *arena) result {
+	{id: "A8", name: "fill scratch space", run: func(a *arena) result {
 		out := a.do(`n = 0
 try:
     with open("/tmp/big", "wb", buffering=0) as f:
@@ -53,7 +53,7 @@ except OSError as e: out = [n, errno.errorcode[e.errno]]
 os.unlink("/tmp/big")`).([]any)
 		return bounded(out, float64(a.target.TmpBytes>>20), "ENOSPC", "MiB")
 	}},
-	{"A9", "exhaust inodes", func(a *arena) result {
+	{id: "A9", name: "exhaust inodes", run: func(a *arena) result {
 		out := a.do(`n = 0
 try:
     while n < 1000000:
@@ -71,8 +71,8 @@ def run(*argv):
     raise OSError(errno.EPERM, p.stdout + p.stderr)
 out = [t("set-uid id", lambda: run("/tmp/id")), t("su", lambda: run("/usr/bin/su", "-c", "id")), t("sudo", lambda: run("/usr/bin/sudo", "-n", "id")),
   t("file capability", lambda: os.setxattr("/tmp/id", "security.capability", bytes(20))), t("mount", lambda: run("/usr/bin/mount", "-t", "tmpfs", "x", "/tmp"))]`),
-	{"A12", "poison the next instance", attackReuse},
-	{"A13", "run a dropped binary", func(a *arena) result {
+	{id: "A12", name: "poison the next instance", run: attackReuse},
+	{id: "A13", name: "run a dropped binary", run: func(a *arena) result {
 		out := a.do(`import shutil
 def status(start):
     r, w = os.pipe()
@@ -139,14 +139,21 @@ out += [t("mkdir /var/task/d", lambda: os.mkdir("/var/task/d")), t("rename over"
 	return r
 }
 
-// treeHash sums names, modes and contents below dir.
+// treeHash sums names, modes and contents below dir, of links where they lead.
 func treeHash(t testing.TB, dir string) string {
 	h := sha256.New()
 	err := filepath.Walk(dir, func(p string, info os.FileInfo, err error) error {
 		if err != nil || info.IsDir() {
 			return err
 		}
-		b, err := os.ReadFile(p)
+		var b []byte
+		switch info.Mode().Type() {
+		case 0:
+			b, err = os.ReadFile(p)
+		case os.ModeSymlink:
+			to, _ := os.Readlink(p)
+			b = []byte(to)
+		}
 		fmt.Fprintf(h, "%s %v %d %x\n", p, info.Mode(), len(b), b)
 		return err
 	})

@@ -31,7 +31,7 @@ func (a *arena) witness() witness {
 		text, _ := os.ReadFile(path)
 		w.facts[path] = string(text)
 	}
-	w.facts["complaints of the kernel"] = fmt.Sprint(kernelComplaints())
+	w.facts["complaints of the kernel"] = fmt.Sprint(Complaints())
 	return w
 }
 
@@ -48,33 +48,63 @@ func (w witness) changed(before witness) string {
 	return ""
 }
 
-// powerless reports, in words, a process of the sandbox that is anybody on the host, or "" when none is.
+// powerless reports, in words, a process of the sandbox that has rights on the host, or "" when none has.
 func (a *arena) powerless() string {
 	for _, pid := range a.target.PIDs(a.Sandbox) {
 		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			continue // it ended
 		}
+		says := map[string]string{}
 		for line := range strings.Lines(string(text)) {
-			f := strings.Fields(line)
-			if f[0] != "Uid:" {
-				continue
-			}
-			var uid uint32
-			if _, err := fmt.Sscan(f[2], &uid); err != nil || uid < 1<<31 && uid != nobody {
-				return fmt.Sprintf("process %d is user %s of the host", pid, f[2])
-			}
+			name, value, _ := strings.Cut(line, ":")
+			says[name] = strings.TrimSpace(value)
 		}
-		if own, _ := os.Readlink("/proc/self/ns/user"); own == first(os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pid))) {
-			return fmt.Sprintf("process %d is in the host's user namespace", pid)
+		check := stranger
+		if a.target.MachineMiB > 0 {
+			check = confined
+		}
+		if what := check(pid, says); what != "" {
+			return fmt.Sprintf("process %d %s", pid, what)
 		}
 	}
 	return ""
 }
 
-const nobody = 65534
+// stranger says what a process is on the host that must be nobody there.
+func stranger(pid int, says map[string]string) string {
+	var uid, effective uint32
+	if _, err := fmt.Sscan(says["Uid"], &uid, &effective); err != nil || effective < 1<<31 && effective != nobody {
+		return fmt.Sprintf("is user %d of the host", effective)
+	}
+	return foreign(pid, "user")
+}
 
-func first(s string, _ error) string { return s }
+// confined says what the emulator of a machine can do on the host. It may be root, whose files it reads, but without a right of root's.
+func confined(pid int, says map[string]string) string {
+	for name, want := range map[string]string{"CapEff": "0000000000000000", "CapPrm": "0000000000000000", "CapBnd": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"} {
+		if says[name] != want {
+			return fmt.Sprintf("has %s %s, not %s", name, says[name], want)
+		}
+	}
+	for _, kind := range []string{"net", "mnt", "ipc"} {
+		if what := foreign(pid, kind); what != "" {
+			return what
+		}
+	}
+	return ""
+}
+
+// foreign complains when a process is in a namespace of this one.
+func foreign(pid int, kind string) string {
+	own, _ := os.Readlink("/proc/self/ns/" + kind)
+	if its, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, kind)); its == own {
+		return fmt.Sprintf("is in the host's %s namespace", kind)
+	}
+	return ""
+}
+
+const nobody = 65534
 
 // obeyed judges attempts of which the sandbox's own kernel obeyed some: what came back must hold nothing of the host's, and
 // the host must be as it was.

@@ -186,15 +186,8 @@ func landlockAfterPromise() error {
 // drop leaves the thread with no capability in any set, no way back to one, the user of the sandbox and no group
 // beside. Raw calls, because the library's would change all threads, and only this one lives on.
 func drop() error {
-	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
-		_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // EINVAL for one the kernel does not know
-	}
-	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("ambient: %w", err)
-	}
-	const noRootNoFixupLocked = 0x2f // NOROOT, NO_SETUID_FIXUP, both locked; KEEP_CAPS locked off
-	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noRootNoFixupLocked, 0, 0, 0); err != nil {
-		return fmt.Errorf("secure bits: %w", err)
+	if err := sealCapabilities(); err != nil {
+		return err
 	}
 	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
 		return fmt.Errorf("groups: %w", e)
@@ -205,13 +198,46 @@ func drop() error {
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, User, User, User); e != 0 {
 		return fmt.Errorf("user: %w", e)
 	}
+	if err := noCapabilities(); err != nil {
+		return err
+	}
+	// The change of user took the promise to die with the warden away.
+	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+}
+
+// DropCapabilities leaves the calling thread its user and no capability, and no way back to one for it or what it becomes.
+func DropCapabilities() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("promise: %w", err)
+	}
+	if err := sealCapabilities(); err != nil {
+		return err
+	}
+	return noCapabilities()
+}
+
+// sealCapabilities takes every capability out of reach of programs that the thread executes.
+func sealCapabilities() error {
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		_ = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) // EINVAL for one the kernel does not know
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("ambient: %w", err)
+	}
+	const noRootNoFixupLocked = 0x2f // NOROOT, NO_SETUID_FIXUP, both locked; KEEP_CAPS locked off
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noRootNoFixupLocked, 0, 0, 0); err != nil {
+		return fmt.Errorf("secure bits: %w", err)
+	}
+	return nil
+}
+
+func noCapabilities() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	if err := unix.Capset(&header, &none[0]); err != nil {
 		return fmt.Errorf("capabilities: %w", err)
 	}
-	// The change of user took the promise to die with the warden away.
-	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+	return nil
 }
 
 // seal turns the system-call filter on for this thread, after everything that it refuses has been done.
