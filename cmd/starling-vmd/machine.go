@@ -201,9 +201,12 @@ func (m *machine) attach(ctx context.Context, image string, q *link.Message) (en
 // settledWeight is the weight of a function after its start, in CPUs: that of a start, as in process sandboxes.
 const settledWeight = 1
 
+// small tells whether the function has less than a whole CPU after its start.
+func (m *machine) small() bool { return m.cpu != 0 && m.cpu < 1 }
+
 // settle ends the time in which a small function has a whole CPU.
 func (m *machine) settle() error {
-	if m.cpu == 0 || m.cpu >= 1 {
+	if !m.small() {
 		return nil
 	}
 	return m.home.group.LimitCPU(m.cpu, settledWeight)
@@ -225,12 +228,18 @@ func (m *machine) use(ctx context.Context) (*link.Use, error) {
 
 func (m *machine) pause(ctx context.Context) error { return m.vm.Pause(ctx) }
 
-// resume lets the guest run on, and sets its clock, which stood still.
+// resume lets the guest run on, and sets its clock, which stood still: with a whole CPU, or what a small function may use could be
+// spent before the clock is set.
 func (m *machine) resume(ctx context.Context) error {
+	if m.small() {
+		if err := m.home.group.LimitCPU(1, 0); err != nil {
+			return err
+		}
+	}
 	if err := m.vm.Resume(ctx); err != nil {
 		return err
 	}
-	return m.agent.setTime(ctx)
+	return errors.Join(m.agent.setTime(ctx), m.settle())
 }
 
 // await returns when the function or its VM ended.
