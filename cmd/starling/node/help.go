@@ -3,7 +3,7 @@ package node
 // describe gives every number of a node its help text. They stand together because an operator reads them together,
 // and the parts that count do not know the exposition.
 func (n *Node) describe() {
-	for _, group := range []map[string]string{nodeHelp, callHelp, clusterHelp, partitionHelp} {
+	for _, group := range []map[string]string{nodeHelp, callHelp, clusterHelp, partitionHelp, networkHelp} {
 		for family, text := range group {
 			n.registry.Describe(family, text)
 		}
@@ -144,4 +144,19 @@ var partitionHelp = map[string]string{
 	"starling_partition_relayed_total":         "Messages handed on to the new owner of a partition that was moved away lately.",
 	"starling_partition_strays_total":          "Messages for partitions this node does not own.",
 	"starling_partition_waiting_calls":         "Calls that wait for an instance.",
+}
+
+var networkHelp = map[string]string{
+	"starling_gateway_bytes_total":   "Bytes this gateway carried, by network and direction as the function sees it.",
+	"starling_gateway_dial_seconds":  "Time to connect to an address inside a network.",
+	"starling_gateway_flows":         "Flows of functions that this gateway carries now.",
+	"starling_gateway_flows_total":   "Flows of functions that came to this gateway, by kind.",
+	"starling_gateway_networks":      "Networks that are plugged into this gateway.",
+	"starling_gateway_refused_total": "Flows that this gateway refused, by reason.",
+	"starling_tunnel_connections":    "Connections of this host to gateways, one for each network.",
+	"starling_tunnel_failed_total":   "Flows of this host's functions that no gateway took.",
+	"starling_tunnel_flows_total":    "Flows of this host's functions that gateways were asked for.",
+	"starling_tunnel_grants_total":   "Grants this host asked managers for.",
+	"starling_tunnel_open_seconds":   "Time until a gateway answered for a flow.",
+	"starling_tunnel_refused_total":  "Flows of this host's functions that a gateway refused.",
 }
