@@ -7,13 +7,15 @@ cd "$(dirname "$0")/.."
 n=${1:-1000}
 ulimit -n "$(ulimit -Hn)"
 log=$(mktemp "${TMPDIR:-/tmp}/starling-density.XXXXXX")
-trap 'rm -f "$log"' EXIT
+settings=$(mktemp "${TMPDIR:-/tmp}/starling-density.XXXXXX")
+trap 'rm -f "$log" "$settings"' EXIT
+echo "worth: 1000h" >"$settings" # or functions called once are released after two minutes, before the last are called
 # Every instance claims its limit, not what it uses: 128 MiB each. A host keeps a part free of idle instances.
 most=$((n + n / 32 + 40))
 accounts=$(((n + 999) / 1000)) # of 1,000 functions at most
 export ACCOUNTS=
 [ "$accounts" = 1 ] || ACCOUNTS=$accounts
-NODE_FLAGS="--memory $((most * 128)) --instances $most --allow-shared-kernel" POOL=8 \
+NODE_FLAGS="--memory $((most * 128)) --instances $most --allow-shared-kernel --scale-config $settings" POOL=8 \
 	bench/run.sh cold -n "$((n / accounts))" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
 run=$!
 until grep -q '^holding' "$log"; do
