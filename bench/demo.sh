@@ -244,6 +244,7 @@ if [ "$driver" = process ]; then
 		kill -0 "$database" || { echo "PostgreSQL did not start" >&2; exit 1; }
 		sleep 0.05
 	done
+	show "$bin" network test office 10.20.0.10:5432
 	call 1 customers "$work/customer.json"
 	printf '\nThe same code without the network:\n'
 	if show "$bin" invoke customers-alone --file "$work/customer.json" 2>"$work/refused"; then

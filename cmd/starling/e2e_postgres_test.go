@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"os/user"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"starling/frontend/protocol"
 	"starling/vpcproxy/netns"
 )
 
@@ -106,12 +108,47 @@ func TestE2EFunctionAsksPostgres(t *testing.T) {
 	if found.Name != "Grace" || found.SeenAs != "10.7.0.2" || found.Server == "" {
 		t.Errorf("the database answers %+v", found)
 	}
+	w.testsNetwork(t)
 	for name, account := range map[string]string{"alone": "acme", "neighbour": "zeta"} {
-		cmd := exec.Command(starlingBinary(t), "invoke", name, `{"id":2}`)
-		cmd.Env = append(os.Environ(), w.env[account]...)
-		text, err := cmd.CombinedOutput()
-		if err == nil || !strings.Contains(string(text), "ask the database") {
+		if text, err := w.refused(t, account, "invoke", name, `{"id":2}`); err == nil || !strings.Contains(text, "ask the database") {
 			t.Errorf("%s of %s: %v: %s", name, account, err, text)
 		}
 	}
+}
+
+// testsNetwork lets the command line tell what connections of the two accounts would meet.
+func (w *netWorld) testsNetwork(t *testing.T) {
+	t.Helper()
+	for _, c := range []struct {
+		account, target, outcome, address string
+	}{
+		{"acme", "db.internal:5432", "open", "10.7.0.10"}, {"acme", "10.7.0.66:5432", "denied", "10.7.0.66"}, {"acme", "evil.internal:80", "denied", "169.254.169.254"},
+		{"zeta", "db.internal:5432", "refused", "10.7.0.10"},
+	} {
+		var r protocol.NetworkTest
+		text := starlingCLI(t, w.env[c.account], "network", "test", "db", c.target, "-o", "json")
+		if err := json.Unmarshal([]byte(text), &r); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if r.Outcome != c.outcome || r.Reached != (c.outcome == "open") || (r.Reason == "") != r.Reached || len(r.Addresses) != 1 || r.Addresses[0] != c.address {
+			t.Errorf("%s of %s: %s", c.target, c.account, text)
+		}
+	}
+	for target, says := range map[string]string{"db:nowhere": "use an address or a name with a port", "10.7.0.10": "use an address or a name with a port"} {
+		if text, err := w.refused(t, "acme", "network", "test", "db", target); err == nil || !strings.Contains(text, says) {
+			t.Errorf("%s: %v: %s", target, err, text)
+		}
+	}
+	if text, err := w.refused(t, "acme", "network", "test", "other", "10.7.0.10:5432"); err == nil || !strings.Contains(text, "other") {
+		t.Errorf("a network that is not there: %v: %s", err, text)
+	}
+}
+
+// refused runs the command line and returns all that it says.
+func (w *netWorld) refused(t *testing.T, account string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(starlingBinary(t), args...)
+	cmd.Env = append(os.Environ(), w.env[account]...)
+	text, err := cmd.CombinedOutput()
+	return string(text), err
 }
