@@ -29,7 +29,7 @@ guest-kernel: needs ## a small guest kernel in place of Debian's, built from its
 
 DRIVER ?= process
 
-demo: needs functions $(if $(filter gvisor,$(DRIVER)),runsc) $(if $(filter kata,$(DRIVER)),guest-images) ## a real cluster of three nodes, three real functions, called; DRIVER=gvisor or kata isolates them so, KEEP=1 leaves it running
+demo: needs functions $(if $(filter gvisor,$(DRIVER)),runsc) $(if $(filter kata,$(DRIVER)),guest-images) ## a real cluster of three nodes, real functions, called, one of them at a PostgreSQL in its network; DRIVER=gvisor or kata isolates them so, KEEP=1 leaves it running
 	KEEP=$(KEEP) DRIVER=$(DRIVER) bench/demo.sh
 
 test: needs functions runsc guest-images ## everything CI checks by default: tests, then the same with -race where goroutines meet

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The demo: a real cluster of three nodes on this machine, three real functions, called over HTTP and QUIC; one
-# node is killed and the calls go on; at the end nothing is left. KEEP=1 leaves the cluster running.
+# The demo: a real cluster of three nodes on this machine, three real functions, called over HTTP and QUIC, a fourth that asks a
+# PostgreSQL in its account's network; one node is killed and the calls go on; at the end nothing is left. KEEP=1 leaves the cluster running.
 # DRIVER=gvisor isolates them with a kernel of their own in user space, DRIVER=kata with a microVM each (default: process).
 # PHOTO=file.jpg uses a photo of yours instead of the one from Debian's package python-matplotlib-data.
 set -euo pipefail
@@ -14,6 +14,8 @@ pool=2
 work=$(mktemp -d "${TMPDIR:-/tmp}/starling-demo.XXXXXX")
 export XDG_CONFIG_HOME=$work/config
 pids=()
+tenant=()  # processes that hold the namespaces of the account's own network
+database= # PostgreSQL in it
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { # show COMMAND...: prints the command as a person would type it, then runs it
@@ -42,6 +44,13 @@ stop_all() {
 	done
 	pids=()
 }
+stop_tenant() {
+	touch "$work/stop" # also for a database that is still being made
+	[ -z "$database" ] || while kill -INT "$database" 2>/dev/null; do sleep 0.05; done
+	[ ${#tenant[@]} = 0 ] || kill "${tenant[@]}"
+	wait
+	tenant=()
+}
 finish() {
 	local code=$?
 	trap - EXIT
@@ -51,6 +60,7 @@ finish() {
 		done >&2
 	fi
 	stop_all
+	stop_tenant
 	rm -rf "$work"
 	exit $code
 }
@@ -77,7 +87,7 @@ admin() { echo "127.0.0.1:${ports[$1 + 5]}"; }
 start_node() { # start_node N [FLAG...]
 	local n=$1
 	shift
-	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool "$pool" --isolation "$driver" "$@" \
+	"$bin" node --data "$work/node$n" --name "node$n" --listen "$(quic "$n")" --http "$(http "$n")" --admin "$(admin "$n")" --pool "$pool" --isolation "$driver" "${gateway[@]}" "$@" \
 		>"$work/node$n.log" 2>&1 &
 	pids[n - 1]=$!
 	for _ in $(seq 300); do
@@ -91,6 +101,55 @@ start_node() { # start_node N [FLAG...]
 	echo "node$n did not become ready" >&2
 	return 1
 }
+
+# A network of the account's own: two namespaces without names, which end with their processes. Gateways are plugged into the
+# uplink (10.20.0.2); at the other end of a cable is the tenant's (10.20.0.10), with a PostgreSQL that knows nothing of Starling.
+hold() { # hold NAME: a namespace; its holder's process is in the variable NAME from now on
+	unshare --net sleep infinity &
+	printf -v "$1" %s $!
+	tenant+=($!)
+	until [ "$(readlink "/proc/$!/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.01; done
+}
+within() { # within HOLDER COMMAND...
+	nsenter --net="/proc/$1/ns/net" "${@:2}"
+}
+make_network() {
+	hold uplink
+	hold inside
+	ip link add office netns "$uplink" type veth peer name eth0 netns "$inside"
+	within "$uplink" ip addr add 10.20.0.2/24 dev office
+	within "$uplink" ip link set office up
+	within "$inside" ip addr add 10.20.0.10/24 dev eth0
+	within "$inside" ip link set eth0 up
+	echo "{\"default/office\": {\"namespace\": \"/proc/$uplink/ns/net\"}}" >"$work/uplinks.json"
+}
+make_database() { # in the background: it takes a second or two
+	local db=$work/postgres bin
+	bin=$(ls -d /usr/lib/postgresql/*/bin | tail -1)
+	chmod 711 "$work" # PostgreSQL does not run as root
+	install -d -o postgres -m 700 "$db"
+	echo secret >"$db/password"
+	chown postgres "$db/password"
+	cd "$db"
+	{
+		runuser -u postgres -- "$bin/initdb" --no-sync -U shop --auth=scram-sha-256 --pwfile=password --encoding=UTF8 --no-locale -D "$db/data"
+		echo 'host all all 10.20.0.0/24 scram-sha-256' >>"$db/data/pg_hba.conf"
+		runuser -u postgres -- "$bin/postgres" --single -D "$db/data" postgres <<-'SQL'
+			CREATE TABLE customers (id bigint PRIMARY KEY, name text NOT NULL, city text NOT NULL)
+			INSERT INTO customers VALUES (1, 'Ada', 'London'), (2, 'Grace', 'New York')
+		SQL
+	} >"$work/postgres.log" 2>&1
+	[ ! -e "$work/stop" ] || exit 0
+	exec nsenter --net="/proc/$inside/ns/net" setpriv --reuid=postgres --regid=postgres --init-groups "$bin/postgres" -D "$db/data" \
+		-c listen_addresses=10.20.0.10 -c unix_socket_directories= -c fsync=off >>"$work/postgres.log" 2>&1
+}
+gateway=()
+if [ "$driver" = process ]; then
+	make_network
+	make_database &
+	database=$!
+	gateway=(--roles all,gateway --uplinks "$work/uplinks.json")
+fi
 
 step "A photo"
 photo=${PHOTO:-}
@@ -109,13 +168,13 @@ fi
 echo "$photo: $(stat -c %s "$photo") bytes, from ${PHOTO:+your file}${PHOTO:-Debian\'s package python-matplotlib-data (Grace Hopper, US Navy, public domain)}"
 
 step "Three nodes"
-made=$("$bin" cluster init --data "$work/node1" --listen "$(quic 1)" --name demo -o json)
+made=$("$bin" cluster init --data "$work/node1" --listen "$(quic 1)" --name demo "${gateway[@]:0:2}" -o json)
 key=$(field key <<<"$made")
 root=$(field adminKey <<<"$made")
 start_node 1
 export STARLING_SERVER=http://$(http 1) STARLING_KEY=$key STARLING_QUIC_ADDR=$(quic 1)
 for n in 2 3; do
-	token=$(STARLING_KEY=$root "$bin" cluster token)
+	token=$(STARLING_KEY=$root "$bin" cluster token "${gateway[@]:0:2}")
 	start_node "$n" --join "$(quic 1)" --token "$token"
 done
 export STARLING_PIN=${token##*.} # the second half of a join token is the fingerprint of the cluster's CA
@@ -174,6 +233,35 @@ echo
 show "$bin" invoke thumbnail --file "$work/photo.json" --quic >"$work/again.json"
 cmp "$work/thumbnail.json" "$work/again.json" && echo "the same thumbnail as over HTTP"
 
+step "A database in the account's own network"
+echo '{"id":2}' >"$work/customer.json"
+url='postgres://shop:secret@10.20.0.10/postgres?sslmode=disable'
+if [ "$driver" = process ]; then
+	show "$bin" network create office --cidr 10.20.0.0/24
+	show "$bin" deploy "$functions/customers-go.zip" --network office --env "DATABASE_URL=$url"
+	show "$bin" deploy "$functions/customers-go.zip" --name customers-alone --env "DATABASE_URL=$url"
+	until grep -q 'ready to accept connections' "$work/postgres.log"; do
+		kill -0 "$database" || { echo "PostgreSQL did not start" >&2; exit 1; }
+		sleep 0.05
+	done
+	show "$bin" network test office 10.20.0.10:5432
+	call 1 customers "$work/customer.json"
+	printf '\nThe same code without the network:\n'
+	if show "$bin" invoke customers-alone --file "$work/customer.json" 2>"$work/refused"; then
+		echo "a function without a network reached the database" >&2
+		exit 1
+	fi
+	cat "$work/refused"
+	grep -q 'network is unreachable' "$work/refused"
+else
+	show "$bin" network create office --cidr 10.20.0.0/24
+	if show "$bin" deploy "$functions/customers-go.zip" --isolation "$driver" --network office --env "DATABASE_URL=$url"; then
+		echo "a function with isolation $driver was given a network: this demo does not know yet" >&2
+		exit 1
+	fi
+	echo "networks need isolation process so far: the demo goes on without"
+fi
+
 step "Who decides, and what was printed"
 STARLING_KEY=$root "$bin" partitions >"$work/partitions"
 head -6 "$work/partitions"
@@ -186,7 +274,7 @@ kill -KILL "${pids[victim - 1]}"
 wait "${pids[victim - 1]}" 2>/dev/null || true
 since=$(date +%s%N)
 for n in 1 3; do
-	for f in thumbnail:photo hello:hello orders:order; do
+	for f in thumbnail:photo hello:hello orders:order ${gateway:+customers:customer}; do
 		# A call that was on its way to the dead host may have run: it is answered with 503 and the caller decides. This one asks again.
 		refused=0
 		until call "$n" "${f%%:*}" "$work/${f#*:}.json" 2>/dev/null >"$work/answer"; do
@@ -203,15 +291,16 @@ if [ "${KEEP:-}" = 1 ]; then
 	cat <<EOF
 export STARLING_SERVER=http://$(http 1) STARLING_KEY=$key STARLING_QUIC_ADDR=$(quic 1) STARLING_PIN=$STARLING_PIN
 An administrator's key: $root
-Stop it with: kill ${pids[0]} ${pids[2]} && rm -rf $work
+Stop it with: kill ${pids[0]} ${pids[2]} ${tenant[*]} $database && rm -rf $work
 EOF
 	trap - EXIT
 	exit 0
 fi
 
 step "Everything is stopped, and nothing is left"
-nodes=("${pids[@]}")
+nodes=("${pids[@]}" "${tenant[@]}" $database)
 stop_all
+stop_tenant
 clean=no
 for _ in $(seq 50); do # the kernel may take a moment to reap what was killed
 	left_spaces=$(comm -13 "$work/spaces" <(spaces) | wc -l)

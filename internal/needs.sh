@@ -18,6 +18,7 @@ need gcc command -v gcc # the race detector links with it
 need libc6-dev test -e /usr/include/stdlib.h
 need qemu-system-x86 command -v qemu-system-x86_64 # microVMs
 need erofs-utils command -v mkfs.erofs
+need postgresql ls -d /usr/lib/postgresql/*/bin/initdb # a tenant's database, in the demo and the end-to-end tests
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 if [ ${#missing[@]} -eq 0 ]; then exit 0; fi
 if [ "$(id -u)" != 0 ]; then
@@ -26,4 +27,15 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "installing from Debian's packages: ${missing[*]}"
 apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+install() { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+case " ${missing[*]} " in *" postgresql "*)
+	# The package would make a database of its own and start it: it is told not to, this once.
+	install postgresql-common
+	conf=/etc/postgresql-common/createcluster.conf
+	cp -p "$conf" "$conf.kept"
+	trap 'mv "$conf.kept" "$conf"' EXIT
+	sed -i -E '/^[[:space:]]*create_main_cluster/d' "$conf"
+	echo 'create_main_cluster = false' >>"$conf"
+	;;
+esac
+install "${missing[@]}"

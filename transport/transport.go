@@ -26,6 +26,7 @@ const (
 	ChannelState   Channel = 9  // a partition's state, from its owner to the next one
 	ChannelGrant   Channel = 10 // hosts and gateways ask managers about the right to use a network
 	ChannelTunnel  Channel = 11 // flows of functions, from host to gateway; on connections of their own (Tunneler)
+	ChannelProbe   Channel = 12 // frontends ask gateways what a connection would meet
 )
 
 // A Peer is who is at the other end, as its certificate says. It is the zero Peer on ChannelJoin and

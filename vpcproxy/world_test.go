@@ -128,6 +128,7 @@ func (w *world) addGateway(ca *identity.CA, id starling.NodeID, change func(*gat
 	g := &gatewayNode{gateway: gateway.New(cfg)}
 	must(w.t, g.gateway.Open())
 	g.endpoint = endpoint(w.t, ca, id, starling.RoleGateway, true, g.gateway.Serve)
+	g.endpoint.Handle(transport.ChannelProbe, g.gateway.ServeProbe)
 	g.node = starling.Node{ID: id, Addr: g.endpoint.Addr(), Roles: starling.RoleGateway}
 	for !g.gateway.Ready() {
 		time.Sleep(time.Millisecond)

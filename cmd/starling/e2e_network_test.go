@@ -196,16 +196,18 @@ func resolveAll(q []byte) []byte {
 // netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta.
 type netWorld struct {
 	*testCluster
-	env map[string][]string
+	env     map[string][]string   // of the command line, by account
+	tenants map[string]*netTenant // by account
 }
 
 func startNetWorld(t *testing.T) *netWorld {
 	if os.Getuid() != 0 {
 		t.Skip("real sandboxes need root")
 	}
-	uplinks := map[string]map[string]string{}
+	uplinks, tenants := map[string]map[string]string{}, map[string]*netTenant{}
 	for _, account := range []string{"acme", "zeta"} {
 		c := newNetTenant(t, account)
+		tenants[account] = c
 		uplinks[account+"/db"] = map[string]string{"namespace": fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), c.uplink.Fd())}
 	}
 	text, err := json.Marshal(uplinks)
@@ -217,7 +219,7 @@ func startNetWorld(t *testing.T) *netWorld {
 		t.Fatal(err)
 	}
 	args := []string{"--uplinks", file}
-	w := &netWorld{startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: args}, testKind{roles: "gateway", args: args}), map[string][]string{}}
+	w := &netWorld{startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: args}, testKind{roles: "gateway", args: args}), map[string][]string{}, tenants}
 	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
 	for _, account := range []string{"acme", "zeta"} {
 		starlingCLI(t, admin, "account", "create", account)

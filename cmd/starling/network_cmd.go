@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -11,9 +12,9 @@ import (
 )
 
 func networkCommand(a *app) *cobra.Command {
-	c := &cobra.Command{Use: "network", Short: "Create, list, show and delete the networks that functions reach", Args: cobra.NoArgs,
+	c := &cobra.Command{Use: "network", Short: "Create, list, show, test and delete the networks that functions reach", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	c.AddCommand(networkCreate(a), networkList(a), networkShow(a), networkDelete(a))
+	c.AddCommand(networkCreate(a), networkList(a), networkShow(a), networkTest(a), networkDelete(a))
 	return c
 }
 
@@ -85,5 +86,27 @@ func networkDelete(a *app) *cobra.Command {
 				return err
 			}
 			return a.say(map[string]string{"deleted": args[0]}, "Deleted network %s.", args[0])
+		}}
+}
+
+func networkTest(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "test NAME HOST:PORT", Short: "Tell what a function's connection to an address would meet", Args: cobra.ExactArgs(2),
+		Long: `Test lets the gateway of a network (or of internet) resolve HOST there, judge the address as it would a function's, connect over TCP
+and hang up. It counts as a flow of the network. The exit status says nothing of the outcome: -o json has "reached".`,
+		Example: "  starling network test db db.internal:5432\n  starling network test db 10.0.3.7:5432 -o json\n  starling network test internet example.org:443",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := a.client().TestNetwork(cmd.Context(), starling.NetworkName(args[0]), args[1])
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(t table.Writer) {
+				took := "-"
+				if r.ConnectMS > 0 {
+					took = fmt.Sprintf("%.1f ms", r.ConnectMS)
+				}
+				t.AppendRows([]table.Row{{"from network", r.Network}, {"to", r.Target}, {"which is", orDash(strings.Join(r.Addresses, " "))}, {"outcome", r.Outcome},
+					{"because", orDash(r.Reason)}, {"connecting took", took}, {"asked gateway", r.Gateway}})
+			})
 		}}
 }

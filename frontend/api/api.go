@@ -47,9 +47,11 @@ type Deps struct {
 	Auth     *auth.Authenticator
 	Code     CodeStore
 	Logs     LogReader
-	Log      *slog.Logger
-	CA       [32]byte         // SHA-256 of the cluster's CA certificate, for join tokens
-	Now      func() time.Time // stamps what is created; time.Now when nil
+	// Probe asks what a connection from a network to a host's port would meet; nil on a frontend that knows no gateways.
+	Probe func(ctx context.Context, ref starling.NetworkRef, host string, port uint16) (protocol.NetworkTest, error)
+	Log   *slog.Logger
+	CA    [32]byte         // SHA-256 of the cluster's CA certificate, for join tokens
+	Now   func() time.Time // stamps what is created; time.Now when nil
 	// Backup passes on the whole replicated state as the leader gives it (cluster.View does); nil on a frontend that cannot.
 	Backup func(ctx context.Context, begin func(cluster.Backup) error, piece func([]byte) error) error
 }

@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"net"
 	"net/http"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -22,7 +24,13 @@ type (
 		Credentials
 		Body protocol.NetworkSpec
 	}
+	testNetworkInput struct {
+		NetworkInput
+		Body protocol.NetworkTarget
+	}
 )
+
+const hostMax = 253 // bytes of a name
 
 func (a *api) networks() {
 	tags := []string{"networks"}
@@ -30,6 +38,7 @@ func (a *api) networks() {
 	register(a, huma.Operation{OperationID: "create-network", Method: http.MethodPost, Path: "/v1/networks", Summary: "Create a network", Tags: tags, DefaultStatus: http.StatusCreated}, anyKey, a.createNetwork)
 	register(a, huma.Operation{OperationID: "get-network", Method: http.MethodGet, Path: "/v1/networks/{name}", Summary: "Show a network", Tags: tags}, anyKey, a.network)
 	register(a, huma.Operation{OperationID: "delete-network", Method: http.MethodDelete, Path: "/v1/networks/{name}", Summary: "Delete a network that no version names", Tags: tags, DefaultStatus: http.StatusNoContent}, anyKey, a.deleteNetwork)
+	register(a, huma.Operation{OperationID: "test-network", Method: http.MethodPost, Path: "/v1/networks/{name}/test", Summary: "Tell what a connection from a network would meet", Tags: tags}, anyKey, a.testNetwork)
 }
 
 func (a *api) listNetworks(ctx context.Context, p auth.Principal, _ *onlyKey) (*output[protocol.Page[starling.Network]], error) {
@@ -71,4 +80,31 @@ func (a *api) deleteNetwork(ctx context.Context, p auth.Principal, in *NetworkIn
 	}
 	_, err := a.propose(ctx, cluster.DeleteNetwork{Ref: starling.NetworkRef{Account: p.Account, Name: in.Name}})
 	return nil, err
+}
+
+func (a *api) testNetwork(ctx context.Context, p auth.Principal, in *testNetworkInput) (*output[protocol.NetworkTest], error) {
+	const op = "test network"
+	if err := in.Name.Validate(); err != nil {
+		return nil, err
+	}
+	host, text, err := net.SplitHostPort(in.Body.Target)
+	port, perr := strconv.ParseUint(text, 10, 16)
+	if err != nil || perr != nil || port == 0 || host == "" || len(host) > hostMax {
+		return nil, starling.Errorf(starling.Invalid, op, "%q: use an address or a name with a port, as in db.internal:5432", in.Body.Target)
+	}
+	if a.Probe == nil {
+		return nil, starling.Errorf(starling.Unavailable, op, "this frontend knows no gateways")
+	}
+	ref := starling.NetworkRef{Account: p.Account, Name: in.Name}
+	if in.Name != starling.Internet {
+		if _, err := a.read(ctx, cluster.Query{What: cluster.QueryNetwork, Account: p.Account, Network: in.Name}); err != nil {
+			return nil, err
+		}
+	}
+	t, err := a.Probe(ctx, ref, host, uint16(port))
+	if err != nil {
+		return nil, err
+	}
+	t.Network, t.Target = in.Name, in.Body.Target
+	return &output[protocol.NetworkTest]{Body: t}, nil
 }

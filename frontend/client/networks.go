@@ -32,3 +32,8 @@ func (c *HTTP) Network(ctx context.Context, name starling.NetworkName) (n starli
 func (c *HTTP) DeleteNetwork(ctx context.Context, name starling.NetworkName) error {
 	return c.json(ctx, http.MethodDelete, network(name), nil, nil)
 }
+
+// TestNetwork tells what a connection from a network to "host:port" would meet.
+func (c *HTTP) TestNetwork(ctx context.Context, name starling.NetworkName, target string) (t protocol.NetworkTest, err error) {
+	return t, c.json(ctx, http.MethodPost, network(name)+"/test", protocol.NetworkTarget{Target: target}, &t)
+}

@@ -51,6 +51,23 @@ type NetworkSpec struct {
 	RateMax int                  `json:"rateMax,omitempty" minimum:"0" doc:"flows begun in a second"`
 }
 
+// A NetworkTarget is where a connection would go.
+type NetworkTarget struct {
+	Target string `json:"target" doc:"address or name, and a port, as db.internal:5432"`
+}
+
+// A NetworkTest is what a connection from a network met.
+type NetworkTest struct {
+	Network   starling.NetworkName `json:"network"`
+	Target    string               `json:"target"`
+	Reached   bool                 `json:"reached"`
+	Outcome   string               `json:"outcome" doc:"open, or why a function would not be connected: denied, refused, unreachable, timed out, limit reached, no uplink"`
+	Reason    string               `json:"reason,omitempty" doc:"sentence for people; none when it was reached"`
+	Addresses []string             `json:"addresses,omitempty" doc:"what the name is in the network; the first was tried"`
+	ConnectMS float64              `json:"connectMS,omitempty" doc:"milliseconds that connecting took at the gateway, also when it failed; none when it was not tried"`
+	Gateway   string               `json:"gateway" doc:"node that was asked"`
+}
+
 // A KeySpec asks for a new key.
 type KeySpec struct {
 	Role starling.KeyRole `json:"role,omitempty" doc:"admin or user; user when empty"`

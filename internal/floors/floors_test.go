@@ -60,8 +60,9 @@ var door = map[string][]string{
 	"github.com/vishvananda/netlink":             {"vpcproxy/capture"},
 	"github.com/spf13/cobra":                     {"cmd/starling"},
 	"github.com/knadh/koanf":                     {"cmd/starling"},
-	"github.com/fxamacker/cbor":                  {"cluster", "cluster/manager", "cluster/identity", "store/code", "store/logs", "actors/host", "frontend", "frontend/client"},
-	"github.com/aws/aws-lambda-go":               {"bench/functions/orders-go", "bench/functions/echo-go"},
+	"github.com/fxamacker/cbor":                  {"cluster", "cluster/manager", "cluster/identity", "store/code", "store/logs", "actors/host", "frontend", "frontend/client", "vpcproxy/probe"},
+	"github.com/aws/aws-lambda-go":               {"bench/functions/orders-go", "bench/functions/customers-go", "bench/functions/echo-go"},
+	"github.com/lib/pq":                          {"bench/functions/customers-go"},
 	"github.com/anishathalye/porcupine":          {"internal/judge"},
 	"github.com/kata-containers/kata-containers": {"cmd/starling-vmd"},
 }

@@ -43,6 +43,24 @@ func (f *attempt) admit(ctx context.Context) header.Answer {
 		f.seldom("grant: " + err.Error())
 		return header.BadGrant
 	}
+	if answer := f.enter(ctx); answer != header.Open {
+		return answer
+	}
+	if f.Kind == header.DNS {
+		return header.Open
+	}
+	if v := f.rules.Check(f.To); v != policy.Permitted {
+		f.note(slog.LevelWarn, "flow denied", string(v))
+		f.end()
+		return header.Denied
+	}
+	return header.Open
+}
+
+// enter finds the network that the flow's grant names, and takes the flow's place in the table.
+func (f *attempt) enter(ctx context.Context) header.Answer {
+	g := f.gateway
+	var err error
 	limits := g.cfg.InternetLimits
 	if ref := f.grant.Ref(); f.grant.Network == starling.Internet {
 		f.plug = g.plugs[internet]
@@ -63,14 +81,6 @@ func (f *attempt) admit(ctx context.Context) header.Answer {
 	}
 	if !f.count(limits) {
 		return header.Limit
-	}
-	if f.Kind == header.DNS {
-		return header.Open
-	}
-	if v := f.rules.Check(f.To); v != policy.Permitted {
-		f.note(slog.LevelWarn, "flow denied", string(v))
-		f.end()
-		return header.Denied
 	}
 	return header.Open
 }

@@ -23,6 +23,29 @@ const (
 	Unlisted  Verdict = "not in allow"   // it has an allow list
 )
 
+// Because says for people why v refuses; "" for Permitted.
+func (v Verdict) Because() string {
+	switch v {
+	case Permitted:
+		return ""
+	case Malformed:
+		return "it is no address that can be dialled"
+	case Reserved:
+		return "reserved: loopback, link-local, multicast and metadata addresses are never reached"
+	case Cluster:
+		return "it is an address of the cluster, or the gateway's own: those are never reached"
+	case Private:
+		return "it is private, and no range of private addresses of the network has it (--cidr)"
+	case Outside:
+		return "it is outside of the network's ranges (--cidr)"
+	case Denied:
+		return "the network's deny list has it (--deny)"
+	case Unlisted:
+		return "the network's allow list does not have it (--allow)"
+	}
+	return string(v)
+}
+
 // reserved addresses are refused whatever a network lists: what they name depends on who dials them, or they are a machine's
 // metadata, or they carry an IPv4 address that a translator would dial instead.
 var reserved = prefixes(

@@ -89,7 +89,7 @@ func (n *Node) alive(id starling.NodeID) bool {
 func (n *Node) openServer(ctx context.Context, d frontend.Dispatcher) error {
 	deps := frontend.Deps{Catalog: n.view, Dispatch: d, Addr: n.cfg.HTTP, API: api.Deps{
 		Cluster: n.view, Topology: func() *cluster.Topology { return n.view.Topology() },
-		Alive: n.alive, Operator: n.view, Backup: n.view.Backup,
+		Alive: n.alive, Operator: n.view, Backup: n.view.Backup, Probe: n.probe,
 		Auth: auth.New(n.view), Code: n.code, CA: sha256.Sum256(n.id.CA()), Log: n.log("frontend"),
 		Logs: logReader{&logs.Fanout{Local: n.logs, Self: n.ID(), Hosts: n.hosts, Open: n.endpoint.Open, Log: n.log("logs")}},
 	}}

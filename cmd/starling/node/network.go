@@ -11,12 +11,15 @@ import (
 
 	"starling"
 	"starling/cluster/identity"
+	"starling/frontend/protocol"
 	"starling/transport"
 	"starling/vmpool"
 	"starling/vpcproxy/capture"
 	"starling/vpcproxy/desk"
 	"starling/vpcproxy/gateway"
 	"starling/vpcproxy/grant"
+	"starling/vpcproxy/header"
+	"starling/vpcproxy/probe"
 	"starling/vpcproxy/tunnel"
 )
 
@@ -129,11 +132,23 @@ func (n *Node) openGateway(context.Context) error {
 	},
 		Key: n.desk.Key, Cluster: n.clusterAddrs, Log: n.log("gateway")})
 	n.endpoint.Handle(transport.ChannelTunnel, g.Serve)
+	n.endpoint.Handle(transport.ChannelProbe, g.ServeProbe)
 	if err := g.Open(); err != nil {
 		return fmt.Errorf("open gateway: %w", err)
 	}
 	n.opened("gateway", g.Metrics(), g.Close)
 	return nil
+}
+
+// probe asks a gateway what a connection would meet.
+func (n *Node) probe(ctx context.Context, ref starling.NetworkRef, host string, port uint16) (protocol.NetworkTest, error) {
+	client := &probe.Client{Open: n.endpoint.Open, Gateways: n.gateways}
+	a, err := client.Ask(ctx, probe.Question{Network: ref, Host: host, Port: port})
+	t := protocol.NetworkTest{Reached: err == nil && a.Answer == header.Open, Outcome: a.Answer.String(), Reason: a.Reason, Gateway: a.Gateway.String(), ConnectMS: float64(a.Took.Microseconds()) / 1000}
+	for _, addr := range a.Addresses {
+		t.Addresses = append(t.Addresses, addr.String())
+	}
+	return t, err
 }
 
 // clusterAddrs returns the addresses of all nodes and the index of the topology that has them.

@@ -177,6 +177,8 @@ func allow(p transport.Peer, ch transport.Channel) bool {
 		return p.Roles.Has(starling.RoleHost)
 	case transport.ChannelGrant:
 		return p.Roles&(starling.RoleHost|starling.RoleGateway) != 0
+	case transport.ChannelProbe:
+		return p.Roles.Has(starling.RoleFrontend)
 	case transport.ChannelLogs:
 		return p.Roles.Has(starling.RoleFrontend)
 	case transport.ChannelControl, transport.ChannelActor, transport.ChannelCode:
