@@ -76,6 +76,7 @@ func TestOnlyVersionsWithANetworkAreLetOut(t *testing.T) {
 					t.Fatal(err)
 				}
 				time.Sleep(time.Second)
+				synctest.Wait()
 				if want := map[bool]int{true: 2, false: 0}[ahead]; p.made != want {
 					t.Errorf("%d warm sandboxes are prepared, want %d", p.made, want)
 				}
