@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"starling/vmpool/process/jail"
 )
 
 const (
@@ -128,7 +130,7 @@ func buildRoot(cfg Config) error {
 	if err := unix.Sethostname([]byte("starling")); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
-	if err := raiseLoopback(); err != nil {
+	if err := jail.RaiseLoopback(); err != nil {
 		return err
 	}
 	if err := os.Mkdir(group, 0o755); err != nil {
@@ -159,20 +161,6 @@ func makeDevices() error {
 		return err
 	}
 	return unix.Mount("shm", newRoot+"/dev/shm", "tmpfs", quiet, "mode=1777,size=64m")
-}
-
-func raiseLoopback() error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, req)
 }
 
 // listen opens the Runtime API's address inside the guest.

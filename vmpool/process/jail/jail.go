@@ -56,7 +56,7 @@ func run(j *link.Jail, control *link.Line) error {
 		do   func() error
 	}{
 		{"enter cgroup namespace", func() error { return unix.Unshare(unix.CLONE_NEWCGROUP) }},
-		{"raise loopback", loopback},
+		{"raise loopback", RaiseLoopback},
 		{"listen", func() error { return listen(j.Listen, control) }},
 		{"build root", func() error { return enterRoot(j) }},
 		{"limit resources", func() error { return limit(j) }},
@@ -80,8 +80,8 @@ func run(j *link.Jail, control *link.Line) error {
 	return execute(j.Argv[0], j.Argv, j.Env, AnswersFD)
 }
 
-// loopback raises the interface lo of the sandbox's own network namespace.
-func loopback() error {
+// RaiseLoopback raises the interface lo of the network namespace that the caller is in.
+func RaiseLoopback() error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
