@@ -213,17 +213,22 @@ func (r *registry) text() string {
 	return b.String()
 }
 
+// counted is a cluster of one node with one partition, whose numbers are in the registry.
+func counted(c *testCluster) (*host, *frontend, *Keeper, *registry) {
+	hub, h, f := c.node(1, starling.AllRoles), newHost(c, 1), newFrontend(c, 1)
+	reg := &registry{sets: map[*metrics.Set]bool{}}
+	c.topos[1].lease(time.Now().Add(time.Hour))
+	k := c.keeper(1, func(cfg *Config) { cfg.Registry = reg })
+	hub.Bind(actors.Parts{Frontend: f, Host: h, Partitions: k})
+	c.publish(oneOwner(1, 1), []starling.Node{{ID: 1, Roles: starling.AllRoles}})
+	return h, f, k, reg
+}
+
 func TestMetricsLiveAsLongAsThePartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t)
 		defer c.close()
-		hub := c.node(1, starling.AllRoles)
-		h, f := newHost(c, 1), newFrontend(c, 1)
-		reg := &registry{sets: map[*metrics.Set]bool{}}
-		c.topos[1].lease(time.Now().Add(time.Hour))
-		k := c.keeper(1, func(cfg *Config) { cfg.Registry = reg })
-		hub.Bind(actors.Parts{Frontend: f, Host: h, Partitions: k})
-		c.publish(oneOwner(1, 1), []starling.Node{{ID: 1, Roles: starling.AllRoles}})
+		h, f, _, reg := counted(c)
 		time.Sleep(50 * time.Millisecond)
 		h.report(1)
 		if _, err := f.acquire(1, time.Second); err != nil {
@@ -250,13 +255,7 @@ func TestRestingPartitionsAreLookedAtSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t)
 		defer c.close()
-		hub := c.node(1, starling.AllRoles)
-		h, f := newHost(c, 1), newFrontend(c, 1)
-		reg := &registry{sets: map[*metrics.Set]bool{}}
-		c.topos[1].lease(time.Now().Add(time.Hour))
-		k := c.keeper(1, func(cfg *Config) { cfg.Registry = reg })
-		hub.Bind(actors.Parts{Frontend: f, Host: h, Partitions: k})
-		c.publish(oneOwner(1, 1), []starling.Node{{ID: 1, Roles: starling.AllRoles}})
+		h, f, k, reg := counted(c)
 		time.Sleep(time.Second)
 		steps := func() int {
 			_, rest, _ := strings.Cut(reg.text(), `starling_partition_step_seconds_count{partition="1"} `)
