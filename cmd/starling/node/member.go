@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"starling"
@@ -107,7 +109,12 @@ func Init(c Config, name string, partitions int) (Made, error) {
 	return made, c.saveMember(membership{Replica: 1, Managers: []string{c.advertise()}, Bootstrap: b})
 }
 
-// Join makes this node a member of the cluster that one of addrs belongs to. It may be repeated after a failure.
+// joinTime is how long a node asks to be let in: long enough for a member to start and for a cluster to elect a leader.
+const joinTime = time.Minute
+
+// Join makes this node a member of the cluster that one of addrs belongs to. It asks again, for joinTime at most, while no
+// member can let it in: with the same request, which a member that did let it in answers as before. It may be repeated after
+// a failure.
 func Join(ctx context.Context, c Config, addrs []string, token string) error {
 	const op = "join cluster"
 	if err := c.Validate(); err != nil {
@@ -124,18 +131,36 @@ func Join(ctx context.Context, c Config, addrs []string, token string) error {
 	if err != nil {
 		return err
 	}
-	var failures []error
-	for _, addr := range addrs {
-		reply, err := joinAt(ctx, c, addr, t, req)
+	ctx, cancel := context.WithTimeout(ctx, joinTime)
+	defer cancel()
+	for {
+		reply, err := joinAny(ctx, c, addrs, t, req)
 		if err == nil {
 			return c.admit(req, reply)
 		}
 		if k := starling.KindOf(err); k == starling.Denied || k == starling.Invalid {
 			return err
 		}
+		c.Log.Warn("not let in yet, asking again", slog.String("at", strings.Join(addrs, ",")), slog.Any("error", err))
+		select {
+		case <-ctx.Done():
+			return starling.Errorf(starling.Unavailable, op, "no member let this node in: check --join and that the members run: %w", err)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// joinAny asks one member after another.
+func joinAny(ctx context.Context, c Config, addrs []string, t identity.Token, req *identity.Request) (cluster.JoinReply, error) {
+	var failures []error
+	for _, addr := range addrs {
+		reply, err := joinAt(ctx, c, addr, t, req)
+		if k := starling.KindOf(err); err == nil || k == starling.Denied || k == starling.Invalid {
+			return reply, err
+		}
 		failures = append(failures, err)
 	}
-	return starling.Errorf(starling.Unavailable, op, "no member let this node in: check --join and that the members run: %w", errors.Join(failures...))
+	return cluster.JoinReply{}, errors.Join(failures...)
 }
 
 func joinAt(ctx context.Context, c Config, addr string, t identity.Token, req *identity.Request) (cluster.JoinReply, error) {
