@@ -190,9 +190,16 @@ func readHostReport(r *reader) Message {
 		m.Isolations = starling.OnlyProcess
 		return m
 	}
-	m.Isolations = starling.Isolations(r.u64())
+	isolations := r.u64()
+	if m.Isolations = starling.Isolations(isolations); uint64(m.Isolations) != isolations {
+		r.fail("it has more isolations than there are")
+	}
 	for range r.count(PoolMax-len(m.Pools), 8) {
-		m.Pools = append(m.Pools, PoolReport{Isolation: starling.Isolation(r.text(WordMax)), Runtime: starling.Runtime(r.text(WordMax)), Ready: r.u32()})
+		p := PoolReport{Isolation: starling.Isolation(r.text(WordMax)), Runtime: starling.Runtime(r.text(WordMax)), Ready: r.u32()}
+		if p.Isolation == "" {
+			r.fail("a pool stands in the wrong list") // those without an isolation are in the first
+		}
+		m.Pools = append(m.Pools, p)
 	}
 	return m
 }
@@ -285,6 +292,15 @@ func (r *reader) added(missing uint64) uint64 {
 		return missing
 	}
 	return r.u64()
+}
+
+// addedFlag reads a flag that an older release does not send.
+func (r *reader) addedFlag() bool {
+	b := r.added(0)
+	if b > 1 {
+		r.fail("a flag is neither 0 nor 1")
+	}
+	return b == 1
 }
 
 func (r *reader) bool() bool {

@@ -92,7 +92,7 @@ func readPermit(kind Kind, r *reader) Message {
 	case KindBorrow:
 		return &Borrow{Account: r.account(), Partition: r.partition(), Epoch: r.epoch(), Keys: starling.Range{Lo: starling.Key64(r.u64()), Hi: starling.Key64(r.u64())},
 			Term: r.term(), Seq: r.u64(), Seen: r.u64(), Held: r.u32(), Need: r.u32(), Want: r.u32(),
-			Unheard: r.added(0) != 0}
+			Unheard: r.addedFlag()}
 	case KindLend:
 		return &Lend{Account: r.account(), Partition: r.partition(), Term: r.term(), Seq: r.u64(), Number: r.u64(), Permits: r.u32(), Limit: r.u32(),
 			Epoch: starling.Epoch(r.added(0))}
