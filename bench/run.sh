@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# bench/run.sh warm|cold|burst|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
+# bench/run.sh warm|cold|burst|refill|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
 # the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function, and
 # NODE_FLAGS="--memory 40000" goes to "starling node". POOL=32 keeps so many warm sandboxes of each runtime and waits until they are.
 # ACCOUNTS=4 calls as many functions of each of four accounts, cold. ISOLATION=gvisor or kata isolates the functions so.
+# refill is warm twice: alone, and beside STARTS=10 first calls of other functions a second, for which the pool is refilled.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
-scenario=${1:?usage: bench/run.sh warm|cold|burst|floor [flag...]}
+scenario=${1:?usage: bench/run.sh warm|cold|burst|refill|floor [flag...]}
 shift
 bin=$PWD/bin/starling
 function=${FUNCTION:-echo-python}
@@ -88,6 +89,21 @@ if [ "$scenario" = cold ] && [ -n "${ACCOUNTS:-}" ]; then
 	done
 elif [ "$scenario" = cold ]; then
 	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --commit "$commit" --out "$out" "$@"
+elif [ "$scenario" = refill ]; then
+	"$bin" deploy "bin/functions/$function.zip" --memory "${MEMORY:-1769}"
+	"$bin" bench warm --function "$function" --no-floor --commit "$commit" --out "$out-alone" "$@"
+	"$bin" bench cold --package "bin/functions/$function.zip" -n $((${STARTS:-10} * 40)) --rate "${STARTS:-10}" --no-floor --commit "$commit" --out "$out-starts" >"$work/starts" 2>"$work/deployed" &
+	starts=$!
+	pids+=("$starts")
+	cold() { curl -fs "http://$admin/metrics" | awk '/^starling_instance_start_seconds_count/ { n += $2 } END { print n + 0 }'; }
+	before=$(cold)
+	until [ "$(cold)" -gt "$before" ]; do
+		kill -0 "$starts" # starts are made for 40 s from now on
+		sleep 0.2
+	done
+	"$bin" bench warm --function "$function" --no-floor --commit "$commit" --out "$out-beside" "$@"
+	wait "$starts"
+	cat "$work/starts"
 else
 	"$bin" deploy "bin/functions/$function.zip" --memory "${MEMORY:-1769}" # a whole CPU: the platform is measured, not the function's share
 	"$bin" bench "$scenario" --function "$function" --meter-admin --commit "$commit" --out "$out" "$@"
