@@ -55,7 +55,7 @@ func Hollow(dir, path string) error {
 // failing is a function that returns 3, which every function of the library would call an error.
 var failing = []byte{0xb8, 3, 0, 0, 0, 0xc3} // mov eax, 3; ret
 
-// Sizes and places of a library: a page that is read and executed, and one for the loader's table.
+// Sizes in a library.
 const (
 	page       = 0x1000
 	headerSize = 64
@@ -64,58 +64,67 @@ const (
 	symbolSize = 24
 )
 
-// library returns a shared library for x86-64 whose functions all fail.
+// library returns a shared library for x86-64 whose functions all fail: pages that are read and executed, and one for the loader's table.
 func library(soname string, functions []string) []byte {
-	strs := append([]byte{0}, soname...)
-	strs = append(strs, 0)
-	var symbols bytes.Buffer
-	put := func(v any) { _ = binary.Write(&symbols, binary.LittleEndian, v) } // into memory, which does not fail
-	count := uint32(len(functions) + 1)
+	names := "\x00" + soname + "\x00" + strings.Join(functions, "\x00") + "\x00"
+	count := uint64(len(functions) + 1) // the first symbol is no symbol
 	hashAt := uint64(headerSize + segments*segment)
-	symbolsAt := (hashAt + 4*uint64(3+count) + 7) &^ 7
-	stringsAt := symbolsAt + symbolSize*uint64(count)
-	names := 0
-	for _, name := range functions {
-		names += len(name) + 1
-	}
-	codeAt := stringsAt + uint64(len(strs)+names)
-	put(elf.Sym64{})
-	for _, name := range functions {
-		put(elf.Sym64{Name: uint32(len(strs)), Info: elf.ST_INFO(elf.STB_GLOBAL, elf.STT_FUNC), Shndx: 1, Value: codeAt, Size: uint64(len(failing))})
-		strs = append(append(strs, name...), 0)
-	}
+	symbolsAt := (hashAt + 4*(3+count) + 7) &^ 7
+	namesAt := symbolsAt + symbolSize*count
+	codeAt := namesAt + uint64(len(names))
 	end := codeAt + uint64(len(failing))
+	tableAt := (end + page - 1) &^ (page - 1)
+	table := []elf.Dyn64{{Tag: int64(elf.DT_SONAME), Val: 1}, {Tag: int64(elf.DT_HASH), Val: hashAt}, {Tag: int64(elf.DT_SYMTAB), Val: symbolsAt},
+		{Tag: int64(elf.DT_STRTAB), Val: namesAt}, {Tag: int64(elf.DT_STRSZ), Val: uint64(len(names))}, {Tag: int64(elf.DT_SYMENT), Val: symbolSize}, {}}
 
 	var out bytes.Buffer
-	write := func(v any) { _ = binary.Write(&out, binary.LittleEndian, v) }
+	write := func(v any) { _ = binary.Write(&out, binary.LittleEndian, v) } // into memory, which does not fail
 	pad := func(to uint64) { out.Write(make([]byte, int(to)-out.Len())) }
-	tags := []elf.Dyn64{{Tag: int64(elf.DT_SONAME), Val: 1}, {Tag: int64(elf.DT_HASH), Val: hashAt}, {Tag: int64(elf.DT_SYMTAB), Val: symbolsAt},
-		{Tag: int64(elf.DT_STRTAB), Val: stringsAt}, {Tag: int64(elf.DT_STRSZ), Val: uint64(len(strs))}, {Tag: int64(elf.DT_SYMENT), Val: symbolSize}, {}}
-	tableSize := uint64(len(tags) * 16)
-	head := elf.Header64{Type: uint16(elf.ET_DYN), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT), Phoff: headerSize,
-		Ehsize: headerSize, Phentsize: segment, Phnum: segments}
-	copy(head.Ident[:], elf.ELFMAG)
-	head.Ident[elf.EI_CLASS], head.Ident[elf.EI_DATA], head.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
-	write(head)
-	write(elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Filesz: end, Memsz: end, Align: page})
-	for _, kind := range []elf.ProgType{elf.PT_LOAD, elf.PT_DYNAMIC} {
-		write(elf.Prog64{Type: uint32(kind), Flags: uint32(elf.PF_R | elf.PF_W), Off: page, Vaddr: page, Paddr: page, Filesz: tableSize, Memsz: tableSize, Align: page})
-	}
-	write(elf.Prog64{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)})
-	// All names are in one bucket, each the next of the one before.
-	write([]uint32{1, count, min(1, count-1)})
-	for i := range count {
-		next := i + 1
-		if i == 0 || next == count {
-			next = 0
-		}
-		write(next)
-	}
+	write(header())
+	write(parts(end, tableAt, uint64(len(table)*16)))
+	write(hash(uint32(count)))
 	pad(symbolsAt)
-	out.Write(symbols.Bytes())
-	out.Write(strs)
+	write(symbols(soname, functions, codeAt))
+	out.WriteString(names)
 	out.Write(failing)
-	pad(page)
-	write(tags)
+	pad(tableAt)
+	write(table)
 	return out.Bytes()
+}
+
+func header() elf.Header64 {
+	h := elf.Header64{Type: uint16(elf.ET_DYN), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT), Phoff: headerSize, Ehsize: headerSize,
+		Phentsize: segment, Phnum: segments}
+	copy(h.Ident[:], elf.ELFMAG)
+	h.Ident[elf.EI_CLASS], h.Ident[elf.EI_DATA], h.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
+	return h
+}
+
+// parts say what the loader maps: the pages up to end, the table, which older loaders write to, and a stack that is not executed.
+func parts(end, tableAt, tableSize uint64) []elf.Prog64 {
+	table := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: tableAt, Vaddr: tableAt, Paddr: tableAt, Filesz: tableSize, Memsz: tableSize, Align: page}
+	named := table
+	named.Type = uint32(elf.PT_DYNAMIC)
+	return []elf.Prog64{{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Filesz: end, Memsz: end, Align: page}, table, named,
+		{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)}}
+}
+
+// hash returns a table with all symbols in one bucket, each followed by the next.
+func hash(count uint32) []uint32 {
+	words := []uint32{1, count, min(1, count-1), 0}
+	for next := uint32(2); next < count; next++ {
+		words = append(words, next)
+	}
+	return append(words, 0)[:3+count]
+}
+
+// symbols returns the functions, all of which are the one at code.
+func symbols(soname string, functions []string, code uint64) []elf.Sym64 {
+	out := []elf.Sym64{{}}
+	at := len(soname) + 2
+	for _, name := range functions {
+		out = append(out, elf.Sym64{Name: uint32(at), Info: elf.ST_INFO(elf.STB_GLOBAL, elf.STT_FUNC), Shndx: 1, Value: code, Size: uint64(len(failing))})
+		at += len(name) + 1
+	}
+	return out
 }
