@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # bench/density.sh [N]: deploys N functions to a fresh node, calls each once and tells what an idle instance costs: its
-# cgroup (kernel memory and page cache included), the proportional and private memory of its processes, and the node's
-# own. FUNCTION=echo-node chooses another function; RATE the first calls a second.
+# cgroup (kernel memory and page cache included), the proportional and private memory of its processes, the CPU until it was
+# idle, and the node's own. FUNCTION=echo-node chooses another function; ISOLATION=gvisor or kata what isolates it; RATE the
+# first calls a second; POOL the warm sandboxes; HOLD how long all are held.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 n=${1:-1000}
@@ -15,8 +16,8 @@ most=$((n + n / 32 + 40))
 accounts=$(((n + 999) / 1000)) # of 1,000 functions at most
 export ACCOUNTS=
 [ "$accounts" = 1 ] || ACCOUNTS=$accounts
-NODE_FLAGS="--memory $((most * 128)) --instances $most --allow-shared-kernel --scale-config $settings" POOL=8 \
-	bench/run.sh cold -n "$((n / accounts))" --rate "${RATE:-10}" --hold 30s --no-floor 2>"$log" &
+NODE_FLAGS="--memory $((most * 128)) --instances $most --allow-shared-kernel --scale-config $settings" POOL=${POOL:-8} \
+	bench/run.sh cold -n "$((n / accounts))" --rate "${RATE:-10}" --hold "${HOLD:-30s}" --no-floor 2>"$log" &
 run=$!
 until grep -q '^holding' "$log"; do
 	kill -0 $run 2>/dev/null || { cat "$log" >&2; exit 1; }
@@ -46,37 +47,58 @@ def command(pid):
 
 family = children(int(sys.argv[1]))
 node = next(p for p in family if command(p)[1:2] == ["node"])
-warden = next(p for p in family if command(p)[1:2] == ["warden"])
-inside = children(warden)
-root = "/sys/fs/cgroup/memory" if os.path.isdir("/sys/fs/cgroup/memory") else "/sys/fs/cgroup"
+# What makes the sandboxes: starling-guest as a warden of one kind or another, or starling-vmd.
+keeper = next(p for p in children(node) if command(p)[1:2] in (["warden"], ["gvisor-warden"]) or os.path.basename(command(p)[0]) == "starling-vmd")
+
+def group(pid, controller):
+    """Returns the folder of a process's group of a controller."""
+    root = "/sys/fs/cgroup"
+    for line in open(f"/proc/{pid}/cgroup"):
+        _, controllers, path = line.strip().split(":", 2)
+        if controllers == "" and not os.path.isdir(f"{root}/memory"):
+            return root + path
+        if controller in controllers.split(","):
+            return f"{root}/{controller}{path}"
 
 def charged(pid):
-    """Returns what the cgroup of a process is charged, in KiB."""
-    for line in open(f"/proc/{pid}/cgroup"):
-        if ":memory:" in line or line.startswith("0::/starling"):
-            for name in ("memory.usage_in_bytes", "memory.current"):
-                file = f"{root}{line.strip().split(':')[2]}/{name}"
-                if os.path.exists(file):
-                    return int(open(file).read()) >> 10
-    return 0
+    """Returns what the group of a process is charged, in KiB, and the CPU it used, in ms."""
+    for file in ("memory.usage_in_bytes", "memory.current"):
+        path = f"{group(pid, 'memory')}/{file}"
+        if os.path.exists(path):
+            kib = int(open(path).read()) >> 10
+    folder = group(pid, "cpuacct") or group(pid, "cpu")
+    if os.path.exists(f"{folder}/cpuacct.usage"):
+        return kib, int(open(f"{folder}/cpuacct.usage").read()) / 1e6
+    return kib, int(open(f"{folder}/cpu.stat").read().split()[1]) / 1e3
 
-programs = {}
-for pid in inside:
+def used(pid):
+    """Returns the CPU of a process and of its children that ended, in ms."""
+    words = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    return sum(int(w) for w in words[11:15]) * 1000 / os.sysconf("SC_CLK_TCK")
+
+sandboxes = {}  # by group: the processes and what they hold together
+for pid in children(keeper):
     try:
-        found = {**memory(pid), "cgroup": charged(pid), "n": 1}
-        sums = programs.setdefault(os.path.basename(command(pid)[0]), {})
-        for name, kib in found.items():
-            sums[name] = sums.get(name, 0) + kib
+        box = sandboxes.setdefault(group(pid, "memory"), {"programs": set()})
+        box["cgroup"], box["CPU"] = charged(pid)
+        box["programs"].add(os.path.basename(command(pid)[0]) or "waiting for code")
+        for name, kib in memory(pid).items():
+            box[name] = box.get(name, 0) + kib
     except (FileNotFoundError, ProcessLookupError):
         pass # it ended meanwhile
-for program, sums in sorted(programs.items()):
-    n = sums["n"]
-    print(f"{n} x {program} (warm ones of the pool included), each: cgroup {sums['cgroup'] // n} KiB, PSS {sums['Pss'] // n} KiB, "
-          f"private {(sums['Private_Dirty'] + sums['Private_Clean']) // n} KiB, RSS {sums['Rss'] // n} KiB")
+kinds = {}
+for box in sandboxes.values():
+    if "Pss" in box:
+        kinds.setdefault("+".join(sorted(box["programs"])), []).append(box)
+for programs, boxes in sorted(kinds.items()):
+    def middle(*names):
+        return sorted(sum(box[name] for name in names) for box in boxes)[len(boxes) // 2]
+    print(f"{len(boxes)} x {programs} (warm ones of the pool included), the middle one: cgroup {middle('cgroup')} KiB, PSS {middle('Pss')} KiB, "
+          f"private {middle('Private_Dirty', 'Private_Clean')} KiB, RSS {middle('Rss')} KiB; CPU {middle('CPU'):.0f} ms")
 free = {l.split(":")[0]: int(l.split()[1]) >> 10 for l in open("/proc/meminfo")}
 print(f"machine: {free['MemTotal'] - free['MemAvailable']} MiB of {free['MemTotal']} not available, kernel objects {free['SUnreclaim']} MiB, page tables {free['PageTables']} MiB, stacks {free['KernelStack']} MiB")
-for name, pid in (("node", node), ("warden", warden)):
+for name, pid in (("node", node), (os.path.basename(command(keeper)[0]), keeper)):
     m = memory(pid)
-    print(f"{name}: RSS {m['Rss'] >> 10} MiB, private {(m['Private_Dirty'] + m['Private_Clean']) >> 10} MiB, {len(os.listdir(f'/proc/{pid}/fd'))} descriptors")
+    print(f"{name}: CPU {used(pid):.0f} ms, RSS {m['Rss'] >> 10} MiB, private {(m['Private_Dirty'] + m['Private_Clean']) >> 10} MiB, {len(os.listdir(f'/proc/{pid}/fd'))} descriptors")
 EOF
 wait $run

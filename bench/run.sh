@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# bench/run.sh warm|cold|burst|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
+# bench/run.sh warm|cold|burst|refill|floor [FLAG...]: runs one scenario against a fresh node of this machine and keeps
 # the report in bench/results. Further flags go to "starling bench"; FUNCTION=echo-node chooses another function, and
 # NODE_FLAGS="--memory 40000" goes to "starling node". POOL=32 keeps so many warm sandboxes of each runtime and waits until they are.
-# ACCOUNTS=4 calls as many functions of each of four accounts, cold.
+# ACCOUNTS=4 calls as many functions of each of four accounts, cold. ISOLATION=gvisor or kata isolates the functions so.
+# refill is warm twice: alone, and beside STARTS=10 first calls of other functions a second, for which the pool is refilled.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
-scenario=${1:?usage: bench/run.sh warm|cold|burst|floor [flag...]}
+scenario=${1:?usage: bench/run.sh warm|cold|burst|refill|floor [flag...]}
 shift
 bin=$PWD/bin/starling
 function=${FUNCTION:-echo-python}
@@ -33,9 +34,11 @@ s = [socket.socket() for _ in range(5)]
 [x.bind(("127.0.0.1", 0)) for x in s]
 print(*("127.0.0.1:%d" % x.getsockname()[1] for x in s))')
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
+isolation=${ISOLATION:+--isolation $ISOLATION}
+warm=${POOL:+--pool $POOL --pool-strong $POOL}
 roles=${SPLIT:+manager,frontend,scheduler} # SPLIT=1: the functions run on a second node, every call crosses to it over QUIC
 made=$("$bin" cluster init --data "$work/node" --listen "$quic" --name bench ${roles:+--roles $roles} -o json)
-"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${roles:+--roles $roles} --memory 400000 ${NODE_FLAGS:-} ${POOL:+--pool $POOL} >"$work/node.log" 2>&1 &
+"$bin" node --data "$work/node" --name bench --listen "$quic" --http "$http" --admin "$admin" ${roles:+--roles $roles} --memory 400000 $isolation ${NODE_FLAGS:-} $warm >"$work/node.log" 2>&1 &
 pids+=($!)
 await() { # await ADMIN PID: until the node is ready
 	for _ in $(seq 300); do
@@ -48,7 +51,7 @@ await "$admin" "${pids[0]}"
 metered=http://$admin
 if [ -n "${SPLIT:-}" ]; then
 	token=$(STARLING_SERVER=http://$http STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token)
-	"$bin" node --data "$work/node2" --name host --roles host --memory 400000 --listen "$quic2" --admin "$admin2" --join "$quic" --token "$token" >>"$work/node.log" 2>&1 &
+	"$bin" node --data "$work/node2" --name host --roles host --memory 400000 $isolation --listen "$quic2" --admin "$admin2" --join "$quic" --token "$token" >>"$work/node.log" 2>&1 &
 	pids+=($!)
 	await "$admin2" "${pids[1]}"
 	metered=$metered,http://$admin2
@@ -63,6 +66,7 @@ done
 export STARLING_SERVER=http://$http STARLING_KEY=$(field key <<<"$made") STARLING_ADMIN=$metered STARLING_QUIC_ADDR=$quic
 STARLING_PIN=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token | sed 's/.*\.//')
 export STARLING_PIN
+[ -z "${ISOLATION:-}" ] || STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster isolation --default "$ISOLATION" >/dev/null
 if [ "$scenario" = cold ] && [ -n "${ACCOUNTS:-}" ]; then
 	# An account has 1,000 functions at most. Each does its calls, holds its instances, and then comes the next.
 	STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster isolation --allow-shared-kernel >/dev/null
@@ -85,6 +89,21 @@ if [ "$scenario" = cold ] && [ -n "${ACCOUNTS:-}" ]; then
 	done
 elif [ "$scenario" = cold ]; then
 	"$bin" bench cold --package "bin/functions/$function.zip" --meter-admin --commit "$commit" --out "$out" "$@"
+elif [ "$scenario" = refill ]; then
+	"$bin" deploy "bin/functions/$function.zip" --memory "${MEMORY:-1769}"
+	"$bin" bench warm --function "$function" --no-floor --commit "$commit" --out "$out-alone" "$@"
+	"$bin" bench cold --package "bin/functions/$function.zip" -n $((${STARTS:-10} * 40)) --rate "${STARTS:-10}" --no-floor --commit "$commit" --out "$out-starts" >"$work/starts" 2>"$work/deployed" &
+	starts=$!
+	pids+=("$starts")
+	cold() { curl -fs "http://$admin/metrics" | awk '/^starling_instance_start_seconds_count/ { n += $2 } END { print n + 0 }'; }
+	before=$(cold)
+	until [ "$(cold)" -gt "$before" ]; do
+		kill -0 "$starts" # starts are made for 40 s from now on
+		sleep 0.2
+	done
+	"$bin" bench warm --function "$function" --no-floor --commit "$commit" --out "$out-beside" "$@"
+	wait "$starts"
+	cat "$work/starts"
 else
 	"$bin" deploy "bin/functions/$function.zip" --memory "${MEMORY:-1769}" # a whole CPU: the platform is measured, not the function's share
 	"$bin" bench "$scenario" --function "$function" --meter-admin --commit "$commit" --out "$out" "$@"

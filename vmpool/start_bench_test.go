@@ -178,48 +178,72 @@ func BenchmarkWarm(b *testing.B) {
 	}
 }
 
-// BenchmarkSustained starts instances for 30 s, a number of them at once, while the pool refills, and calls a warm one
-// all the while. Run it with -benchtime=1x.
+// BenchmarkSustained starts instances for 30 s while the pool refills: a number of them at once, one after the other, and so many a
+// second that the refill keeps up. A warm instance is called all the while, and for 5 s before, when nothing else is done. Run it
+// with -benchtime=1x.
 func BenchmarkSustained(b *testing.B) {
+	const alone, sustained, stock = 5 * time.Second, 30 * time.Second, 8
 	for _, isolation := range isolations() {
 		for _, s := range subjects(b) {
-			for _, at := range []int{1, 2, 4} {
-				b.Run(fmt.Sprintf("%s/%s/c=%d", isolation, s.name, at), func(b *testing.B) {
-					p, _ := recordedPool(b, isolation, map[starling.Runtime]int{s.v.Config.Runtime: 8})
+			for _, load := range []struct {
+				name string
+				at   int           // starters
+				each time.Duration // least time from one start of a starter to the next
+			}{{"c=1", 1, 0}, {"c=2", 2, 0}, {"c=4", 4, 0}, {"rate=10", 4, 400 * time.Millisecond}} {
+				b.Run(fmt.Sprintf("%s/%s/%s", isolation, s.name, load.name), func(b *testing.B) {
+					p, _ := recordedPool(b, isolation, map[starling.Runtime]int{s.v.Config.Runtime: stock})
 					warm, _ := first(b, p, s)
 					defer warm.Close()
-					for p.Stock()[s.v.Config.Runtime] < 8 {
+					for p.Stock()[s.v.Config.Runtime] < stock {
 						time.Sleep(time.Millisecond)
 					}
+					before := callsUntil(b, warm, time.Now().Add(alone))
+					end := time.Now().Add(sustained)
 					var mu sync.Mutex
-					var took, calls []time.Duration
+					var took []time.Duration
 					var wg sync.WaitGroup
-					end := time.Now().Add(30 * time.Second)
-					for range at {
+					for n := range load.at {
 						wg.Go(func() {
-							for time.Now().Before(end) {
+							next := time.Now().Add(load.each * time.Duration(n) / time.Duration(load.at))
+							for next.Before(end) {
+								time.Sleep(time.Until(next))
 								i, d := first(b, p, s)
 								i.Close()
 								mu.Lock()
 								took = append(took, d)
 								mu.Unlock()
+								next = latest(next.Add(load.each), time.Now())
 							}
 						})
 					}
-					for time.Now().Before(end) {
-						began := time.Now()
-						call(b, warm, `{"text":"x"}`)
-						calls = append(calls, time.Since(began))
-						time.Sleep(2 * time.Millisecond)
-					}
+					calls := callsUntil(b, warm, end)
 					wg.Wait()
-					b.ReportMetric(float64(len(took))/30, "starts/s")
+					b.ReportMetric(float64(len(took))/sustained.Seconds(), "starts/s")
 					report(b, "start", took)
 					report(b, "warm-call", calls)
+					report(b, "warm-call-alone", before)
 				})
 			}
 		}
 	}
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// callsUntil calls i with a pause of 2 ms between two calls and returns how long each took.
+func callsUntil(b *testing.B, i *vmpool.Instance, end time.Time) (took []time.Duration) {
+	for time.Now().Before(end) {
+		began := time.Now()
+		call(b, i, `{"text":"x"}`)
+		took = append(took, time.Since(began))
+		time.Sleep(2 * time.Millisecond)
+	}
+	return took
 }
 
 // BenchmarkIdle keeps b.N instances that answered one call and are frozen, and reports what each holds. Run it with -benchtime=20x.

@@ -115,6 +115,9 @@ func (t *template) prepare(ramdisk []byte) error {
 			return err
 		}
 	}
+	if err := shim.Hollow(dir, t.setup.QEMU); err != nil {
+		return fmt.Errorf("replace what %s does not use: %w", t.setup.QEMU, err)
+	}
 	if err := os.WriteFile(filepath.Join(dir, shim.AccelFile), []byte(t.accel), 0o600); err != nil {
 		return err
 	}

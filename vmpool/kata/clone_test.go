@@ -169,7 +169,7 @@ func TestFigures(t *testing.T) {
 		for _, s := range held {
 			total += pss(t, kata.PIDOf(s))
 		}
-		t.Logf("%d clones: PSS %.1f MB each; %d made at %.1f a second, one after another", len(held), float64(total)/float64(len(held))/1024, made, float64(made)/spent.Seconds())
+		t.Logf("%d clones: PSS %.1f MiB each; %d made at %.1f a second, one after another", len(held), float64(total)/float64(len(held))/1024, made, float64(made)/spent.Seconds())
 	}
 	slices.Sort(took)
 	t.Logf("clone to agent ready, reseeded, with clock and name: n %d, p50 %v, p90 %v, max %v", len(took), took[len(took)/2].Round(time.Millisecond),

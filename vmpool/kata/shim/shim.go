@@ -191,5 +191,6 @@ func Main(args []string) error {
 	if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	return syscall.Exec(qemu, append([]string{qemu}, out...), []string{"PATH=/usr/bin:/bin", "MALLOC_ARENA_MAX=1"}) // an arena for each thread is memory of every VM
+	// An arena for each thread is memory of every VM.
+	return syscall.Exec(qemu, append([]string{qemu}, out...), []string{"PATH=/usr/bin:/bin", "MALLOC_ARENA_MAX=1", "LD_LIBRARY_PATH=" + filepath.Join(dir, HollowDir)})
 }
