@@ -93,6 +93,7 @@ func (m *machine) look() {
 		t.Refused = 0
 	}
 	m.host.bring()
+	m.front.gate.Look(crowd)
 	if m.looks++; m.looks%overload.Samples > 0 {
 		return
 	}
