@@ -122,3 +122,24 @@ func TestALimitLetsInEvenly(t *testing.T) {
 		t.Errorf("%d calls in a second, want 1000 and a burst of %d", all, burst)
 	}
 }
+
+// BenchmarkPass is what the gate costs a call: while the node is well, and a refused one.
+func BenchmarkPass(b *testing.B) {
+	base := time.Now()
+	f := starling.FunctionRef{Account: "acme", Name: "function"}
+	b.Run("well", func(b *testing.B) {
+		g := &Gate{Now: func() int64 { return int64(time.Since(base)) }}
+		b.ReportAllocs()
+		for b.Loop() {
+			_ = g.Pass(f)
+		}
+	})
+	b.Run("refused", func(b *testing.B) {
+		g := &Gate{Now: func() int64 { return int64(time.Since(base)) }}
+		g.tally(f).limit.Store(&limit{refusal: refusal(f, 0.1), interval: int64(time.Hour)})
+		b.ReportAllocs()
+		for b.Loop() {
+			_ = g.Pass(f)
+		}
+	})
+}
