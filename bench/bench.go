@@ -75,13 +75,14 @@ const (
 	// A load that is bounded by its duration is also told in so many parts of equal length: how far they lie apart is how
 	// much of a figure is chance.
 	windowCount = 6
-	windowDigit = 2 // decimal digits of a part
+	windowDigit = 2 // decimal digits of a part, and of what is told beside the headline
 )
 
 // recorder is what one caller's goroutine saw. Nothing is shared while calls are made.
 type recorder struct {
 	latency *hdrhistogram.Histogram // µs, from the scheduled arrival in open loop
 	late    *hdrhistogram.Histogram // µs, how late a caller that had nothing else to do began: the generator's own error
+	sent    *hdrhistogram.Histogram // µs, from when a call really began, to two digits
 	errors  map[string]int
 	seconds []second
 	windows [windowCount]*hdrhistogram.Histogram // latency by the part of the load in which a call ended; nil without a call
@@ -94,11 +95,16 @@ type second struct {
 }
 
 func newRecorder() *recorder {
-	return &recorder{latency: histogram(), late: histogram(), errors: map[string]int{}}
+	return &recorder{latency: histogram(), late: histogram(), sent: coarse(), errors: map[string]int{}}
 }
 
 func histogram() *hdrhistogram.Histogram {
 	return hdrhistogram.New(1, slowest.Microseconds(), resolution)
+}
+
+// coarse is a histogram of a tenth of the size.
+func coarse() *hdrhistogram.Histogram {
+	return hdrhistogram.New(1, slowest.Microseconds(), windowDigit)
 }
 
 func record(h *hdrhistogram.Histogram, d time.Duration) {
@@ -128,7 +134,7 @@ func (r *recorder) note(since time.Duration, took time.Duration, err error) {
 func (r *recorder) window(at, whole, took time.Duration) {
 	h := &r.windows[min(max(int(windowCount*at/whole), 0), windowCount-1)]
 	if *h == nil {
-		*h = hdrhistogram.New(1, slowest.Microseconds(), windowDigit)
+		*h = coarse()
 	}
 	record(*h, took)
 }
@@ -268,6 +274,9 @@ func openLoop(c Caller, load Load, start time.Time, arrivals <-chan arrival, r *
 		}
 		err := c.Call(now, load.Timeout)
 		done := time.Now()
+		if err == nil {
+			record(r.sent, done.Sub(now))
+		}
 		r.end(load, done.Sub(start), done.Sub(a.due), err)
 	}
 }

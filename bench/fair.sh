@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # bench/fair.sh [SECONDS]: does a tenant at 50 times the load of others move them? Three nodes on this machine, four quiet
-# tenants at QUIET (20) calls a second each, first alone, then beside a loud one at 50 times that, each for SECONDS (10; alone for ALONE).
+# tenants at QUIET (20) calls a second each: alone for ALONE (SECONDS), beside a loud one at 50 times that for SECONDS (10), and
+# alone again. A machine drifts; so what they are compared with is both parts alone together, in the same cluster.
 # The quiet ones are measured from a second before the loud one's first call on: the beginning counts.
 # Prints latency and refusals of the quiet ones before and during, of each and of all together (the class), what the loud one
-# got, and Jain's index of what the quiet ones were served; the same as JSON in bench/results. Beside each p99 stand the smallest and largest of the six
-# parts of its phase, and who used the machine: how far parts of one phase lie apart is what a ratio cannot tell. Clients of a real cluster are on machines of their own; here
+# got, and Jain's index of what the quiet ones were served; the same as JSON in bench/results. Latency counts from when a call was due; "sent" is from when its
+# generator really sent it. Beside each p99 stand the smallest and largest of the six parts of its phase, and who used the machine: how far parts of one phase lie apart is
+# what a ratio cannot tell. Clients of a real cluster are on machines of their own; here
 # all share its processors. So the quiet generators run at nice -10, as nodes do, and the loud one at 10: what it takes
 # for itself is not what is measured (root only; otherwise all are equal). MEMORY is each host's room in MiB (4096).
 set -euo pipefail
@@ -61,6 +63,7 @@ load() { # load PHASE TENANT RATE MOST NODE
 phase() { # phase NAME [LOUD]
 	local running=() n=0 warm=2 length=$((seconds + 1))
 	[ "$1" = during ] || length=$alone
+	[ "$1" != after ] || sleep 2 # what the loud one left is worked off
 	for t in q0 q1 q2 q3; do
 		load "$1" $t "$quiet" 64 $((n++ % 3)) &
 		running+=($!)
@@ -81,14 +84,17 @@ usage() { # usage NAME: what the machine and each node used so far
 }
 phase before
 phase during loud
+phase after
 mkdir -p bench/results
 /usr/bin/python3 - "$work" "$out" "$seconds" "$alone" "$quiet" "$commit" <<'PY'
 import glob, json, os, re, sys
 work, out, seconds, alone, quiet, commit = sys.argv[1:]
-length = dict(before=int(alone) + 2, during=int(seconds) + 3)  # with the warm-up and the second before the loud one
+length = dict(before=int(alone) + 2, during=int(seconds) + 3, after=int(alone) + 2)  # with the warm-up and the second before the loud one
+quiet_ones = ["q0", "q1", "q2", "q3"]
+alone_phases = ["before", "after"]
 curves = {}
-def together(phase):
-    """p99 in microseconds of all quiet calls, from the curves of the tenants: parts between two points are straight."""
+def together(kind, phases, tenants):
+    """p99 in microseconds of all calls of tenants in phases, from their curves: parts between two points are straight."""
     def part(curve, x):
         below = (0.0, 0)
         for p, v in curve:
@@ -96,11 +102,11 @@ def together(phase):
                 return p if v == below[1] else below[0] + (p - below[0]) * (x - below[1]) / (v - below[1])
             below = p, v
         return 100.0
-    quiet = [curves[phase, t] for t in ("q0", "q1", "q2", "q3")]
-    low, high = 0, max(c[-1][1] for _, c in quiet)
+    all_of = [curves[kind, p, t] for p in phases for t in tenants]
+    low, high = 0, max(c[-1][1] for _, c in all_of)
     while high - low > 1:
         mid = (low + high) // 2
-        served = sum(n * part(c, mid) for n, c in quiet) / sum(n for n, _ in quiet)
+        served = sum(n * part(c, mid) for n, c in all_of) / sum(n for n, _ in all_of)
         low, high = (low, mid) if served >= 99 else (mid, high)
     return high
 def result(phase, tenant):
@@ -109,9 +115,11 @@ def result(phase, tenant):
     errors = r.get("errors") or {}
     refused = sum(n for k, n in errors.items() if "429" in k or "overloaded" in k)
     l = r["latencyMicros"]
-    curves[phase, tenant] = l["count"], [(p["percentile"], p["micros"]) for p in r["curve"]]
+    curves["due", phase, tenant] = l["count"], [(p["percentile"], p["micros"]) for p in r["curve"]]
+    m = r["sentLatencyMicros"]
+    curves["sent", phase, tenant] = m["count"], [(50, m["p50"]), (90, m["p90"]), (99, m["p99"]), (99.9, m["p999"]), (100, m["max"])]
     parts = [w["p99"] for w in r["windowsMicros"]]
-    return dict(offered=r["offeredPerSecond"], served=round(r["servedPerSecond"], 1), p50=l["p50"], p99=l["p99"], max=l["max"], parts=parts,
+    return dict(offered=r["offeredPerSecond"], served=round(r["servedPerSecond"], 1), p50=l["p50"], p99=l["p99"], sent=m["p99"], max=l["max"], parts=parts,
                 late=r["generatorLateMicros"]["p99"], cpu=round(r["clientCPUMicrosPerCall"] * r["calls"] / r["seconds"] / 1e6, 3),
                 refused=refused, errors=errors), report["machine"]
 def used(phase):
@@ -128,13 +136,13 @@ def used(phase):
     nodes, calls = (round(x, 3) for x in node.values())
     share = lambda *at: round(sum(d[i] for i in at) / sum(d), 3)
     return dict(user=share(0, 1), system=share(2, 5, 6), idle=share(3, 4), stolen=share(7), nodes=nodes, calls=calls, busy=round((sum(d) - d[3] - d[4]) / sum(d) * os.cpu_count(), 3))
-doc = dict(seconds=int(seconds), alone=int(alone), commit=commit, quietRate=float(quiet))
-for phase in "before", "during":
+doc = dict(seconds=int(seconds), alone=int(alone), commit=commit, quietRate=float(quiet), used={})
+for phase in "before", "during", "after":
     doc[phase] = {}
-    for t in ["q0", "q1", "q2", "q3"] + (["loud"] if phase == "during" else []):
+    for t in quiet_ones + (["loud"] if phase == "during" else []):
         doc[phase][t], doc["machine"] = result(phase, t)
-    doc["used"] = doc.get("used", {}) | {phase: used(phase) | dict(generators=round(sum(r["cpu"] for r in doc[phase].values()), 3))}
-served = [doc["during"][t]["served"] for t in ("q0", "q1", "q2", "q3")]
+    doc["used"][phase] = used(phase) | dict(generators=round(sum(r["cpu"] for r in doc[phase].values()), 3))
+served = [doc["during"][t]["served"] for t in quiet_ones]
 doc["jain"] = round(sum(served) ** 2 / (len(served) * sum(x * x for x in served)), 4)
 doc["series"] = {}
 for f in sorted(glob.glob(f"{work}/during-to.metrics-*")):
@@ -142,18 +150,18 @@ for f in sorted(glob.glob(f"{work}/during-to.metrics-*")):
         m = re.match(r"(starling_(?:frontend_calls_shed|frontend_pressure|host_refusals_total|host_crowd|host_share|partition_refusals_total|account_\w+)\S*) (\S+)", line)
         if m and float(m[2]):
             doc["series"][m[1]] = doc["series"].get(m[1], 0) + float(m[2])
-doc["classP99"] = {p: together(p) for p in ("before", "during")}
-doc["classRatio"] = round(doc["classP99"]["during"] / doc["classP99"]["before"], 2)
-worst = {p: max(doc[p][t]["p99"] for t in ("q0", "q1", "q2", "q3")) for p in ("before", "during")}
-doc["quietP99Ratio"] = round(worst["during"] / worst["before"], 2)
-doc["ratios"] = {t: round(doc["during"][t]["p99"] / doc["before"][t]["p99"], 2) for t in ("q0", "q1", "q2", "q3")}
+times = lambda kind, tenants: (lambda alone, beside: dict(alone=alone, beside=beside, times=round(beside / alone, 2)))(
+    together(kind, alone_phases, tenants), together(kind, ["during"], tenants))
+doc["p99"] = {kind: {"all": times(kind, quiet_ones)} | {t: times(kind, [t]) for t in quiet_ones} for kind in ("due", "sent")}
+doc["refused"] = {p: sum(doc[p][t]["refused"] for t in quiet_ones) for p in ("before", "during", "after")}
 json.dump(doc, open(out, "w"), indent=1)
-for phase in "before", "during":
+ms = lambda micros: f"{micros / 1000:.2f}"
+for phase in "before", "during", "after":
     for t, r in doc[phase].items():
-        print(f'{phase:7} {t:5} offered {r["offered"]:8.1f}/s served {r["served"]:8.1f}/s p50 {r["p50"]/1000:8.2f} ms p99 {r["p99"]/1000:6.2f} ms (parts {min(r["parts"])/1000:.2f}-{max(r["parts"])/1000:.2f}, generator late {r["late"]/1000:.2f}) refused {r["refused"]} errors {r["errors"]}')
+        print(f'{phase:6} {t:4} offered {r["offered"]:6.0f}/s served {r["served"]:7.1f}/s p50 {ms(r["p50"])} ms p99 {ms(r["p99"])} ms (parts {ms(min(r["parts"]))}-{ms(max(r["parts"]))}; sent {ms(r["sent"])}, generator late {ms(r["late"])}) refused {r["refused"]} errors {r["errors"]}')
 for phase, u in doc["used"].items():
-    print(f'{phase:7} machine: user {u["user"]:.0%} system {u["system"]:.0%} idle {u["idle"]:.0%} stolen {u["stolen"]:.0%}; of {u["busy"]:.2f} busy processors nodes {u["nodes"]:.2f}, generators {u["generators"]:.2f}, calls {u["calls"]:.2f}')
-print("p99 during / before:", " ".join(f"{t} {x}" for t, x in doc["ratios"].items()), f'refused {sum(doc["during"][t]["refused"] for t in doc["ratios"])}')
-print(f'all quiet calls: p99 {doc["classP99"]["before"]/1000:.2f} ms before, {doc["classP99"]["during"]/1000:.2f} ms during, ratio {doc["classRatio"]}')
-print(f'worst quiet p99: {worst["before"]/1000:.2f} ms before, {worst["during"]/1000:.2f} ms during, ratio {doc["quietP99Ratio"]}; Jain {doc["jain"]}; {out}')
+    print(f'{phase:6} machine: user {u["user"]:.0%} system {u["system"]:.0%} idle {u["idle"]:.0%} stolen {u["stolen"]:.0%}; of {u["busy"]:.2f} busy processors nodes {u["nodes"]:.2f}, generators {u["generators"]:.2f}, calls {u["calls"]:.2f}')
+for kind, of in doc["p99"].items():
+    print(f"p99 from {kind}, alone -> beside, ms (times):", "; ".join(f'{t} {ms(x["alone"])} -> {ms(x["beside"])} ({x["times"]})' for t, x in of.items()))
+print(f'quiet calls refused {doc["refused"]}; loud shed {doc["series"].get("starling_frontend_calls_shed", 0):.0f}; Jain {doc["jain"]}; {out}')
 PY

@@ -20,6 +20,7 @@ type Result struct {
 	Errors      map[string]int `json:"errors,omitempty"`
 	Latency     Latency        `json:"latencyMicros"`
 	Late        *Latency       `json:"generatorLateMicros,omitempty"` // open loop: how late the generator itself was
+	Sent        *Latency       `json:"sentLatencyMicros,omitempty"`   // open loop: from when a call was really sent, to two digits; not what a user sees
 	// ServerCPU is per call, of the processes that were metered; 0 when none was. ClientCPU is the generator's.
 	ServerCPU float64            `json:"serverCPUMicrosPerCall,omitempty"`
 	ClientCPU float64            `json:"clientCPUMicrosPerCall"`
@@ -72,10 +73,11 @@ var curvePercentiles = []float64{0, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.7
 // summarize joins what all callers saw.
 func summarize(load Load, recorders []*recorder, arrivals int64, took, cpu time.Duration) *Result {
 	r := &Result{Name: load.Name, Loop: "closed", Concurrency: load.Concurrency, Seconds: took.Seconds(), Arrivals: arrivals, Errors: map[string]int{}}
-	latency, late := histogram(), histogram()
+	latency, late, sent := histogram(), histogram(), coarse()
 	for _, c := range recorders {
 		latency.Merge(c.latency)
 		late.Merge(c.late)
+		sent.Merge(c.sent)
 		for k, n := range c.errors {
 			r.Errors[k] += n
 		}
@@ -94,8 +96,8 @@ func summarize(load Load, recorders []*recorder, arrivals int64, took, cpu time.
 	r.Offered = float64(arrivals) / took.Seconds()
 	if load.Rate > 0 {
 		r.Loop, r.Offered = "open", load.Rate
-		l := latencyOf(late)
-		r.Late = &l
+		l, m := latencyOf(late), latencyOf(sent)
+		r.Late, r.Sent = &l, &m
 	}
 	if r.Calls > 0 {
 		r.ClientCPU = float64(cpu.Microseconds()) / float64(r.Calls)
@@ -122,7 +124,7 @@ func windowsOf(recorders []*recorder) []Latency {
 			}
 		}
 		if joined == nil {
-			joined = hdrhistogram.New(1, slowest.Microseconds(), windowDigit)
+			joined = coarse()
 		}
 		out = append(out, latencyOf(joined))
 	}

@@ -319,7 +319,20 @@ func (s *Server) refuse(a *answer, err error) {
 		a.finish(out, starling.Phases{}, nil)
 		return
 	}
+	if a.lean != nil && starling.KindOf(err) == starling.Overloaded {
+		a.refuseLean(err)
+		return
+	}
 	api.WriteError(a.w, s.log, a.inv.ID.String(), err)
+}
+
+// refuseLean is api.WriteError of a limit on a lean connection, without maps. Who is over a limit may be so thousands of
+// times a second, and everybody else pays for it.
+func (a *answer) refuseLean(err error) {
+	a.head = append(a.inv.ID.Append(append(a.head[:0], "Cache-Control: no-store\r\n"+protocol.HeaderRequestID+": "...)), "\r\nRetry-After: "...)
+	a.head = append(append(a.head, api.RetryAfter(err)...), "\r\n"...)
+	body, _ := json.Marshal(api.Body(err, a.inv.ID.String())) // four texts: it cannot fail
+	a.lean.Answer(&lean.Answer{Status: api.Status(err), ContentType: "application/json", Fields: a.head, Body: append(body, '\n')})
 }
 
 // failure is the outcome of a call whose function could not be started.

@@ -22,7 +22,7 @@ func (s *Server) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			p.sample(now)
+			s.gate.Look(p.sample(now))
 		}
 		if n%overload.Samples == 0 {
 			full := overload.Full(float64(s.inFlight.Load()) / float64(s.deps.InFlightMax))

@@ -32,13 +32,15 @@ func newPressure() *pressure {
 
 func (p *pressure) close() { p.runnable.Close() }
 
-// sample looks at the crowd of this moment.
-func (p *pressure) sample(now time.Time) {
+// sample looks at the crowd of this moment and returns it, for each processor.
+func (p *pressure) sample(now time.Time) float64 {
 	if !p.last.IsZero() {
 		p.late = max(p.late, now.Sub(p.last)-overload.SampleTime)
 	}
 	p.last = now
-	p.crowd.Sample(p.runnable.PerCPU())
+	perCPU := p.runnable.PerCPU()
+	p.crowd.Sample(perCPU)
+	return perCPU
 }
 
 // window returns the pressure of the window that ends now; from 1 on the node has too much work.

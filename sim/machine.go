@@ -42,7 +42,8 @@ type machine struct {
 // A tenant is an account on a machine.
 type tenant struct {
 	flow.Tenant
-	starting int // instances
+	starting int           // instances
+	rested   time.Duration // from when on the next may start
 }
 
 // A job is some work of a machine.
@@ -93,6 +94,7 @@ func (m *machine) look() {
 		t.Refused = 0
 	}
 	m.host.bring()
+	m.front.gate.Look(crowd)
 	if m.looks++; m.looks%overload.Samples > 0 {
 		return
 	}
@@ -119,7 +121,16 @@ func (t *tenant) room() bool { return int64(t.Running+t.starting) < t.Bound }
 // mayStart reports whether an instance of f that has waited so long may be started now, as actors/host has it.
 func (m *machine) mayStart(f *function, waited time.Duration) bool {
 	t := m.tenant(f)
-	return int64(t.starting) < m.level.Starts(&t.Tenant, int(m.cores)) && (t.room() || waited >= startWait)
+	return int64(t.starting) < m.level.Starts(&t.Tenant, int(m.cores)) && (t.room() && m.w.now >= t.rested || waited >= startWait)
+}
+
+// started counts the end of a start of f that took so long.
+func (m *machine) started(f *function, took time.Duration) {
+	t := m.tenant(f)
+	t.starting--
+	if rest := m.level.Rest(&t.Tenant, took); rest > 0 {
+		t.rested = m.w.now + rest
+	}
 }
 
 // takes is room for a call that is refused otherwise.

@@ -62,6 +62,7 @@ type Pool struct {
 	urgent  atomic.Int32  // starts that wait for a clone: fillers stand back
 	begun   atomic.Int32  // starts under way: fillers stand back while there is stock
 	quiet   atomic.Int64  // when they may go on after the last of these, in nanoseconds since made
+	crowded atomic.Bool   // calls wait for processors: as during starts
 	made    time.Time     // the pool itself
 	resume  *time.Timer   // wakes the fillers then
 
@@ -236,9 +237,17 @@ func (p *Pool) calm() {
 	}
 }
 
-// isCalm reports whether no start is under way and the first calls of those before had their time.
+// isCalm reports whether no start is under way, the first calls of those before had their time, and processors are to be had.
 func (p *Pool) isCalm() bool {
-	return p.begun.Load() == 0 && int64(time.Since(p.made)) >= p.quiet.Load()
+	return p.begun.Load() == 0 && int64(time.Since(p.made)) >= p.quiet.Load() && !p.crowded.Load()
+}
+
+// Crowded says whether processors are queued for on this machine: then the fillers leave them to calls while half of the stock is
+// left. It may be called from anywhere, as often as one likes.
+func (p *Pool) Crowded(is bool) {
+	if p.crowded.Swap(is) && !is {
+		p.nudge()
+	}
 }
 
 // nudge wakes every filler.

@@ -84,6 +84,32 @@ func TestPoolRefillsAndFollowsItsSize(t *testing.T) {
 	})
 }
 
+// TestACrowdedPoolKeepsHalfOfItsStock: while processors are queued for, what starts take is made good only up to half.
+func TestACrowdedPoolKeepsHalfOfItsStock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &fake.Driver{BootTime: 10 * time.Millisecond, Handlers: map[string]fake.Handler{"main.h": fake.Echo}}
+		p := fakePool(t, d, vmpool.PoolConfig{Sizes: map[starling.Runtime]int{starling.Python311: 4}})
+		defer closePool(t, p, d)
+		stock := func() int { return p.Stock()[starling.Python311] }
+		time.Sleep(time.Second)
+		p.Crowded(true)
+		for left := 3; left >= 2; left-- {
+			start(t, p, fakeVersion("main.h"), "", nil)
+			if time.Sleep(time.Second); stock() != left {
+				t.Fatalf("%d are warm beside a crowd, want %d", stock(), left)
+			}
+		}
+		start(t, p, fakeVersion("main.h"), "", nil)
+		if time.Sleep(time.Second); stock() != 2 {
+			t.Fatalf("%d are warm beside a crowd, want half of four", stock())
+		}
+		p.Crowded(false)
+		if time.Sleep(100 * time.Millisecond); stock() != 4 {
+			t.Errorf("%d are warm after it", stock())
+		}
+	})
+}
+
 func TestAnEmptyPoolClonesAndItsFailuresBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var broken atomic.Bool

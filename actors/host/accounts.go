@@ -12,7 +12,7 @@ import (
 	"starling/sched/flow"
 )
 
-// startWait is how long a start waits for its account to be within its bound; then it waits for other starts only.
+// startWait is how long a start waits for its account to be within its bound and rested; then it waits for other starts only.
 const startWait = 10 * time.Second
 
 // errShare refuses a call of an account that has as much at work on a crowded host as each may have.
@@ -26,6 +26,7 @@ type account struct {
 	starting atomic.Int64 // instances
 	bound    atomic.Int64 // of both together; flow.NoBound mostly
 	starts   atomic.Int64 // instances that may start at once; flow.NoBound where nobody else calls
+	rested   atomic.Int64 // from when on the next instance may start, in ns since 1970
 	refused  atomic.Int64 // since the last look
 
 	entries int // guarded by accounts.mu, as what follows
@@ -48,11 +49,11 @@ func (a *account) enter() bool {
 func (a *account) leave() { a.running.Add(-1) }
 
 // start takes a place for a start. It waits while the account has as many starts at work as it may, and for startWait at
-// most while it has none left for a call or start.
+// most while it has none left for a call or start, or rests.
 func (s *accounts) start(ctx context.Context, a *account) {
 	for until := time.Now().Add(startWait); ; {
-		n := a.starting.Add(1)
-		if n <= a.starts.Load() && (n+a.running.Load() <= a.bound.Load() || time.Now().After(until)) {
+		n, now := a.starting.Add(1), time.Now()
+		if n <= a.starts.Load() && (n+a.running.Load() <= a.bound.Load() && now.UnixNano() >= a.rested.Load() || now.After(until)) {
 			return
 		}
 		a.starting.Add(-1)
@@ -67,7 +68,16 @@ func (s *accounts) start(ctx context.Context, a *account) {
 	}
 }
 
-func (a *account) started() { a.starting.Add(-1) }
+// started gives back the place of a start that took so long.
+func (s *accounts) started(a *account, took time.Duration) {
+	s.mu.Lock()
+	rest := s.level.Rest(&a.tenant, took)
+	s.mu.Unlock()
+	if rest > 0 {
+		a.rested.Store(time.Now().Add(rest).UnixNano())
+	}
+	a.starting.Add(-1)
+}
 
 // accounts are the tenants of a host and the level that bounds them while it is crowded.
 type accounts struct {
@@ -120,8 +130,8 @@ func (s *accounts) used(id starling.AccountID, t *profile.Tally) {
 // leastPart is the least that a call at work is taken to want of a processor.
 const leastPart = 1e-3
 
-// look sets the bounds by how many threads want to run for each processor now.
-func (s *accounts) look(crowd float64) {
+// look sets the bounds by how many threads want to run for each processor now, and reports whether those are queued for.
+func (s *accounts) look(crowd float64) (crowded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = s.all[:0]
@@ -134,6 +144,7 @@ func (s *accounts) look(crowd float64) {
 		a.bound.Store(a.tenant.Bound)
 		a.starts.Store(s.level.Starts(&a.tenant, s.processors))
 	}
+	return s.level.Crowded()
 }
 
 // standing returns the crowd and the level.
@@ -158,7 +169,10 @@ func (h *Host) watchLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			h.accounts.look(crowd())
+			crowded := h.accounts.look(crowd())
+			for _, p := range h.cfg.Pools {
+				p.Crowded(crowded)
+			}
 		}
 	}
 }

@@ -131,3 +131,56 @@ func TestStartsOfOneAccountTakeTurnsBesideOthers(t *testing.T) {
 		calls.Wait()
 	})
 }
+
+// TestStartsOfOneAccountRestOnACrowdedHost: where processors are queued for and another account calls, an account that has
+// just started an instance leaves the machine to calls for several times as long; where they are not, starts follow each other.
+func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var crowd atomic.Int64
+		r := newRig(t, func(c *host.Config) {
+			c.Crowd = func() float64 { return float64(crowd.Load()) }
+			c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2
+		})
+		defer r.close(t)
+		r.driver.AttachTime = 100 * time.Millisecond
+		r.Receive(1, []wire.Message{startMsg(1, slow)})
+		time.Sleep(time.Second)
+		stop := make(chan struct{})
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			for id := uint64(1); ; id++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := r.Invoke(t.Context(), lease(id, 1, slow), invocation(slow, "q"), &sink{}); err != nil {
+					t.Errorf("the quiet account: %v", err)
+					return
+				}
+			}
+		})
+		time.Sleep(time.Second)
+		started := func(from uint64, in time.Duration) int {
+			r.post.take()
+			for n := range uint64(4) {
+				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
+			}
+			time.Sleep(in)
+			return len(r.post.take())
+		}
+		if n := started(10, 500*time.Millisecond); n != 4 {
+			t.Errorf("%d of four starts of 100 ms in half a second on a host with time", n)
+		}
+		crowd.Store(8)
+		time.Sleep(time.Second)
+		if n := started(20, 500*time.Millisecond); n != 1 {
+			t.Errorf("%d starts in half a second on a crowded host, want the first", n)
+		}
+		if time.Sleep(4 * time.Second); len(r.post.take()) != 3 {
+			t.Error("those that waited did not start in four seconds")
+		}
+		close(stop)
+		calls.Wait()
+	})
+}

@@ -89,7 +89,8 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 	}
 	a := h.join(e, v)
 	h.accounts.start(ctx, a)
-	defer a.started()
+	begun := time.Now()
+	defer func() { h.accounts.started(a, time.Since(begun)) }()
 	select {
 	case h.starts <- struct{}{}:
 		defer func() { <-h.starts }()

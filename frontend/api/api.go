@@ -197,7 +197,7 @@ func (a *api) refuse(err error) error {
 	if starling.KindOf(err) == starling.Internal {
 		a.Log.Error("request failed", "error", err)
 	}
-	return &refusal{ErrorBody: Body(err, ""), status: Status(err), after: retryAfter(err)}
+	return &refusal{ErrorBody: Body(err, ""), status: Status(err), after: RetryAfter(err)}
 }
 
 // init gives huma's own refusals (a body that is no JSON, a field out of range) our form. Huma offers no

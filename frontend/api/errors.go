@@ -54,8 +54,8 @@ func Body(err error, request string) protocol.ErrorBody {
 	return b
 }
 
-// retryAfter is the value of Retry-After in whole seconds, "" when waiting cannot help.
-func retryAfter(err error) string {
+// RetryAfter is the value of Retry-After in whole seconds, "" when waiting cannot help.
+func RetryAfter(err error) string {
 	k := starling.KindOf(err)
 	if k != starling.Overloaded && k != starling.Unavailable && k != starling.Moved {
 		return ""
@@ -80,7 +80,7 @@ func WriteError(w http.ResponseWriter, log *slog.Logger, request string, err err
 	if request != "" {
 		h.Set(protocol.HeaderRequestID, request)
 	}
-	if s := retryAfter(err); s != "" {
+	if s := RetryAfter(err); s != "" {
 		h.Set("Retry-After", s)
 	}
 	status := Status(err)

@@ -15,18 +15,21 @@ import (
 // Reason is the stable word of a refusal by a node that has more work than it can do.
 const Reason = flow.ReasonOverload
 
-const countMax = 65_536 // functions that are counted; more are counted from the next window on
+const countMax = 65_536 // functions that are counted
 
-// A Gate refuses calls before their payload is read. While the node is well it costs a call one atomic read. Pass may be
-// called from many goroutines, Decide from one. Set Now before the first call.
+// A Gate refuses calls before their payload is read. It counts them always, one look-up and one atomic addition a call: who
+// jumps to many times his calls is known when the first queue shows. Pass may be called from many goroutines, Look and
+// Decide from one. Set Now before the first call.
 type Gate struct {
 	Now func() int64 // ns since any fixed instant, never falling
 
-	counting atomic.Bool   // the node is near its limit: calls are counted
-	tallies  sync.Map      // starling.FunctionRef → *tally
+	mu      sync.RWMutex // guards what follows; a leaf
+	tallies map[starling.FunctionRef]*tally
+
 	pressure atomic.Uint64 // float64 bits, of the last window
 	shed     atomic.Uint64 // calls refused
-	shedder  flow.Shedder  // of the goroutine that decides
+	shedder  flow.Shedder  // of the goroutine that decides, as what follows
+	queued   int           // looks in a row at which processors were queued for
 }
 
 // Pressure returns that of the last window; from 1 on the node has too much work.
@@ -37,15 +40,23 @@ func (g *Gate) Shed() uint64 { return g.shed.Load() }
 
 // A tally counts the calls of one function in one window.
 type tally struct {
-	arrived, admitted atomic.Int64
-	limit             atomic.Pointer[limit] // nil while all are let in
+	arrived, refused atomic.Int64
+	limit            atomic.Pointer[limit] // nil while all are let in
+	usual            float64               // calls in a window lately; of the goroutine that decides
 }
+
+// newest is the weight of the newest window in what is usual: the mean of about the last second. Who called less often than
+// rarely lately is forgotten.
+const (
+	newest = 0.1
+	rarely = 0.01
+)
 
 // A limit lets calls in evenly: a part of a window's calls that is drawn by lot comes in bursts as the calls do, and each
 // burst is a queue in which everybody waits. This is the cell rate algorithm (ITU-T I.371) on an atomic.
 type limit struct {
-	admit    float64 // part of what was asked, in (0, 1)
-	interval int64   // ns between two calls
+	refusal  *starling.Error // made once: who is refused is so often
+	interval int64           // ns between two calls
 	next     atomic.Int64
 }
 
@@ -67,22 +78,43 @@ func (l *limit) take(now int64) bool {
 
 // Pass lets a call in or refuses it.
 func (g *Gate) Pass(f starling.FunctionRef) error {
-	if !g.counting.Load() {
+	t := g.tally(f)
+	if t == nil {
 		return nil
 	}
-	v, ok := g.tallies.Load(f)
-	if !ok {
-		v, _ = g.tallies.LoadOrStore(f, &tally{})
-	}
-	t := v.(*tally)
 	t.arrived.Add(1)
 	if l := t.limit.Load(); l != nil && !l.take(g.Now()) {
+		t.refused.Add(1)
 		g.shed.Add(1)
-		return starling.Errorf(starling.Overloaded, "invoke function",
-			"this node is overloaded and %s asks for more than its fair share: retry after a pause", f).With(Reason).RetryAfter(pause(l.admit))
+		return l.refusal
 	}
-	t.admitted.Add(1)
 	return nil
+}
+
+// tally returns that of f; nil where too many functions are counted.
+func (g *Gate) tally(f starling.FunctionRef) *tally {
+	g.mu.RLock()
+	t := g.tallies[f]
+	g.mu.RUnlock()
+	if t != nil {
+		return t
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.tallies == nil {
+		g.tallies = map[starling.FunctionRef]*tally{}
+	}
+	if t = g.tallies[f]; t == nil && len(g.tallies) < countMax {
+		t = &tally{}
+		g.tallies[f] = t
+	}
+	return t
+}
+
+// refusal is what the callers of f hear of whose calls the part admit is let in.
+func refusal(f starling.FunctionRef, admit float64) *starling.Error {
+	return starling.Errorf(starling.Overloaded, "invoke function",
+		"this node is overloaded and %s asks for more than its fair share: retry after a pause", f).With(Reason).RetryAfter(pause(admit))
 }
 
 // pause is how long a caller is asked to stay away: a second for who is let in mostly, up to half a minute for who asks
@@ -91,41 +123,73 @@ func pause(admit float64) time.Duration {
 	return time.Duration(min(1/max(admit, 1.0/30), 30) * float64(time.Second)).Round(time.Second)
 }
 
+// Look takes how many threads want to run for each processor at this instant; call it every SampleTime. Where processors are
+// queued for at two looks in a row, an account whose calls have just jumped is held at once.
+func (g *Gate) Look(perCPU float64) {
+	if g.queued++; perCPU < crowdMax {
+		g.queued = 0
+	}
+	if g.queued >= 2 && !g.shedder.Active() {
+		g.set(g.shedder.Surge(g.asked()))
+	}
+}
+
 // Decide takes the window that ended and what other nodes asked of this one in it, and sets what is let in during the
 // next. Those other nodes refuse for themselves.
 func (g *Gate) Decide(pressure float64, others []flow.Demand) {
 	g.pressure.Store(math.Float64bits(pressure))
 	if pressure < 0.5 && !g.shedder.Active() {
-		if g.counting.Swap(false) {
-			g.tallies.Clear()
-		}
+		g.next()
 		return
 	}
-	if !g.counting.Swap(true) {
-		return // nothing was counted yet
+	ds := g.asked()
+	g.next()
+	g.set(g.shedder.Decide(pressure, flow.Sum(ds, others)))
+}
+
+// asked returns what was asked in the window up to now.
+func (g *Gate) asked() []flow.Demand {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	ds := make([]flow.Demand, 0, len(g.tallies))
+	for f, t := range g.tallies {
+		n := int(t.arrived.Load())
+		ds = append(ds, flow.Demand{Function: f, Arrived: n, Admitted: n - int(t.refused.Load()), Usual: t.usual})
 	}
-	var ds []flow.Demand
-	arrived := map[starling.FunctionRef]int{}
-	limits := map[starling.FunctionRef]*limit{}
-	g.tallies.Range(func(k, v any) bool {
-		t, f := v.(*tally), k.(starling.FunctionRef)
-		d := flow.Demand{Function: f, Arrived: int(t.arrived.Swap(0)), Admitted: int(t.admitted.Swap(0))}
-		arrived[f], limits[f] = d.Arrived, t.limit.Swap(nil)
-		if ds = append(ds, d); d.Arrived == 0 || len(ds) > countMax {
-			g.tallies.Delete(k)
+	return ds
+}
+
+// next begins a window.
+func (g *Gate) next() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for f, t := range g.tallies {
+		t.usual += newest * (float64(t.arrived.Swap(0)) - t.usual)
+		t.refused.Store(0)
+		if t.usual < rarely {
+			delete(g.tallies, f)
 		}
-		return true
-	})
-	for _, p := range g.shedder.Decide(pressure, flow.Sum(ds, others)) {
-		v, ok := g.tallies.Load(p.Function)
-		if !ok {
-			continue
+	}
+}
+
+// set replaces the limits.
+func (g *Gate) set(ps []flow.Portion) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	limits := make(map[*tally]*limit, len(ps))
+	for _, p := range ps {
+		t := g.tallies[p.Function]
+		if t == nil {
+			continue // it called another node only
 		}
-		l := &limit{admit: p.Admit, interval: int64(float64(flow.Window) / max(p.Admit*float64(arrived[p.Function]), least))}
-		if was := limits[p.Function]; was != nil {
+		l := &limit{refusal: refusal(p.Function, p.Admit), interval: int64(float64(flow.Window) / max(p.Calls, least))}
+		if was := t.limit.Load(); was != nil {
 			l.next.Store(was.next.Load()) // what came early in the last window counts in this one
 		}
-		v.(*tally).limit.Store(l)
+		limits[t] = l
+	}
+	for _, t := range g.tallies {
+		t.limit.Store(limits[t])
 	}
 }
 

@@ -21,6 +21,8 @@ const (
 	freeWants = 1                      // processors that an account may want whatever the level is
 	rest      = time.Second / LookTime // looks without anybody above the level before it is gone
 	present   = 1e-3                   // processors: who wanted less lately does not count among the accounts
+	restTimes = 7                      // as long as a start took its account waits before the next on a crowded host: starts get an eighth of its time
+	restMost  = 2 * time.Second        // of that
 )
 
 // NoBound is the Bound of who may run as many calls as come.
@@ -53,6 +55,9 @@ type Level struct {
 // Crowd returns how many threads wanted to run for each processor lately.
 func (l *Level) Crowd() float64 { return l.crowd }
 
+// Crowded reports whether processors were queued for lately.
+func (l *Level) Crowded() bool { return l.crowd > crowded }
+
 // Starts returns how many instances t may start at once on a machine of so many processors: half of them, at least 1,
 // where another account called lately, and as many as come where none did. A start computes from its first to its last
 // moment, so it takes a processor from those who call; that is known before the crowd that it makes is seen.
@@ -65,6 +70,15 @@ func (l *Level) Starts(t *Tenant, processors int) int64 {
 		return int64(max(processors/2, 1))
 	}
 	return NoBound
+}
+
+// Rest returns how long t is to wait before its next start after one that took so long: nothing where nobody else called
+// lately or processors are not queued for. In turn and one right after the other, starts still compute all the time; what they are wanted for, on a crowded host, is mostly the queue that they make.
+func (l *Level) Rest(t *Tenant, took time.Duration) time.Duration {
+	if !l.Crowded() || l.Starts(t, 0) == NoBound {
+		return 0
+	}
+	return min(restTimes*took, restMost)
 }
 
 // Height returns how many processors one account may want; 0 while nobody is bounded.

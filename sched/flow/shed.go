@@ -25,6 +25,7 @@ const (
 	patience     = 2    // windows with too much before anybody is refused
 	loud         = 4    // times what the median account asks: who asks for less is never refused
 	few          = 50   // calls of an account in a window that are never refused: some hundredths of what one processor passes on
+	jump         = 2    // times its usual calls: an account that asks for more has begun to
 	calmMax      = 20   // windows with room for everybody before it stops deciding
 	smooth       = 0.3  // weight of the newest window in a demand
 )
@@ -32,14 +33,16 @@ const (
 // A Demand is what one function asked of a node in the last Window.
 type Demand struct {
 	Function starling.FunctionRef
-	Arrived  int // calls
-	Admitted int // those let in
+	Arrived  int     // calls
+	Admitted int     // those let in
+	Usual    float64 // calls in a window, of about the last second; Surge reads it
 	rate     float64
 }
 
-// A Portion is which part of a function's calls is let in during the next Window, in [0, 1].
+// A Portion is how many calls of a function are let in during the next Window, and which part of what it asked that is, in [0, 1].
 type Portion struct {
 	Function starling.FunctionRef
+	Calls    float64
 	Admit    float64
 }
 
@@ -69,8 +72,7 @@ func (s *Shedder) Active() bool { return s.capacity > 0 }
 // function once. It returns the shares of functions that are not let in whole, ordered by function.
 func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	arrived, admitted := 0.0, 0
-	ds = slices.Clone(ds)
-	slices.SortFunc(ds, func(a, b Demand) int { return compareRefs(a.Function, b.Function) }) // sums of floats depend on the order
+	ds = inOrder(ds)
 	rates := make(map[starling.FunctionRef]float64, len(ds))
 	for i := range ds {
 		d := &ds[i]
@@ -121,6 +123,38 @@ func (s *Shedder) Decide(pressure float64, ds []Demand) []Portion {
 	return divide(s.capacity, arrived, accounts, ds)
 }
 
+// Surge takes what was asked in a window that has not ended, at an instant when processors are queued for. Where an account has just
+// begun to ask for far more than it used to, and than others do, it is held at once to what it may have at least, and the
+// Shedder goes on from there: what such an account sends before windows have shown too much and a capacity is found is a
+// queue in which everybody waits. Who asks for no more than usual is not held, nor is anybody while the Shedder is at work.
+func (s *Shedder) Surge(ds []Demand) []Portion {
+	if s.Active() {
+		return nil
+	}
+	ds = inOrder(ds)
+	arrived, rates := 0.0, make(map[starling.FunctionRef]float64, len(ds))
+	for i := range ds {
+		d := &ds[i]
+		d.rate = max(float64(d.Arrived), d.Usual)
+		rates[d.Function] = d.rate
+		arrived += d.rate
+	}
+	accounts := byAccount(ds)
+	most := mostOf(accounts)
+	if len(accounts) < 2 || !slices.ContainsFunc(accounts, func(a asks) bool { return a.rate > most && a.rate > jump*a.usual }) {
+		return nil
+	}
+	s.capacity, s.rates = max(moderate(accounts), 1), rates
+	return divide(s.capacity, arrived, accounts, ds)
+}
+
+// inOrder returns ds ordered by function: sums of floats depend on the order.
+func inOrder(ds []Demand) []Demand {
+	ds = slices.Clone(ds)
+	slices.SortFunc(ds, func(a, b Demand) int { return compareRefs(a.Function, b.Function) })
+	return ds
+}
+
 // grain is the unit of division: shares are exact to a thousandth of a call.
 const grain = 1000
 
@@ -148,6 +182,15 @@ func Sum(a, b []Demand) []Demand {
 // protects accounts from one that is far louder. Among accounts of one size, and for one alone, it would only turn slow
 // answers into none: their limits and the queues are what bounds them.
 func moderate(accounts []asks) float64 {
+	most, sum := mostOf(accounts), 0.0
+	for _, a := range accounts {
+		sum += min(a.rate, most)
+	}
+	return sum
+}
+
+// mostOf returns what an account may ask in a window without being a loud one.
+func mostOf(accounts []asks) float64 {
 	rates := make([]float64, 0, len(accounts))
 	for _, a := range accounts {
 		if a.rate > 0 {
@@ -155,20 +198,17 @@ func moderate(accounts []asks) float64 {
 		}
 	}
 	if len(rates) == 0 {
-		return 0
+		return few
 	}
 	slices.Sort(rates)
-	most, sum := max(loud*rates[(len(rates)-1)/2], few), 0.0
-	for _, r := range rates {
-		sum += min(r, most)
-	}
-	return sum
+	return max(loud*rates[(len(rates)-1)/2], few)
 }
 
 // asks is what one account asks: the demands from one index up to another.
 type asks struct {
 	from, to int
 	rate     float64
+	usual    float64
 }
 
 // byAccount returns what each account asks; ds is in order.
@@ -179,7 +219,7 @@ func byAccount(ds []Demand) []asks {
 			out = append(out, asks{from: i})
 		}
 		a := &out[len(out)-1]
-		a.to, a.rate = i+1, a.rate+ds[i].rate
+		a.to, a.rate, a.usual = i+1, a.rate+ds[i].rate, a.usual+ds[i].Usual
 	}
 	return out
 }
@@ -205,7 +245,7 @@ func divide(capacity, arrived float64, accounts []asks, ds []Demand) []Portion {
 		Fair(parts[k], asks, gets)
 		for i, n := range gets {
 			if n < asks[i] {
-				out = append(out, Portion{ds[a.from+i].Function, float64(n) / float64(asks[i])})
+				out = append(out, Portion{ds[a.from+i].Function, float64(n) / grain, float64(n) / float64(asks[i])})
 			}
 		}
 	}

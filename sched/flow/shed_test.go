@@ -40,10 +40,14 @@ func TestFairIsMaxMin(t *testing.T) {
 	})
 }
 
-// TestShedding replays testdata/shed: each command is one window of a node, pressure in per cent.
+// TestShedding replays testdata/shed: each command is one window of a node, pressure in per cent, or a surge: a look into a window that
+// has not ended, in which the third number of a line is what is usual.
 func TestShedding(t *testing.T) {
 	s := &Shedder{}
 	datadriven.RunTest(t, "testdata/shed", func(t *testing.T, d *datadriven.TestData) string {
+		if d.HasArg("new") {
+			s = &Shedder{}
+		}
 		var ds []Demand
 		for _, line := range strings.Split(strings.TrimSpace(d.Input), "\n") {
 			var m Demand
@@ -53,7 +57,12 @@ func TestShedding(t *testing.T) {
 			}
 			a, f, _ := strings.Cut(who, "/")
 			m.Function = starling.FunctionRef{Account: starling.AccountID(a), Name: starling.FunctionName(f)}
-			ds = append(ds, m)
+			if ds = append(ds, m); d.Cmd == "surge" {
+				ds[len(ds)-1].Usual = float64(m.Admitted)
+			}
+		}
+		if d.Cmd == "surge" {
+			return shown(s, s.Surge(ds))
 		}
 		percent, times := 0, 1
 		d.ScanArgs(t, "pressure", &percent)
@@ -64,13 +73,17 @@ func TestShedding(t *testing.T) {
 		for range times {
 			shares = s.Decide(float64(percent)/100, ds)
 		}
-		var b strings.Builder
-		fmt.Fprintf(&b, "active=%t\n", s.Active())
-		for _, h := range shares {
-			fmt.Fprintf(&b, "%s/%s: %.3f\n", h.Function.Account, h.Function.Name, h.Admit)
-		}
-		return b.String()
+		return shown(s, shares)
 	})
+}
+
+func shown(s *Shedder, ps []Portion) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "active=%t\n", s.Active())
+	for _, p := range ps {
+		fmt.Fprintf(&b, "%s/%s: %.3f\n", p.Function.Account, p.Function.Name, p.Admit)
+	}
+	return b.String()
 }
 
 // TestQuietAccountsAreNeverRefused: a node that can do 100 calls in a window, nine accounts that ask for 2 each and one
