@@ -59,6 +59,7 @@ const (
 	ErrProtocol       = "Runtime.ProtocolError"
 	ErrMarshal        = "Runtime.MarshalError"
 	ErrSandboxFailure = "Sandbox.Failure"
+	ErrCodeLost       = "Sandbox.CodeUnreadable" // a part of the package cannot be had from anywhere
 )
 
 // Phases are the parts of a cold start; all zero for a warm call.

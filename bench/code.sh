@@ -2,11 +2,13 @@
 # bench/code.sh [HOSTS]: how a package of 200 MB, of which a call touches 2 MB, comes to hosts. One node keeps and decides, HOSTS nodes (1) in network
 # namespaces run the function. Prints the first answer of each host and the bytes that moved. BIN=FILE measures another binary.
 # INSTANCES=100 then starts so many instances on the first host. Needs root. RATE=50 limits every host's link to so many Mbit/s.
+# ISOLATION=kata runs the function in that kind of sandbox. SMALL=8 starts so many packages of one line beside it first, one after the other.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset STARLING_SERVER STARLING_KEY STARLING_ACCOUNT STARLING_PROFILE
 hosts=${1:-1}
 bin=${BIN:-$PWD/bin/starling}
+isolation=${ISOLATION:-process}
 work=$(mktemp -d "${TMPDIR:-/tmp}/starling-code.XXXXXX")
 export XDG_CONFIG_HOME=$work/config
 name=sc$$
@@ -42,7 +44,7 @@ in_net() { # in_net I COMMAND, in the background: nsenter and not "ip netns exec
 field() { /usr/bin/python3 -c 'import json,sys; d={k.lower(): v for k, v in json.load(sys.stdin).items()}; print(d[sys.argv[1].lower()])' "$1"; }
 await() {
 	for _ in $(seq 300); do
-		curl -fs "http://$1:8081/readyz" >/dev/null && return
+		curl -fs -m 2 "http://$1:8081/readyz" >/dev/null && return
 		sleep 0.1
 	done
 	return 1
@@ -74,24 +76,39 @@ await $ip0
 export STARLING_SERVER=http://$ip0:8080 STARLING_KEY
 # Deployed before there are hosts, so that none of them holds a copy.
 STARLING_KEY=$(field key <<<"$made")
-/usr/bin/time -f 'deploy: %e s' "$bin" deploy "$work/package.zip" --name big --runtime python3.11 --handler main.handler --memory 128 --timeout 60000 >"$work/deploy.log" 2>&1 || { cat "$work/deploy.log" >&2; exit 1; }
+/usr/bin/time -f 'deploy: %e s' "$bin" deploy "$work/package.zip" --name big --runtime python3.11 --handler main.handler --isolation "$isolation" --memory 128 --timeout 60000 >"$work/deploy.log" 2>&1 || { cat "$work/deploy.log" >&2; exit 1; }
 tail -1 "$work/deploy.log"
+for i in $(seq ${SMALL:-0}); do
+	/usr/bin/python3 -c 'import sys, zipfile; zipfile.ZipFile(sys.argv[1], "w").writestr("main.py", "def handler(e, c): return %s\n" % sys.argv[2])' "$work/small$i.zip" "$i"
+	STARLING_KEY=$(field key <<<"$made") "$bin" deploy "$work/small$i.zip" --name "small$i" --runtime python3.11 --handler main.handler --isolation "$isolation" --memory 128 --timeout 60000 >/dev/null
+done
 for i in $(seq "$hosts"); do
 	ip=10.213.7.$((i + 1))
 	token=$(STARLING_KEY=$(field adminKey <<<"$made") "$bin" cluster token)
-	in_net "$i" "$bin" node --data "$work/node$i" --name "host$i" --roles host --memory $((${INSTANCES:-1} * 128)) --pool 1 --listen "$ip:9000" --admin "$ip:8081" --join "$ip0:9000" --token "$token" >"$work/node$i.log" 2>&1 &
+	in_net "$i" "$bin" node --data "$work/node$i" --name "host$i" --roles host --isolation "$isolation" --memory $((${INSTANCES:-1} * 128)) --pool 1 --listen "$ip:9000" --admin "$ip:8081" --join "$ip0:9000" --token "$token" >"$work/node$i.log" 2>&1 &
 	pids+=($!)
 	await "$ip"
 done
-sleep 3
+ready() { # ready IP: a sandbox waits for the function, on the machine or emulated
+	for _ in $(seq 600); do
+		! curl -fs -m 2 "http://$1:8081/metrics" | grep -q '^starling_pool_ready{[^}]*runtime="python3.11"[^}]*} [1-9]' || break
+		sleep 0.1
+	done
+	sleep 3
+}
+for i in $(seq "$hosts"); do ready "10.213.7.$((i + 1))"; done
 bytes() { # bytes I: what node I says of blocks and packages that moved
-	curl -fs "http://10.213.7.$(($1 + 1)):8081/metrics" | grep -E '^starling_code_(block_bytes|fetched|blocks_damaged|keys|unpacked_total|shown_total|served)' | grep -v ' 0$' | tr '\n' ' '
+	curl -fs -m 2 "http://10.213.7.$(($1 + 1)):8081/metrics" | grep -E '^starling_code_(block_bytes|fetched|blocks_damaged|keys|unpacked_total|shown_total|served)' | grep -v ' 0$' | tr '\n' ' '
 }
 link() { ip -n "$name-$1" -s -j link show eth0 | /usr/bin/python3 -c 'import json,sys; print(json.load(sys.stdin)[0]["stats64"][sys.argv[1]]["bytes"])' "$2"; }
-call() { # call PAYLOAD
-	curl -sS -o "$work/answer" -w '%{http_code} %{time_total} s' -H "Authorization: Bearer $STARLING_KEY" -d "$1" "$STARLING_SERVER/v1/functions/big/invocations"
+call() { # call PAYLOAD [FUNCTION]
+	curl -sS -o "$work/answer" -w '%{http_code} %{time_total} s' -H "Authorization: Bearer $STARLING_KEY" -d "$1" "$STARLING_SERVER/v1/functions/${2:-big}/invocations"
 	echo " $(head -c 80 "$work/answer")"
 }
+for i in $(seq ${SMALL:-0}); do
+	echo "first answer of small package $i: $(call '{}' "small$i")"
+	ready 10.213.7.2
+done
 before=$(link 0 tx)
 if [ "$hosts" = 1 ] && [ -z "${INSTANCES:-}" ]; then
 	echo "first answer: $(call '{}')"

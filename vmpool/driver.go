@@ -55,10 +55,19 @@ type Layer struct {
 	Mount *os.File // instead of Dir, as in Code
 }
 
+// A Disk is a package as a file of a fixed size that lies under a sandbox's disk: the description of an EROFS file system, the content of
+// its files, zeros. The file is somebody's to hand on, not to read.
+type Disk struct {
+	File *os.File
+	Meta int64 // bytes of the description
+	Data int64 // bytes of the content
+}
+
 // Code is what a sandbox is specialised with. Everything in it belongs to one version of one account.
 type Code struct {
 	Dir       string            // unpacked package on this host, mounted read-only at /var/task
 	Mount     *os.File          // instead of Dir: its root as a mount that stands in no namespace; stays the caller's. Only of a driver that takes mounts
+	Disk      *Disk             // instead of Dir, without Layers; stays the caller's. Only of the driver of microVMs, whose slot it fits
 	Layers    []Layer           // at most starling.LayersMax, mounted read-only at /opt as one tree, a later one over an earlier one
 	Env       map[string]string // the whole environment of the function, platform variables included
 	Handler   string

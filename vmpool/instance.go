@@ -24,12 +24,15 @@ var (
 
 // InstanceConfig is what turns a sandbox into one instance of one version.
 type InstanceConfig struct {
-	ID          starling.InstanceID
-	Version     *starling.Version
-	Dir         string   // the unpacked code on this host
-	Mount       *os.File // or a mount of it, see Code; used by Start only
-	Layers      []Layer  // see Code; used by Start only
-	Region      string   // AWS_REGION of the code
+	ID      starling.InstanceID
+	Version *starling.Version
+	Dir     string   // the unpacked code on this host
+	Mount   *os.File // or a mount of it, see Code; used by Start only
+	Disk    *Disk    // or a disk of it, see Code; used by Start only
+	Layers  []Layer  // see Code; used by Start only
+	// Lost is closed when code that the instance asked for cannot be read any more: it ends. nil for never.
+	Lost        <-chan struct{}
+	Region      string // AWS_REGION of the code
 	Logs        LogSink
 	InitTimeout time.Duration // the function's own initialisation; 0 means 10 s
 	LifeMax     time.Duration // 0 means 2 h; an older instance ends when it is idle
@@ -119,9 +122,9 @@ func (i *Instance) specialise(ctx context.Context, w *warm) error {
 		return err
 	}
 	env := environment(i.cfg, w.sandbox)
-	code := Code{Dir: i.cfg.Dir, Mount: i.cfg.Mount, Layers: i.cfg.Layers, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
+	code := Code{Dir: i.cfg.Dir, Mount: i.cfg.Mount, Disk: i.cfg.Disk, Layers: i.cfg.Layers, Env: env, Handler: v.Config.Handler, MemoryMiB: v.Config.MemoryMiB, Account: v.Function.Account, Version: v.ID}
 	if err := w.sandbox.Attach(ctx, code); err != nil {
-		return fmt.Errorf("attach code: %w", err)
+		return i.orLost(fmt.Errorf("attach code: %w", err))
 	}
 	i.contract = i.newContract(w, env)
 	out, errs := w.sandbox.Output()
@@ -138,7 +141,7 @@ func (i *Instance) specialise(ctx context.Context, w *warm) error {
 	err := i.contract.Init(ctx)
 	i.init = max(time.Since(attached), 1)
 	if err != nil {
-		return i.initError(err)
+		return i.orLost(i.initError(err))
 	}
 	return nil
 }
@@ -200,6 +203,8 @@ func (i *Instance) watch() {
 		case <-i.sandbox.Done():
 			i.lastWords()
 			i.doom(lifecycle.Fault, exitReason(i.sandbox.Exit()))
+		case <-i.cfg.Lost:
+			i.doom(lifecycle.Fault, starling.ErrCodeLost)
 		case <-i.ending:
 		}
 		break
@@ -337,6 +342,7 @@ func (i *Instance) Invoke(inv *starling.Invocation, sink starling.Sink) (starlin
 // finish completes the outcome, writes the last lines and gives the slot back.
 func (i *Instance) finish(inv *starling.Invocation, out *starling.Outcome, begun, now time.Time) {
 	var says string
+	i.blameLoss(out)
 	if out.Status == starling.Unhandled {
 		says = i.explain(inv, out, begun, now)
 	}
@@ -391,6 +397,8 @@ func (i *Instance) explain(inv *starling.Invocation, out *starling.Outcome, begu
 		} else {
 			out.ErrorType, message = starling.ErrProtocol, "The runtime closed its connection in the middle of a call"
 		}
+	case starling.ErrCodeLost:
+		message = lostWords
 	case starling.ErrResponseSize:
 		message = fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes)", starling.PayloadMax)
 	default:

@@ -114,7 +114,7 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 	for _, l := range at.Layers {
 		layers = append(layers, vmpool.Layer(l))
 	}
-	i, err := pool.Start(ctx, vmpool.InstanceConfig{ID: e.id, Version: v, Dir: at.Dir, Mount: at.Mount, Layers: layers, Region: h.cfg.Region, Logs: h.cfg.Logs,
+	i, err := pool.Start(ctx, vmpool.InstanceConfig{ID: e.id, Version: v, Dir: at.Dir, Mount: at.Mount, Disk: (*vmpool.Disk)(at.Disk), Layers: layers, Lost: at.Lost, Region: h.cfg.Region, Logs: h.cfg.Logs,
 		InitTimeout: h.cfg.InitTimeout, LifeMax: h.cfg.LifeMax, Log: h.cfg.Log,
 		Ended: func(_ *vmpool.Instance, reason string) { h.exited(e, reason) }})
 	if err != nil {

@@ -107,13 +107,16 @@ func (a *agentConn) setTime(ctx context.Context) error {
 }
 
 // specialise limits the function's memory and mounts its code, and its layers when the slot's image has some.
-func (a *agentConn) specialise(ctx context.Context, memory int64, layers bool) error {
-	limit := &pb.LinuxResources{Memory: &pb.LinuxMemory{Limit: memory}}
+func (a *agentConn) specialise(ctx context.Context, q *link.Message) error {
+	limit := &pb.LinuxResources{Memory: &pb.LinuxMemory{Limit: q.MemoryBytes}}
 	if _, err := a.AgentServiceClient.UpdateContainer(ctx, &pb.UpdateContainerRequest{Resources: limit}); err != nil {
 		return fmt.Errorf("limit memory: %w", err)
 	}
 	storages := []*pb.Storage{{Source: agent.CodeDisk, Fstype: "erofs", MountPoint: "/var/task"}}
-	if layers {
+	if q.Meta > 0 {
+		storages[0].Options = []string{agent.SizesOption(q.Meta, q.Data)}
+	}
+	if len(q.Layers) > 0 {
 		storages = append(storages, &pb.Storage{Source: agent.CodeDisk, Fstype: "erofs", MountPoint: agent.LayerPoint})
 	}
 	if _, err := a.AgentServiceClient.UpdateEphemeralMounts(ctx, &pb.UpdateEphemeralMountsRequest{Storages: storages}); err != nil {

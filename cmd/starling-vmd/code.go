@@ -36,6 +36,15 @@ type images struct {
 	making map[string]chan struct{}
 }
 
+// open opens the image of a package, or of a package and its layers.
+func (i *images) open(ctx context.Context, code string, layers []string) (*os.File, error) {
+	path, err := i.image(ctx, code, layers)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(path)
+}
+
 // image returns the image of a package, or of a package and its layers, padded to the size of the slot: a disk must not change its size.
 func (i *images) image(ctx context.Context, code string, layers []string) (string, error) {
 	key := sha256.New()

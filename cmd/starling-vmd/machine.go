@@ -181,15 +181,15 @@ func (m *machine) stream() (*os.File, error) {
 }
 
 // attach gives the clone its code.
-func (m *machine) attach(ctx context.Context, image string, q *link.Message) (entrypoint string, err error) {
-	if err := putCode(ctx, m.dir, image); err != nil {
+func (m *machine) attach(ctx context.Context, disk *os.File, q *link.Message) (entrypoint string, err error) {
+	if err := putCode(ctx, m.dir, disk); err != nil {
 		return "", fmt.Errorf("put code into its slot: %w", err)
 	}
 	m.cpu = q.CPU
 	if err := m.home.group.LimitCPU(max(1, m.cpu), 0); err != nil {
 		return "", fmt.Errorf("limit CPU: %w", err)
 	}
-	if err := m.agent.specialise(ctx, q.MemoryBytes, len(q.Layers) > 0); err != nil {
+	if err := m.agent.specialise(ctx, q); err != nil {
 		return "", err
 	}
 	if len(q.Argv) == 0 {

@@ -111,23 +111,18 @@ func (m *monitor) runLoaded(ctx context.Context) error {
 	return m.do("cont", nil, nil)
 }
 
-// putCode puts an image into the code slot of a VM: a new file under the disk that the guest has.
-func putCode(ctx context.Context, vm, image string) error {
-	f, err := os.Open(image)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
+// putCode puts an image into the code slot of a VM: a new file under the disk that the guest has. Nobody writes it, so nobody locks it.
+func putCode(ctx context.Context, vm string, image *os.File) error {
 	m, err := openMonitor(ctx, vm)
 	if err != nil {
 		return err
 	}
 	defer m.close()
 	type args map[string]any
-	file := args{"driver": "file", "node-name": "image", "filename": "/dev/fdset/1", "read-only": true}
+	file := args{"driver": "file", "node-name": "image", "filename": "/dev/fdset/1", "read-only": true, "locking": "off"}
 	disk := args{"driver": "raw", "node-name": shim.CodeNode, "read-only": true, "file": "image"}
 	return errors.Join(
-		m.doWith("add-fd", args{"fdset-id": 1}, syscall.UnixRights(int(f.Fd())), nil), // QEMU may open no file of the cache, where others' code lies
+		m.doWith("add-fd", args{"fdset-id": 1}, syscall.UnixRights(int(image.Fd())), nil), // QEMU may open no file of the cache, where others' code lies
 		m.do("blockdev-add", file, nil),
 		m.do("blockdev-reopen", args{"options": []args{disk}}, nil),
 	)

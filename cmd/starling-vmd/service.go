@@ -52,11 +52,15 @@ func newService(conn *link.Conn) *service {
 // run answers until the node hangs up, and then ends every VM.
 func (s *service) run() error {
 	for {
-		q, _, err := s.conn.Receive()
+		q, fd, err := s.conn.Receive()
 		if err != nil {
 			break
 		}
-		s.wg.Go(func() { s.answer(q) })
+		var disk *os.File
+		if fd >= 0 {
+			disk = os.NewFile(uintptr(fd), "disk")
+		}
+		s.wg.Go(func() { s.answer(q, disk) })
 	}
 	s.stop()
 	s.mu.Lock()
@@ -85,10 +89,13 @@ func (s *service) run() error {
 	return errors.Join(errs...)
 }
 
-// answer carries out one question and sends its answer.
-func (s *service) answer(q *link.Message) {
+// answer carries out one question and sends its answer. disk is what came with the question; nil for nothing.
+func (s *service) answer(q *link.Message, disk *os.File) {
+	if disk != nil {
+		defer disk.Close()
+	}
 	a := &link.Message{Op: q.Op, Seq: q.Seq, VM: q.VM}
-	fd, err := s.do(q, a)
+	fd, err := s.do(q, a, disk)
 	if err != nil {
 		a.Error = err.Error()
 	}
@@ -100,7 +107,7 @@ func (s *service) answer(q *link.Message) {
 	s.conn.Send(a, n) // an error is also the end of run
 }
 
-func (s *service) do(q, a *link.Message) (fd *os.File, err error) {
+func (s *service) do(q, a *link.Message, disk *os.File) (fd *os.File, err error) {
 	switch q.Op {
 	case link.Open:
 		return nil, s.open(q.Setup, a)
@@ -123,10 +130,13 @@ func (s *service) do(q, a *link.Message) (fd *os.File, err error) {
 	}
 	switch q.Op {
 	case link.Attach:
-		image, err := s.images.image(s.ctx, q.Code, q.Layers)
-		if err == nil {
-			a.Entrypoint, err = m.attach(s.ctx, image, q)
+		if disk == nil {
+			if disk, err = s.images.open(s.ctx, q.Code, q.Layers); err != nil {
+				return nil, err
+			}
+			defer disk.Close()
 		}
+		a.Entrypoint, err = m.attach(s.ctx, disk, q)
 		return nil, err
 	case link.Pause:
 		return nil, m.pause(s.ctx)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"starling"
 	"starling/store/image"
@@ -23,6 +24,7 @@ type blocks struct {
 	file   *os.File
 	path   string
 
+	needs   atomic.Int64    // how often a reader asked for a block
 	mu      sync.Mutex      // a leaf; guards what follows
 	right   []bool          // block was seen to be in the file, and whole, in this life
 	coming  map[int]*coming // by block
@@ -192,6 +194,7 @@ func (s *Store) takeOver() error {
 
 // need has block i in the file, whole. A block that was seen before is looked at again: the caller could not open it.
 func (b *blocks) need(ctx context.Context, i int) error {
+	b.needs.Add(1)
 	if _, err := b.read(i, 1); err == nil {
 		return nil
 	}

@@ -15,15 +15,30 @@ import (
 	"starling/store/lazy"
 )
 
+// A form is how a package is made ready.
+type form uint8
+
+const (
+	asFolder form = iota // unpacked on disk
+	asMount              // shown or in memory as a mount that stands in no namespace, or as a folder where no image can be had
+	asDisk               // shown as the file under a disk of a fixed size, or as a folder where no image can be had
+)
+
+// A packKey names a package in one form: sandboxes and microVMs take different ones of a package that both run.
+type packKey struct {
+	key
+	form form
+}
+
 // A pack is one package on this host: being made ready until ready is closed, then ready or failed.
 type pack struct {
-	key   key
+	packKey
 	ready chan struct{}
 	err   error  // set before ready is closed, like what follows
 	dir   string // of a package that is unpacked on disk
 	bytes int64  // on disk; 0 until known
 
-	mount  *os.File           // of a package that is unpacked in memory or shown on demand
+	mount  *os.File           // of a package that is unpacked in memory or shown on demand; asDisk it is the file
 	memory int64              // bytes of it in memory; 0 for one that is shown
 	shown  *lazy.Image        // of one that is shown
 	blocks *blocks            // of one that comes from an image, held
@@ -33,6 +48,8 @@ type pack struct {
 	refs  int // users; guarded by Store.mu, like what follows
 	used  uint64
 	timer *time.Timer // of a pack that is shown and not used
+	// losers are called when what is shown is lost, by the channel of who took it.
+	losers map[chan struct{}]func()
 }
 
 func (p *pack) done() bool {
@@ -46,7 +63,7 @@ func (p *pack) done() bool {
 
 // hold returns the pack of k with one more user and starts making it ready when nobody has. The key of its image is asked for in the
 // name of version, unless it is known.
-func (s *Store) hold(k key, version starling.VersionID, fresh []byte) (*pack, error) {
+func (s *Store) hold(k packKey, version starling.VersionID, fresh []byte) (*pack, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -55,7 +72,7 @@ func (s *Store) hold(k key, version starling.VersionID, fresh []byte) (*pack, er
 	s.clock++
 	p, ok := s.packages[k]
 	if ok && p.done() && (p.err != nil || p.shown != nil && p.shown.Broken()) {
-		// A failure is told to those who waited for it, and tried again by the next.
+		// A failure is told to those who waited for it, and tried again by the next. What was shown and is lost is shown anew.
 		s.strike(p)
 		if ok = false; p.err == nil && p.refs == 0 {
 			s.working.Go(func() { s.end(p) })
@@ -70,7 +87,7 @@ func (s *Store) hold(k key, version starling.VersionID, fresh []byte) (*pack, er
 		}
 		return p, nil
 	}
-	p = &pack{key: k, ready: make(chan struct{}), refs: 1, used: s.clock}
+	p = &pack{packKey: k, ready: make(chan struct{}), refs: 1, used: s.clock}
 	s.packages[k] = p
 	s.working.Add(1)
 	go func() {
@@ -94,8 +111,8 @@ func (s *Store) hold(k key, version starling.VersionID, fresh []byte) (*pack, er
 
 // strike takes p out of the books. The caller holds mu, and sees to what p has.
 func (s *Store) strike(p *pack) {
-	if s.packages[p.key] == p {
-		delete(s.packages, p.key)
+	if s.packages[p.packKey] == p {
+		delete(s.packages, p.packKey)
 		s.bytes -= p.bytes
 		s.memory -= p.memory
 	}
@@ -111,14 +128,16 @@ func (s *Store) prepare(k key, im *sealed) {
 	if im != nil {
 		fresh = im.key
 	}
-	if p, err := s.hold(k, 0, fresh); err == nil {
-		s.drop(p)
+	if p, err := s.hold(packKey{k, s.form()}, 0, fresh); err == nil {
+		s.drop(p, nil)
 	}
 }
 
-func (s *Store) drop(p *pack) {
+// drop gives up one use of p, with what who took it was to be told by.
+func (s *Store) drop(p *pack, lost chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	delete(p.losers, lost)
 	if p.refs--; p.refs == 0 && p.done() {
 		s.unused(p)
 	}
@@ -128,7 +147,7 @@ func (s *Store) drop(p *pack) {
 func (s *Store) unused(p *pack) {
 	switch {
 	case s.closed || p.err != nil:
-	case s.packages[p.key] != p: // its helper died, and another has taken its place
+	case s.packages[p.packKey] != p: // it was lost, and another has taken its place
 		s.working.Go(func() { s.end(p) })
 	default:
 		s.idle(p)
@@ -343,14 +362,14 @@ func (s *Store) sweep() error {
 	close(ready)
 	for _, dir := range found {
 		hash, _, _ := strings.Cut(filepath.Base(dir), "-")
-		k := key{starling.AccountID(filepath.Base(filepath.Dir(dir))), starling.CodeHash(hash)}
+		k := packKey{key{starling.AccountID(filepath.Base(filepath.Dir(dir))), starling.CodeHash(hash)}, asFolder}
 		if s.packages[k] != nil || k.validate() != nil {
 			if err := os.RemoveAll(dir); err != nil {
 				return fmt.Errorf("open code store: %w", err)
 			}
 			continue
 		}
-		p := &pack{key: k, ready: ready, dir: dir, bytes: diskBytes(dir)}
+		p := &pack{packKey: k, ready: ready, dir: dir, bytes: diskBytes(dir)}
 		s.packages[k] = p
 		s.bytes += p.bytes
 	}

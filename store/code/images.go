@@ -27,17 +27,20 @@ type Images struct {
 	Helper []string
 	// Mounts says that sandboxes take mounts that stand in no namespace. Without it packages are unpacked into folders.
 	Mounts bool
+	// DiskBytes is the size of the disk by which microVMs take a package, with a Helper; 0 for none. Then they get folders.
+	DiskBytes int64
 
 	MemoryMax int64         // bytes of packages unpacked in memory on this host
 	SmallMax  int64         // plain bytes up to which an image is fetched whole and unpacked in memory
 	SmallMany int           // entries up to which it is
+	Patience  time.Duration // for so long a block that a reader waits for is asked for again: an origin that is started anew comes back
 	IdleTime  time.Duration // a large package that nobody runs is shown for so long
-	RestWait  time.Duration // from when a large package is shown until the rest of it is fetched: the first call comes first
+	RestWait  time.Duration // so long nobody must have asked for a part of a large package until the rest of it is fetched: the first call comes first
 }
 
 // DefaultImages returns the limits; the rest is the caller's.
 func DefaultImages() Images {
-	return Images{MemoryMax: 512 << 20, SmallMax: 32 << 20, SmallMany: 4000, IdleTime: 5 * time.Minute, RestWait: 500 * time.Millisecond}
+	return Images{MemoryMax: 512 << 20, SmallMax: 32 << 20, SmallMany: 4000, Patience: 3 * time.Second, IdleTime: 5 * time.Minute, RestWait: 500 * time.Millisecond}
 }
 
 // A Peer is another node, or this one.

@@ -239,7 +239,7 @@ func TestALargePackageSurvivesItsHelper(t *testing.T) {
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
-		broken := s.packages[key{"acme", hash}].shown.Broken()
+		broken := s.packages[packKey{key{"acme", hash}, asMount}].shown.Broken()
 		s.mu.Unlock()
 		if broken {
 			break
@@ -301,7 +301,7 @@ func TestMemoryForPackagesIsBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := s.hold(k, 0, secret)
+		p, err := s.hold(packKey{k, asMount}, 0, secret)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -309,7 +309,7 @@ func TestMemoryForPackagesIsBounded(t *testing.T) {
 			t.Fatal(p.err)
 		}
 		wantText(t, Place{p.dir, p.mount})
-		return func() { s.drop(p) }
+		return func() { s.drop(p, nil) }
 	}
 	first, second := hold(hashes[0]), hold(hashes[1])
 	third := hold(hashes[2]) // no memory is free: it is shown on demand

@@ -14,6 +14,7 @@ import (
 
 const (
 	inodeBytes  = 1 << 10          // of memory for one entry of a package in memory, beside its content
+	calmMax     = 20               // times RestWait, for a reader who asks all the time
 	restTime    = 10 * time.Minute // to fetch what nobody touched; it goes on when the package is next needed
 	keepReading = 16               // opened blocks in memory while a package is unpacked
 )
@@ -39,10 +40,16 @@ func (s *Store) makeImage(ctx context.Context, k key, p *pack, version starling.
 		return starling.Errorf(starling.Unavailable, "fetch code", "the image of package %s is not the one that was made of it: %w", k.hash, err).With("BadImage")
 	}
 	im := s.cfg.Images
-	if im.Mounts && b.index.Size() <= im.SmallMax && int(b.index.Entries) <= im.SmallMany && s.reserveMemory(p, b.index) {
+	if p.form == asDisk && b.index.Size() > im.DiskBytes {
+		return starling.Errorf(starling.Unavailable, "fetch code", "the package's image has %d bytes, and the code disk of a microVM %d: make the package smaller", b.index.Size(), im.DiskBytes).With("CodeTooLarge")
+	}
+	if p.form == asFolder {
+		return s.inFolder(ctx, p, c)
+	}
+	if p.form == asMount && b.index.Size() <= im.SmallMax && int(b.index.Entries) <= im.SmallMany && s.reserveMemory(p, b.index) {
 		return s.inMemory(ctx, p, c)
 	}
-	if im.Mounts && s.helper != nil {
+	if s.helper != nil {
 		return s.onDemand(ctx, k, p, secret)
 	}
 	return s.inFolder(ctx, p, c)
@@ -82,7 +89,7 @@ func (s *Store) letGo(p *pack) {
 	p.blocks = nil
 }
 
-// inFolder fetches the whole image and unpacks it on disk, for sandboxes that take no mounts.
+// inFolder fetches the whole image and unpacks it on disk, for sandboxes that take neither mounts nor disks.
 func (s *Store) inFolder(ctx context.Context, p *pack, c *image.Cipher) error {
 	b := p.blocks
 	if err := b.complete(ctx); err != nil {
@@ -113,7 +120,11 @@ func (s *Store) onDemand(ctx context.Context, k key, p *pack, secret []byte) err
 			return err
 		}
 	}
-	shown, err := s.helper.Open(ctx, lazy.Spec{Subject: k.subject(), Key: secret, Index: b.index, Blocks: b.file, Fetch: b.need})
+	spec := lazy.Spec{Subject: k.subject(), Key: secret, Index: b.index, Blocks: b.file, Fetch: b.need, Lost: func() { s.lose(p) }}
+	if p.form == asDisk {
+		spec.Disk = s.cfg.Images.DiskBytes
+	}
+	shown, err := s.helper.Open(ctx, spec)
 	if err != nil {
 		return err
 	}
@@ -127,9 +138,8 @@ func (s *Store) onDemand(ctx context.Context, k key, p *pack, secret []byte) err
 		defer s.working.Done()
 		defer close(p.rest)
 		defer stop()
-		select {
-		case <-time.After(s.cfg.Images.RestWait):
-		case <-rest.Done():
+		b.awaitCalm(rest, s.cfg.Images.RestWait)
+		if rest.Err() != nil {
 			return
 		}
 		if err := b.complete(rest); err != nil && rest.Err() == nil {
@@ -137,6 +147,19 @@ func (s *Store) onDemand(ctx context.Context, k key, p *pack, secret []byte) err
 		}
 	}()
 	return nil
+}
+
+// awaitCalm returns when nobody has asked for a block for so long, or ctx ended. How long a first call reads differs: an emulated
+// machine takes seconds.
+func (b *blocks) awaitCalm(ctx context.Context, wait time.Duration) {
+	for left, last := calmMax, int64(-1); left > 0 && b.needs.Load() != last; left-- {
+		last = b.needs.Load()
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // reserveMemory counts a package against the memory of packages, after those that nobody uses have made room.
@@ -171,7 +194,7 @@ func (s *Store) idle(p *pack) {
 	}
 	p.timer = time.AfterFunc(s.cfg.Images.IdleTime, func() {
 		s.mu.Lock()
-		unused := p.refs == 0 && s.packages[p.key] == p
+		unused := p.refs == 0 && s.packages[p.packKey] == p
 		if unused {
 			s.strike(p)
 		}

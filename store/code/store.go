@@ -58,7 +58,7 @@ type Store struct {
 	count   counters
 
 	mu       sync.Mutex // guards what follows; a leaf, never held over a read or write
-	packages map[key]*pack
+	packages map[packKey]*pack
 	bytes    int64  // of all packages, unpacked or being unpacked
 	clock    uint64 // rises with every use, for the order of eviction
 	closed   bool
@@ -105,7 +105,7 @@ func (k key) validate() error {
 
 // New returns a store that does nothing yet.
 func New(cfg Config) *Store {
-	s := &Store{cfg: cfg, uploads: make(chan struct{}, max(cfg.UploadMax, 1)), packages: map[key]*pack{}, set: metrics.NewSet(),
+	s := &Store{cfg: cfg, uploads: make(chan struct{}, max(cfg.UploadMax, 1)), packages: map[packKey]*pack{}, set: metrics.NewSet(),
 		images: map[image.Digest]*blocks{}, kept: map[image.Digest]*image.Index{}, sulking: map[string]time.Time{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	c := s.set.NewCounter
@@ -121,7 +121,7 @@ func New(cfg Config) *Store {
 		servedOrigin: c(`starling_code_block_bytes_served_total{as="origin"}`),
 	}
 	if cfg.Images != nil && len(cfg.Images.Helper) > 0 {
-		s.helper = lazy.New(lazy.Config{Command: cfg.Images.Helper, Log: cfg.Log})
+		s.helper = lazy.New(lazy.Config{Command: cfg.Images.Helper, Patience: cfg.Images.Patience, Log: cfg.Log})
 	}
 	s.set.NewGauge("starling_code_unpacked_bytes", func() float64 {
 		s.mu.Lock()
@@ -156,7 +156,7 @@ func (s *Store) Close() error {
 	s.working.Wait()
 	s.mu.Lock()
 	packs, images := s.packages, s.images
-	s.packages, s.images = map[key]*pack{}, map[image.Digest]*blocks{}
+	s.packages, s.images = map[packKey]*pack{}, map[image.Digest]*blocks{}
 	s.mu.Unlock()
 	for _, p := range packs {
 		s.end(p)

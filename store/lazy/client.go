@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,12 +23,14 @@ const (
 	endTime   = 5 * time.Second // for a helper that was told to end
 	mountTime = 20 * time.Second
 	fetchTime = 12 * time.Second // for one block that a reader waits for; less than the helper waits
+	tryPause  = 200 * time.Millisecond
 )
 
 // Config says how to run the helper.
 type Config struct {
-	Command []string // that calls Main
-	Log     *slog.Logger
+	Command  []string      // that calls Main
+	Patience time.Duration // for so long a fetch that failed is tried again; in all a reader waits 12 s at most
+	Log      *slog.Logger
 }
 
 // A Spec is an image to be shown.
@@ -35,8 +39,13 @@ type Spec struct {
 	Key     []byte
 	Index   *image.Index
 	Blocks  *os.File // sealed blocks, each at its place or a hole; read only here
-	// Fetch has block i, whole, in the file when it returns nil. It is called concurrently.
+	// Fetch has block i, whole, in the file when it returns nil. It is called concurrently, and again when it fails.
 	Fetch func(ctx context.Context, i int) error
+	// Lost is called once when a read of the image failed for good, before its reader is told, or when the process that shows it has
+	// ended: what is not in memory cannot be read any more. nil for nobody.
+	Lost func()
+	// Disk is the size of the file that shows the image: its description, its content, zeros. 0 for a mount.
+	Disk int64
 }
 
 // Helper is the process that shows images. New makes it, Open of the first image starts it, Close ends it and waits. Its goroutines:
@@ -74,13 +83,15 @@ type life struct {
 
 // An Image is one that is shown. Close it when no sandbox has it any more.
 type Image struct {
-	// Mount is the root of its files, which stands in no namespace. It is closed by Close.
+	// Mount is the root of its files, which stands in no namespace, or the file of a Spec with a Disk. It is closed by Close.
 	Mount *os.File
 
 	id      uint64
 	life    *life
 	spec    Spec
 	mounted chan error
+	lost    chan struct{}
+	lose    func() // closes lost and tells whose it is, once
 }
 
 // Open shows an image. It waits until the image's description is here.
@@ -89,12 +100,18 @@ func (h *Helper) Open(ctx context.Context, s Spec) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Image{id: h.next.Add(1), life: l, spec: s, mounted: make(chan error, 1)}
+	i := &Image{id: h.next.Add(1), life: l, spec: s, mounted: make(chan error, 1), lost: make(chan struct{})}
+	i.lose = sync.OnceFunc(func() {
+		close(i.lost)
+		if s.Lost != nil {
+			s.Lost()
+		}
+	})
 	l.mu.Lock()
 	l.images[i.id] = i
 	l.mu.Unlock()
 	err = l.line.send(&message{Op: opOpen, ID: i.id, Spec: &spec{Account: s.Subject.Account, Hash: s.Subject.Hash, Key: s.Key,
-		Meta: int64(s.Index.Meta), Data: int64(s.Index.Data)}}, s.Blocks)
+		Meta: int64(s.Index.Meta), Data: int64(s.Index.Data), Disk: s.Disk}}, s.Blocks)
 	if err == nil {
 		select {
 		case err = <-i.mounted:
@@ -113,10 +130,10 @@ func (h *Helper) Open(ctx context.Context, s Spec) (*Image, error) {
 	return i, nil
 }
 
-// Broken reports whether the process that shows the image has ended: what is not in memory cannot be read any more.
+// Broken reports whether the image is lost, see Spec.
 func (i *Image) Broken() bool {
 	select {
-	case <-i.life.gone:
+	case <-i.lost:
 		return true
 	default:
 		return false
@@ -222,6 +239,12 @@ func (l *life) read() {
 	err := l.cmd.Wait()
 	late.Stop()
 	close(l.gone)
+	l.mu.Lock()
+	images := slices.Collect(maps.Values(l.images))
+	l.mu.Unlock()
+	for _, i := range images {
+		i.lose()
+	}
 	if l.helper.ctx.Err() == nil {
 		l.helper.cfg.Log.Error("the helper that shows images ended; large packages that run must read from memory what they still need", "error", err)
 	}
@@ -234,10 +257,32 @@ func (l *life) fetch(i *Image, block int) {
 	answer := &message{Op: opHave, ID: i.id, Block: block}
 	if block < 0 || block >= i.spec.Index.Blocks() {
 		answer.Error = "there is no such block"
-	} else if err := i.spec.Fetch(ctx, block); err != nil {
+	} else if err := i.bring(ctx, block); err != nil {
 		answer.Error = err.Error()
+		if !i.Broken() && l.helper.ctx.Err() == nil {
+			l.helper.cfg.Log.Error("a block of code cannot be had; what runs this package ends", "account", i.spec.Subject.Account, "hash", i.spec.Subject.Hash, "block", block, "error", err)
+		}
+		i.lose()
 	}
 	_ = l.line.send(answer, nil) // a helper that is gone asks nothing any more
+}
+
+// bring fetches a block, again and again for a while. An image that is lost fetches no more: nobody is to wait for it.
+func (i *Image) bring(ctx context.Context, block int) error {
+	for end := time.Now().Add(i.life.helper.cfg.Patience); ; {
+		if i.Broken() {
+			return errors.New("the image is lost")
+		}
+		err := i.spec.Fetch(ctx, block)
+		if err == nil || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(tryPause):
+		case <-i.lost:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // watch kills a process that does not answer: a reader that waits for it could not be ended otherwise.

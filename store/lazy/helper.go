@@ -1,5 +1,6 @@
-// Package lazy shows images whose blocks are not all here yet. A helper process of its own serves the opened blocks as two
-// files over FUSE, and the kernel's EROFS mounts them; what is missing it asks the node for. It is the only importer of go-fuse.
+// Package lazy shows images whose blocks are not all here yet. A helper process of its own serves the opened blocks as files over
+// FUSE: two that the kernel's EROFS mounts, or one that lies under the disk of a virtual machine. What is missing it asks the node
+// for. It is the only importer of go-fuse.
 //
 // The helper is apart from the node because a reader of such a mount waits for the process that serves it: a node that read
 // from itself could wait for ever, and its death must not be what frees a hung reader.
@@ -134,7 +135,7 @@ func (h *helper) obey(m *message, file *os.File) {
 	}
 }
 
-// open shows an image's two files and mounts what they hold.
+// open shows an image's two files and mounts what they hold, or shows all of it as one and opens that.
 func (h *helper) open(m *message, blocks *os.File) (*os.File, error) {
 	if blocks == nil || m.Spec == nil {
 		return nil, errors.New("open image: the request is not whole")
@@ -150,25 +151,37 @@ func (h *helper) open(m *message, blocks *os.File) (*os.File, error) {
 	h.mu.Lock()
 	h.images[m.ID] = s
 	h.mu.Unlock()
-	options := []option{{"source", h.show(m.ID, "meta", s, 0, m.Spec.Meta)}}
+	shown, err := h.mountOrDisk(m, s)
+	if err != nil {
+		h.close(m.ID)
+		return nil, err
+	}
+	return shown, nil
+}
+
+func (h *helper) mountOrDisk(m *message, s *served) (*os.File, error) {
+	if m.Spec.Disk > 0 {
+		return os.Open(h.show(m.ID, "disk", s, 0, m.Spec.Meta+m.Spec.Data, m.Spec.Disk)) // answered by a goroutine of go-fuse
+	}
+	options := []option{{"source", h.show(m.ID, "meta", s, 0, m.Spec.Meta, m.Spec.Meta)}}
 	if m.Spec.Data > 0 {
-		options = append(options, option{"device", h.show(m.ID, "data", s, m.Spec.Meta, m.Spec.Data)})
+		options = append(options, option{"device", h.show(m.ID, "data", s, m.Spec.Meta, m.Spec.Data, m.Spec.Data)})
 	}
 	mounted, err := mount("erofs", options...)
 	if err == nil {
 		err = seal(mounted)
 	}
-	if err != nil {
-		h.close(m.ID)
-		return nil, err
+	if err != nil && mounted != nil {
+		mounted.Close()
+		mounted = nil
 	}
-	return mounted, nil
+	return mounted, err
 }
 
-// show makes a file of size bytes at off of the image and returns its path.
-func (h *helper) show(id uint64, part string, s *served, off, size int64) string {
+// show makes a file of the held bytes at off of the image, and zeros up to size, and returns its path.
+func (h *helper) show(id uint64, part string, s *served, off, held, size int64) string {
 	name := strconv.FormatUint(id, 10) + "." + part
-	f := &file{image: s, off: off, size: size}
+	f := &file{image: s, off: off, held: held, size: size}
 	h.root.AddChild(name, h.root.NewPersistentInode(context.Background(), f, fs.StableAttr{Mode: syscall.S_IFREG}), true)
 	return within(h.fuse, name)
 }
@@ -183,7 +196,7 @@ func (h *helper) close(id uint64) {
 		return
 	}
 	name := strconv.FormatUint(id, 10)
-	h.root.RmChild(name+".meta", name+".data")
+	h.root.RmChild(name+".meta", name+".data", name+".disk")
 	s.blocks.Close()
 }
 
@@ -247,6 +260,7 @@ type file struct {
 	fs.Inode
 	image *served
 	off   int64
+	held  int64 // bytes of the image; zeros follow
 	size  int64
 }
 
@@ -268,15 +282,16 @@ func (f *file) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, sys
 	if flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		return nil, 0, syscall.EROFS
 	}
-	return nil, fuse.FOPEN_KEEP_CACHE, 0
+	return nil, fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH, 0 // whoever closes it waits for nobody
 }
 
 // Read implements fs.NodeReader.
 func (f *file) Read(_ context.Context, _ fs.FileHandle, p []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	p = p[:max(0, min(int64(len(p)), f.size-off))]
-	n, err := f.image.reader.ReadAt(p, f.off+off)
-	if err != nil {
+	of := p[:max(0, min(int64(len(p)), f.held-off))]
+	if _, err := f.image.reader.ReadAt(of, f.off+off); err != nil {
 		return nil, syscall.EIO
 	}
-	return fuse.ReadResultData(p[:n]), 0
+	clear(p[len(of):])
+	return fuse.ReadResultData(p), 0
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,11 +37,19 @@ func TestMain(m *testing.M) {
 type origin struct {
 	spec   Spec
 	sealed []byte
+	plain  []byte // the whole image
 	body   []byte // of big
 
 	mu      sync.Mutex
 	fetched map[int]int
-	refuse  bool
+	refuse  int // so many fetches fail; -1 for all
+}
+
+// away has the next fetches fail.
+func (o *origin) away(fetches int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.refuse = fetches
 }
 
 // have returns how many blocks came and the most that one came.
@@ -93,14 +102,15 @@ func newOrigin(t *testing.T) *origin {
 	if err := c.Seal(o.spec.Index, bytes.NewReader(plain), &out); err != nil {
 		t.Fatal(err)
 	}
-	o.sealed = out.Bytes()
+	o.sealed, o.plain = out.Bytes(), plain
 	return o
 }
 
 func (o *origin) fetch(_ context.Context, i int) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.refuse {
+	if o.refuse != 0 {
+		o.refuse = max(o.refuse-1, -1)
 		return fmt.Errorf("the origin is away")
 	}
 	off, n := o.spec.Index.Sealed(i)
@@ -121,7 +131,7 @@ func newHelper(t *testing.T) *Helper {
 	if err := Supported(); err != nil {
 		t.Skip(err)
 	}
-	h := New(Config{Command: []string{"/proc/self/exe", "codefs"}, Log: slog.New(slog.DiscardHandler)})
+	h := New(Config{Command: []string{"/proc/self/exe", "codefs"}, Patience: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
 	t.Cleanup(h.Close)
 	return h
 }
@@ -194,21 +204,64 @@ func TestABlockThatIsDamagedOnDiskIsFetchedAgain(t *testing.T) {
 	}
 }
 
+// TestAnOriginThatIsAwayIsAnErrorAndNoMore: the image is lost, whoever reads on gets errors at once, and it can be shown anew.
 func TestAnOriginThatIsAwayIsAnErrorAndNoMore(t *testing.T) {
 	h, o := newHelper(t), newOrigin(t)
+	var told atomic.Int64
+	o.spec.Lost = func() { told.Add(1) }
 	i := show(t, h, o)
 	defer i.Close()
-	o.mu.Lock()
-	o.refuse = true
-	o.mu.Unlock()
+	o.away(-1)
 	if _, err := read(i, "big", 4<<20, 4096); err == nil {
 		t.Error("bytes were read that are nowhere")
 	}
-	o.mu.Lock()
-	o.refuse = false
-	o.mu.Unlock()
-	if b, err := read(i, "big", 4<<20, 4096); err != nil || !bytes.Equal(b, o.body[4<<20:4<<20+4096]) {
+	if !i.Broken() || told.Load() != 1 {
+		t.Errorf("the reader has its error, and of the loss was told %d times", told.Load())
+	}
+	o.away(0)
+	if _, err := read(i, "big", 6<<20, 4096); err == nil {
+		t.Error("an image that is lost still fetches")
+	}
+	again := show(t, h, o)
+	defer again.Close()
+	if b, err := read(again, "big", 4<<20, 4096); err != nil || !bytes.Equal(b, o.body[4<<20:4<<20+4096]) {
 		t.Errorf("the origin is back and %d bytes are read, %v", len(b), err)
+	}
+}
+
+func TestAnOriginThatComesBackSoonWasNotAway(t *testing.T) {
+	h, o := newHelper(t), newOrigin(t)
+	i := show(t, h, o)
+	defer i.Close()
+	o.away(1)
+	if b, err := read(i, "big", 4<<20, 4096); err != nil || !bytes.Equal(b, o.body[4<<20:4<<20+4096]) || i.Broken() {
+		t.Errorf("%d bytes are read, %v", len(b), err)
+	}
+}
+
+// TestADiskIsTheImageAndZeros: what a virtual machine gets is description, content and zeros, fetched as it is read, and closing it asks nobody.
+func TestADiskIsTheImageAndZeros(t *testing.T) {
+	h, o := newHelper(t), newOrigin(t)
+	size := o.spec.Index.Size()
+	o.spec.Disk = 2*size + 512
+	i := show(t, h, o)
+	defer i.Close()
+	if info, err := i.Mount.Stat(); err != nil || info.Size() != o.spec.Disk {
+		t.Fatalf("the disk is %v, %v", info, err)
+	}
+	b := make([]byte, 4096)
+	if _, err := i.Mount.ReadAt(b, size/2); err != nil || !bytes.Equal(b, o.plain[size/2:size/2+4096]) {
+		t.Errorf("the middle is other bytes, %v", err)
+	}
+	if n, _ := o.have(); n > 4 {
+		t.Errorf("%d blocks of %d were fetched for a page", n, o.spec.Index.Blocks())
+	}
+	all := make([]byte, o.spec.Disk)
+	if _, err := i.Mount.ReadAt(all, 0); err != nil || !bytes.Equal(all[:size], o.plain) || bytes.ContainsFunc(all[size:], func(r rune) bool { return r != 0 }) {
+		t.Errorf("the whole disk is other bytes, %v", err)
+	}
+	if _, err := i.Mount.WriteAt(b, 0); err == nil {
+		t.Error("a disk can be written")
 	}
 }
 

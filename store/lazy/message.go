@@ -16,7 +16,7 @@ type op uint8
 
 const (
 	opOpen    op = 1 // to the helper: Spec, and the file of sealed blocks
-	opMounted op = 2 // its answer: the mount, or Error
+	opMounted op = 2 // its answer: the mount or the file, or Error
 	opClose   op = 3 // to the helper; no answer
 	opNeed    op = 4 // to the node: Block must be in the file, and right
 	opHave    op = 5 // its answer, or Error
@@ -40,6 +40,7 @@ type spec struct {
 	Key     []byte
 	Meta    int64
 	Data    int64
+	Disk    int64 `json:",omitempty"` // bytes of the file to be shown instead of a mount; 0 for a mount
 }
 
 // A line carries messages and files. send is safe for concurrent use, receive is for one goroutine.

@@ -65,6 +65,11 @@ func (l *life) remove(id uint64) *sandbox {
 
 // ask sends one question and waits for its answer. When ctx ends first the answer is dropped.
 func (l *life) ask(ctx context.Context, m *link.Message) (*link.Message, int, error) {
+	return l.askWith(ctx, m, -1)
+}
+
+// askWith is ask with a duplicate of a descriptor.
+func (l *life) askWith(ctx context.Context, m *link.Message, fd int) (*link.Message, int, error) {
 	answer := make(chan reply, 1)
 	l.mu.Lock()
 	if l.over {
@@ -75,7 +80,7 @@ func (l *life) ask(ctx context.Context, m *link.Message) (*link.Message, int, er
 	m.Seq = l.seq
 	l.pending[m.Seq] = answer
 	l.mu.Unlock()
-	if err := l.conn.Send(m, -1); err != nil {
+	if err := l.conn.Send(m, fd); err != nil {
 		l.forget(m.Seq, answer)
 		return nil, -1, err
 	}

@@ -92,10 +92,14 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	for _, l := range code.Layers {
 		m.Layers = append(m.Layers, l.Dir)
 	}
+	disk := -1
+	if d := code.Disk; d != nil {
+		m.Meta, m.Data, disk = d.Meta, d.Data, int(d.File.Fd())
+	}
 	if b.runtime == starling.Provided {
 		m.Argv, m.Env = []string{"/var/task/bootstrap"}, vmpool.BootstrapEnv(code.Env)
 	}
-	a, _, err := b.life.ask(ctx, m)
+	a, _, err := b.life.askWith(ctx, m, disk)
 	if err != nil {
 		return starling.Errorf(starling.Unavailable, op, "%w", err)
 	}

@@ -13,6 +13,7 @@ import (
 	"starling/store/code"
 	"starling/store/image"
 	"starling/store/lazy"
+	"starling/vmpool/kata"
 )
 
 // ShowImages is the one argument with which a node starts the helper that shows large packages.
@@ -49,24 +50,24 @@ func (n *Node) images() (*code.Images, error) {
 	if !n.cfg.Roles.Has(starling.RoleHost) {
 		return &im, nil
 	}
-	if n.cfg.isolations().Has(starling.IsolationKata) { // an image for a VM's disk is made of a folder, and kept under its name
-		n.log("code").Warn("packages are unpacked on disk, where they lie open: microVMs need them so")
-		return &im, nil
-	}
-	if err := lazy.Supported(); err != nil {
-		n.log("code").Warn("packages are unpacked on disk, where they lie open", slog.Any("error", err))
-		return &im, nil
-	}
-	im.Mounts = true
 	self, err := os.Executable()
 	if err == nil {
 		err = canShow()
 	}
-	if err != nil {
-		n.log("code").Warn("large packages are unpacked on disk, where they lie open", slog.Any("error", err))
-		return &im, nil
+	if err == nil {
+		im.Helper = []string{self, ShowImages}
 	}
-	im.Helper = []string{self, ShowImages}
+	if n.cfg.isolations().Has(starling.IsolationKata) && im.Helper != nil {
+		im.DiskBytes = int64(kata.DefaultConfig().CodeMiB) << 20
+	}
+	mounts := lazy.Supported()
+	im.Mounts = mounts == nil
+	switch {
+	case mounts != nil:
+		n.log("code").Warn("packages are unpacked on disk, where they lie open", slog.Any("error", mounts))
+	case err != nil:
+		n.log("code").Warn("large packages are unpacked on disk, where they lie open", slog.Any("error", err))
+	}
 	return &im, nil
 }
 

@@ -53,7 +53,8 @@ func (n *Node) openStores(ctx context.Context) error {
 	n.opened("bucket", nil, bucket.Close)
 	cfg := code.DefaultConfig()
 	cfg.Dir, cfg.Bucket, cfg.Peers, cfg.Log = filepath.Join(n.cfg.Dir, "code"), bucket, n.peers, n.log("code")
-	cfg.Prepare = n.cfg.Roles.Has(starling.RoleHost)
+	gives := n.cfg.isolations() // a microVM reads its package from a disk, which needs no preparation
+	cfg.Prepare = n.cfg.Roles.Has(starling.RoleHost) && (gives.Has(starling.IsolationProcess) || gives.Has(starling.IsolationGVisor))
 	if n.cfg.CodeCacheMiB > 0 {
 		cfg.UnpackedMax = int64(n.cfg.CodeCacheMiB) << 20
 	}

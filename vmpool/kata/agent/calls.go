@@ -149,40 +149,6 @@ func (g *guest) setIdentity(name string) error {
 	return errors.Join(err, err2)
 }
 
-const blkFlushBuffers = 0x1261
-
-// mountCode mounts the code slot: the package itself, or, when the caller asks for layers too, a folder with the package and one with
-// its layers. The device was in the template with nothing on it, so what the kernel remembers of its blocks is dropped first.
-func (g *guest) mountCode(in []byte) ([]byte, error) {
-	if err := g.mayHaveCode(); err != nil {
-		return nil, err
-	}
-	at, layers := taskRoot, false
-	err := within(in, []protowire.Number{1, 6}, func(v value) { layers = layers || string(v.bytes) == LayerPoint })
-	if err != nil {
-		return nil, err
-	}
-	if layers {
-		at = slotRoot
-	}
-	f, err := os.Open(g.code)
-	if err != nil {
-		return nil, err
-	}
-	_, _, e := unix.Syscall(unix.SYS_IOCTL, f.Fd(), blkFlushBuffers, 0)
-	f.Close()
-	if e != 0 {
-		return nil, fmt.Errorf("flush code slot: %w", e)
-	}
-	if err := unix.Mount(g.code, at, "erofs", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID, ""); err != nil {
-		return nil, fmt.Errorf("mount code: %w", err)
-	}
-	if !layers {
-		return nil, nil
-	}
-	return nil, mountAll([]mount{{slotRoot + "/" + CodeFolder, taskRoot, "", unix.MS_BIND, ""}, {slotRoot + "/" + LayerFolder, layerRoot, "", unix.MS_BIND, ""}})
-}
-
 // limit sets the memory of the function.
 func (g *guest) limit(in []byte) ([]byte, error) {
 	var bytes uint64

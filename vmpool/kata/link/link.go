@@ -25,7 +25,7 @@ const (
 	Open     Op = 1  // Setup; the answer has Accel
 	Template Op = 2  // Runtime; answered when the template can be cloned; the answer has Built
 	Clone    Op = 3  // Runtime, VM; the answer carries the stream's descriptor
-	Attach   Op = 4  // VM, Code, Layers, MemoryBytes, CPU; for provided Argv and Env. The answer may have Entrypoint
+	Attach   Op = 4  // VM, Code, Layers, MemoryBytes, CPU; for provided Argv and Env; Meta and Data of a disk that comes as a descriptor. The answer may have Entrypoint
 	Pause    Op = 5  // VM
 	Resume   Op = 6  // VM
 	Stats    Op = 7  // VM; the answer has Use
@@ -48,6 +48,8 @@ type Message struct {
 	Built       time.Duration   `json:"built,omitempty"`  // how long building the template took; 0 for one that was there
 	Code        string          `json:"code,omitempty"`   // folder of the package
 	Layers      []string        `json:"layers,omitempty"` // folders that lie under /opt, a later one over an earlier one
+	Meta        int64           `json:"meta,omitempty"`   // bytes of the description on a disk
+	Data        int64           `json:"data,omitempty"`   // bytes of the content that follows it
 	MemoryBytes int64           `json:"memory,omitempty"`
 	CPU         float64         `json:"cpu,omitempty"` // CPUs of the function after its start
 	Argv        []string        `json:"argv,omitempty"`
