@@ -192,6 +192,11 @@ func (m *machine) attach(ctx context.Context, image string, q *link.Message) (en
 	if err := m.agent.specialise(ctx, q.MemoryBytes, len(q.Layers) > 0); err != nil {
 		return "", err
 	}
+	if q.Network {
+		if err := m.agent.letOut(ctx); err != nil {
+			return "", err
+		}
+	}
 	if len(q.Argv) == 0 {
 		return "", nil
 	}

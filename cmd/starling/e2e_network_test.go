@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"starling"
+	"starling/vmpool/kata/katatest"
 	"starling/vpcproxy/netns"
 	"starling/vpcproxy/place"
 )
@@ -193,14 +195,15 @@ func resolveAll(q []byte) []byte {
 	return append(append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4), addr...)
 }
 
-// netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta.
+// netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta. The first is the host.
 type netWorld struct {
 	*testCluster
-	env     map[string][]string   // of the command line, by account
-	tenants map[string]*netTenant // by account
+	isolation starling.Isolation
+	env       map[string][]string   // of the command line, by account
+	tenants   map[string]*netTenant // by account
 }
 
-func startNetWorld(t *testing.T) *netWorld {
+func startNetWorld(t *testing.T, isolation starling.Isolation) *netWorld {
 	if os.Getuid() != 0 {
 		t.Skip("real sandboxes need root")
 	}
@@ -219,7 +222,8 @@ func startNetWorld(t *testing.T) *netWorld {
 		t.Fatal(err)
 	}
 	args := []string{"--uplinks", file}
-	w := &netWorld{startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: args}, testKind{roles: "gateway", args: args}), map[string][]string{}, tenants}
+	c := startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: append([]string{"--isolation", string(isolation)}, args...)}, testKind{roles: "gateway", args: args})
+	w := &netWorld{c, isolation, map[string][]string{}, tenants}
 	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
 	for _, account := range []string{"acme", "zeta"} {
 		starlingCLI(t, admin, "account", "create", account)
@@ -237,7 +241,7 @@ func (w *netWorld) deployNet(t *testing.T, account, name, file, text, network st
 	if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	starlingCLI(t, w.env[account], "deploy", dir, "--name", name, "--network", network, "--timeout", "60000")
+	starlingCLI(t, w.env[account], "deploy", dir, "--name", name, "--isolation", string(w.isolation), "--network", network, "--timeout", "60000")
 }
 
 func (w *netWorld) call(t *testing.T, account, name, event string, out any) {
@@ -257,8 +261,51 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	startNetWorld(t, starling.IsolationProcess).reachesItsNetwork(t)
+}
+
+// TestE2EMicroVMsReachTheirNetworkAndNothingElse does the same in microVMs, whose own kernels catch what the programs send out, and
+// what the tests of PostgreSQL and of neighbours do: one cluster for all, because templates and clones are slow without hardware.
+func TestE2EMicroVMsReachTheirNetworkAndNothingElse(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: real nodes take seconds, microVMs tens of them")
+	}
+	katatest.Config(t) // skips where there can be none
+	w := startNetWorld(t, starling.IsolationKata)
+	w.nodes[0].hasClones(t, 3)
+	w.reachesItsNetwork(t)
+	w.asksPostgres(t)
+	w.hidesNeighbours(t)
+}
+
+// hasClones waits until the node has a warm sandbox of each of n runtimes.
+func (n *testNode) hasClones(t *testing.T, runtimes int) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		if ready := regexp.MustCompile(`(?m)^starling_pool_ready{.*} [1-9]`).FindAll(n.metrics(t), -1); len(ready) >= runtimes {
+			return
+		}
+		if time.Since(began) > 3*katatest.Patience {
+			text, _ := os.ReadFile(n.dir + ".log")
+			t.Fatalf("there are no clones; the log:\n%s", text)
+		}
+	}
+}
+
+func (n *testNode) metrics(t *testing.T) []byte {
+	t.Helper()
+	res, err := http.Get(n.health + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, _ := io.ReadAll(res.Body)
+	return b
+}
+
+func (w *netWorld) reachesItsNetwork(t *testing.T) {
+	t.Helper()
 	bootstrap := string(buildBootstraps(t, "netbootstrap")["netbootstrap"])
-	w := startNetWorld(t)
 	const deny = `[["169.254.169.254",8080],["10.7.0.66",8080],["10.7.0.2",8080],["192.168.5.5",8080],["10.8.0.1",80],["127.0.0.1",9001],["0.0.0.0",8080],
 		["::ffff:169.254.169.254",8080],["::ffff:10.7.0.66",8080],["fd00:ec2::254",80],["::1",8080],["evil.internal",8080],["8.8.8.8",53]]`
 	w.deployNet(t, "zeta", "py", "main.py", netFunction, "db") // a neighbour whose network has the same addresses
@@ -282,6 +329,9 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	}
 	if a.Tell["10.7.0.10"] != account+":hello from 10.7.0.10" || a.Names["db.internal"] != "10.7.0.10" {
 		t.Errorf("%s: datagrams %v, names %v", account, a.Tell, a.Names)
+	}
+	if w.isolation == starling.IsolationKata {
+		delete(a.Raw, "netlink") // asks the guest's own kernel, without a right to change anything
 	}
 	for _, refused := range []map[string]string{a.Reach, a.Raw, {"UDP metadata": a.Tell["169.254.169.254"], "UDP denied": a.Tell["10.7.0.66"]}} {
 		for to, says := range refused {
@@ -322,14 +372,8 @@ func (w *netWorld) showsNumbers(t *testing.T) {
 	t.Helper()
 	var text, logs []byte
 	for _, n := range w.nodes {
-		res, err := http.Get(n.health + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, _ := io.ReadAll(res.Body)
-		res.Body.Close()
-		text = append(text, b...)
-		b, _ = os.ReadFile(n.dir + ".log")
+		text = append(text, n.metrics(t)...)
+		b, _ := os.ReadFile(n.dir + ".log")
 		logs = append(logs, b...)
 	}
 	for _, want := range []string{`starling_gateway_bytes_total{network="acme/db",direction="in"}`, `starling_gateway_flows_total{kind="dns"}`, `starling_gateway_refused_total{why="denied"}`} {
@@ -347,7 +391,7 @@ func TestE2EGatewayKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	w := startNetWorld(t)
+	w := startNetWorld(t, starling.IsolationProcess)
 	const account = "zeta" // whose network the second node serves
 	if first := place.Rank(starling.NetworkRef{Account: account, Name: "db"}, []starling.NodeID{1, 2})[0]; first != 2 {
 		t.Fatalf("%s serves the network, want the node that is killed", first)

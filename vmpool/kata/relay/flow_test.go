@@ -223,3 +223,40 @@ func TestGuestThatTakesNoWordIsCutOff(t *testing.T) {
 	}
 	b.Close()
 }
+
+// A writer that waits for a guest that takes nothing is freed when the sandbox ends.
+func TestEndFreesWhoWaitsForTheGuest(t *testing.T) {
+	a, b := sockets(t)
+	defer b.Close()
+	taken := make(chan *Flow, 1)
+	n := New(a, Config{Flow: func(_ netip.AddrPort, f *Flow) { taken <- f }})
+	done := make(chan error)
+	go func() { done <- n.Run() }()
+	_, err := b.Write(append([]byte{6, 0, 0, 0, 16, 0, typeFlow, 0}, 10, 7, 0, 10, 0, 80))
+	must(t, err)
+	f := <-taken
+	waits := make(chan error, 3)
+	go func() { _, err := f.Read(make([]byte, 1)); waits <- err }()
+	go func() { _, err := f.Write(make([]byte, 2*window)); waits <- err }()
+	go func() {
+		for {
+			if err := n.Datagram(somewhere, somewhere, make([]byte, DatagramMax)); err != nil {
+				waits <- err
+				return
+			}
+		}
+	}()
+	time.Sleep(10 * time.Millisecond) // most of the time they wait by then; if not, they fail at once
+	n.Abort()
+	for range 3 {
+		select {
+		case err := <-waits:
+			if err == nil {
+				t.Error("it was done for nobody")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("somebody waits on")
+		}
+	}
+	<-done
+}
