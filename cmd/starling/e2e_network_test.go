@@ -27,7 +27,7 @@ import (
 
 // netFunction does with the standard library alone what its event says, and answers what came of it.
 const netFunction = `
-import json, os, socket, ssl, urllib.request
+import json, os, socket, ssl, time, urllib.request
 
 def attempt(f):
     try:
@@ -54,6 +54,14 @@ def reach(host, port):
     s.sendall(b"GET / HTTP/1.0\r\n\r\n")
     return "reached: " + s.recv(100).decode("latin1") if s.recv(1) else "error: end"
 
+def first_byte(host, port):
+    began = time.monotonic()
+    s = socket.create_connection((host, port), 5)
+    s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+    s.recv(1)
+    s.close()
+    return (time.monotonic() - began) * 1e3
+
 def raw(family, kind, proto):
     socket.socket(family, kind, proto)
     return "made"
@@ -63,6 +71,7 @@ def handler(event, context):
     out["tell"] = {h: attempt(lambda: tell(h, 9000)) for h in event.get("tell", [])}
     out["reach"] = {"%s %d" % (h, p): attempt(lambda: reach(h, p)) for h, p in event.get("reach", [])}
     out["names"] = {n: attempt(lambda: socket.gethostbyname(n)) for n in event.get("names", [])}
+    out["ms"] = sorted(first_byte("10.7.0.10", 8080) for _ in range(event.get("time", 0)))
     if event.get("raw"):
         out["raw"] = {k: attempt(lambda: raw(*v)) for k, v in {"packet": (17, 3, 0), "raw": (2, 3, 1), "vsock": (40, 1, 0), "alg": (38, 5, 0), "netlink": (16, 3, 0)}.items()}
     return out
@@ -254,6 +263,7 @@ func (w *netWorld) call(t *testing.T, account, name, event string, out any) {
 
 type netAnswer struct {
 	Get, Tell, Reach, Names, Raw map[string]string
+	MS                           []float64
 }
 
 // TestE2EFunctionsReachTheirNetworkAndNothingElse runs unmodified programs of two accounts whose networks have the same addresses.
@@ -340,6 +350,9 @@ func (w *netWorld) reachesItsNetwork(t *testing.T) {
 			}
 		}
 	}
+	var timed netAnswer
+	w.call(t, account, "py", `{"time":50}`, &timed)
+	t.Logf("first byte over a new connection, as a function with isolation %s sees it: p50 %.1f ms, p90 %.1f ms", w.isolation, timed.MS[25], timed.MS[45])
 	var text string
 	w.call(t, account, "js", `{"url":"https://db.internal:8443/"}`, &text)
 	if !strings.HasPrefix(text, account+" hears") {
