@@ -112,31 +112,32 @@ func (r *Relay) Join(id uint16, in, out *os.File) error {
 
 // add gives a stream its place, and one without a number the next.
 func (r *Relay) add(s *stream) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case r.ended:
-		s.shut()
-		return os.ErrClosed
-	case s.id == 0:
-		s.id = r.nextID()
-	}
-	r.streams[s.id] = s
-	if s.flow {
-		r.flows++
-	}
-	return nil
+	return r.unlessEnded(s, func() {
+		if s.id == 0 {
+			s.id = r.nextID()
+		}
+		r.streams[s.id] = s
+		if s.flow {
+			r.flows++
+		}
+	})
 }
 
 // begin has a stream read and write what it is joined to.
-func (r *Relay) begin(s *stream) error {
+func (r *Relay) begin(s *stream) error { return r.unlessEnded(s, func() { r.start(s) }) }
+
+// unlessEnded does something under the lock, or shuts a stream that came too late.
+func (r *Relay) unlessEnded(s *stream, do func()) error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ended {
+	over := r.ended
+	if !over {
+		do()
+	}
+	r.mu.Unlock()
+	if over {
 		s.shut()
 		return os.ErrClosed
 	}
-	r.start(s)
 	return nil
 }
 
