@@ -144,7 +144,7 @@ make_database() { # in the background: it takes a second or two
 		-c listen_addresses=10.20.0.10 -c unix_socket_directories= -c fsync=off >>"$work/postgres.log" 2>&1
 }
 gateway=()
-if [ "$driver" = process ]; then
+if [ "$driver" != gvisor ]; then
 	make_network
 	make_database &
 	database=$!
@@ -236,10 +236,10 @@ cmp "$work/thumbnail.json" "$work/again.json" && echo "the same thumbnail as ove
 step "A database in the account's own network"
 echo '{"id":2}' >"$work/customer.json"
 url='postgres://shop:secret@10.20.0.10/postgres?sslmode=disable'
-if [ "$driver" = process ]; then
+if [ "$driver" != gvisor ]; then
 	show "$bin" network create office --cidr 10.20.0.0/24
-	show "$bin" deploy "$functions/customers-go.zip" --network office --env "DATABASE_URL=$url"
-	show "$bin" deploy "$functions/customers-go.zip" --name customers-alone --env "DATABASE_URL=$url"
+	show "$bin" deploy "$functions/customers-go.zip" --isolation "$driver" --network office --env "DATABASE_URL=$url"
+	show "$bin" deploy "$functions/customers-go.zip" --name customers-alone --isolation "$driver" --env "DATABASE_URL=$url"
 	until grep -q 'ready to accept connections' "$work/postgres.log"; do
 		kill -0 "$database" || { echo "PostgreSQL did not start" >&2; exit 1; }
 		sleep 0.05
@@ -259,7 +259,7 @@ else
 		echo "a function with isolation $driver was given a network: this demo does not know yet" >&2
 		exit 1
 	fi
-	echo "networks need isolation process so far: the demo goes on without"
+	echo "networks need isolation process or kata so far: the demo goes on without"
 fi
 
 step "Who decides, and what was printed"

@@ -57,6 +57,7 @@ type Instance struct {
 	pool     *Pool
 	sandbox  Sandbox
 	plug     Plug // nil where it can have no network
+	guest    bool // plug is a GuestPlug's
 	contract Contract
 	logs     capture
 	outlets  [2]*outlet
@@ -213,7 +214,7 @@ func (i *Instance) watch() {
 	for _, o := range i.outlets {
 		o.drain() // the driver may close the pipes with the sandbox
 	}
-	i.unplug()
+	i.unplug(false)
 	i.hold.Lock()
 	if i.frozen { // some kernels deliver SIGKILL to a frozen process only once it is thawed
 		i.frozen = false
@@ -223,6 +224,7 @@ func (i *Instance) watch() {
 	}
 	err := i.sandbox.Close()
 	i.hold.Unlock()
+	i.unplug(true)
 	if err != nil {
 		i.cfg.Log.Error("close sandbox", "instance", i.cfg.ID, "error", err)
 	}

@@ -2,6 +2,7 @@ package vmpool_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"sync"
 	"testing"
@@ -100,6 +101,97 @@ func TestOnlyVersionsWithANetworkAreLetOut(t *testing.T) {
 			})
 		})
 	}
+}
+
+// catching makes the fake's sandboxes such as catch by themselves.
+type catching struct {
+	*fake.Driver
+	boxes chan *catchingBox
+}
+
+type catchingTemplate struct {
+	vmpool.Template
+	boxes chan *catchingBox
+}
+
+type catchingBox struct {
+	vmpool.Sandbox
+	catcher vmpool.Catcher
+	closed  bool
+}
+
+func (d catching) BuildTemplate(ctx context.Context, spec vmpool.TemplateSpec) (vmpool.Template, error) {
+	t, err := d.Driver.BuildTemplate(ctx, spec)
+	return catchingTemplate{t, d.boxes}, err
+}
+
+func (t catchingTemplate) Clone(ctx context.Context) (vmpool.Sandbox, error) {
+	s, err := t.Template.Clone(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &catchingBox{Sandbox: s}
+	t.boxes <- b
+	return b, nil
+}
+
+func (b *catchingBox) Catch(c vmpool.Catcher) { b.catcher = c }
+
+func (b *catchingBox) Answer(_, _ netip.AddrPort, _ []byte) {}
+
+func (b *catchingBox) Close() error {
+	b.closed = true
+	return b.Sandbox.Close()
+}
+
+// guestPlug says when it is closed whether its sandbox was.
+type guestPlug struct {
+	plug
+	after func()
+}
+
+func (p guestPlug) Flow(netip.AddrPort, vmpool.Flow)                {}
+func (p guestPlug) Datagram(netip.AddrPort, netip.AddrPort, []byte) {}
+func (p guestPlug) Close() error {
+	p.after()
+	return p.plug.Close()
+}
+
+// A sandbox that catches by itself is told to for a version with a network, and for no other; its flows end after it, because they may
+// wait for it.
+func TestASandboxCatchesForAVersionWithANetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, p := &fake.Driver{Handlers: map[string]fake.Handler{"main.h": fake.Echo}}, &plugs{}
+		boxes := make(chan *catchingBox, 10)
+		var box *catchingBox
+		pool := vmpool.NewPool(vmpool.PoolConfig{Driver: catching{d, boxes}, Sizes: map[starling.Runtime]int{starling.Python311: 0},
+			PlugGuest: func(func(as, to netip.AddrPort, d []byte)) vmpool.GuestPlug {
+				return guestPlug{plug{p}, func() {
+					if !box.closed {
+						t.Error("flows end before the sandbox")
+					}
+				}}
+			}})
+		if err := pool.Open(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		bare := start(t, pool, fakeVersion("main.h"), "", nil)
+		if box = <-boxes; box.catcher != nil || len(p.as) != 0 {
+			t.Errorf("a version without a network is let out as %+v", p.as)
+		}
+		v := fakeVersion("main.h")
+		v.Config.Network = "db"
+		i := start(t, pool, v, "", nil)
+		if box = <-boxes; box.catcher == nil || len(p.as) != 1 || p.as[0].Network != "db" {
+			t.Errorf("a version with a network is let out as %+v", p.as)
+		}
+		bare.Close()
+		i.Close()
+		closePool(t, pool, d)
+		if p.closed != 1 {
+			t.Errorf("%d plugs are closed", p.closed)
+		}
+	})
 }
 
 func TestAVersionWithANetworkDoesNotStartWhereThereIsNone(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -19,14 +20,15 @@ import (
 // PoolConfig is what an operator may tune.
 type PoolConfig struct {
 	Driver     Driver
-	Sizes      map[starling.Runtime]int        // warm sandboxes kept of each runtime; a runtime not named is not served
-	CloneMax   int                             // sandboxes cloned at once over all runtimes, for starts that wait and to refill each; 0 means 2
-	ReadyTime  time.Duration                   // longest start of an interpreter; 0 means 10 s
-	BackoffMin time.Duration                   // after the first failed clone; 0 means 100 ms
-	BackoffMax time.Duration                   // at most; 0 means 30 s
-	Plug       func(ns *os.File) (Plug, error) // prepares the network of a sandbox that is Namespaced, and owns ns; nil for none
-	PlugAhead  func() bool                     // says whether warm sandboxes are prepared so; otherwise those that are given a network are. nil for never
-	LifeMax    time.Duration                   // a warm sandbox older than this is replaced; 0 means 2 h
+	Sizes      map[starling.Runtime]int                                  // warm sandboxes kept of each runtime; a runtime not named is not served
+	CloneMax   int                                                       // sandboxes cloned at once over all runtimes, for starts that wait and to refill each; 0 means 2
+	ReadyTime  time.Duration                                             // longest start of an interpreter; 0 means 10 s
+	BackoffMin time.Duration                                             // after the first failed clone; 0 means 100 ms
+	BackoffMax time.Duration                                             // at most; 0 means 30 s
+	Plug       func(ns *os.File) (Plug, error)                           // prepares the network of a sandbox that is Namespaced, and owns ns; nil for none
+	PlugAhead  func() bool                                               // says whether warm sandboxes are prepared so; otherwise those that are given a network are. nil for never
+	PlugGuest  func(say func(as, to netip.AddrPort, d []byte)) GuestPlug // makes the network of a sandbox that is Catching, which say sends datagrams to; nil for none
+	LifeMax    time.Duration                                             // a warm sandbox older than this is replaced; 0 means 2 h
 	Log        *slog.Logger
 }
 
@@ -269,10 +271,11 @@ func startError(err error) error {
 func (i *Instance) abandon(reason string) {
 	if i.contract == nil { // watch does not run yet
 		close(i.ending)
-		i.unplug()
+		i.unplug(false)
 		if err := i.sandbox.Close(); err != nil {
 			i.cfg.Log.Error("close sandbox", "instance", i.cfg.ID, "error", err)
 		}
+		i.unplug(true)
 		i.pool.gone(i)
 		return
 	}

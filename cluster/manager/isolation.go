@@ -66,8 +66,8 @@ func (g *reign) permitFunction(ctx context.Context, c *cluster.PutFunction) erro
 		if err := g.needLevel(op, cluster.LevelNetworks); err != nil {
 			return err
 		}
-		if got.Or(starling.IsolationProcess) != starling.IsolationProcess {
-			return starling.Errorf(starling.Invalid, op, "network %s with isolation %s: sandboxes of this release have networks with isolation process only", network, got).With("NoNetwork")
+		if got == starling.IsolationGVisor {
+			return starling.Errorf(starling.Invalid, op, "network %s with isolation %s: sandboxes of this release have networks with isolation process and kata only", network, got).With("NoNetwork")
 		}
 	}
 	offered, certain := g.offered()

@@ -47,6 +47,33 @@ func TestAFunctionNeedsAHostThatGivesItsIsolation(t *testing.T) {
 	})
 }
 
+// A function has a network where its sandbox can have one: a process or a microVM, and not a kernel in user space.
+func TestAFunctionWithANetworkNeedsASandboxThatHasOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1, 0, 3)
+		defer w.close()
+		w.waitFor(2*time.Second, "start", func() bool { return w.served(1) })
+		n := w.nodes[1]
+		n.mustPropose(cluster.CreateAccount{Account: starling.Account{ID: "acme"}})
+		w.mu.Lock()
+		n.load.Isolations = starling.SetOf(starling.IsolationProcess, starling.IsolationGVisor, starling.IsolationKata)
+		w.mu.Unlock()
+		wish := func(now int64, i starling.Isolation) error {
+			p := put(now)
+			p.Config.Isolation, p.Config.Network = i, starling.Internet
+			_, err := n.view.Propose(t.Context(), p)
+			return err
+		}
+		w.waitFor(2*time.Second, "the host said that it gives microVMs", func() bool { return wish(1, starling.IsolationKata) == nil })
+		if err := wish(2, starling.IsolationProcess); err != nil {
+			t.Errorf("a process: %v", err)
+		}
+		if err := wish(3, starling.IsolationGVisor); starling.ReasonOf(err) != "NoNetwork" {
+			t.Errorf("a kernel in user space: %v", err)
+		}
+	})
+}
+
 // A second account needs a word about the shared kernel, or functions that share none.
 func TestAccountsShareAKernelOnlyWhenToldSo(t *testing.T) {
 	for name, said := range map[string]cluster.SetIsolation{

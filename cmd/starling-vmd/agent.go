@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	types "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols"
 	"github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/client"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
@@ -121,6 +122,15 @@ func (a *agentConn) specialise(ctx context.Context, q *link.Message) error {
 	}
 	if _, err := a.AgentServiceClient.UpdateEphemeralMounts(ctx, &pb.UpdateEphemeralMountsRequest{Storages: storages}); err != nil {
 		return fmt.Errorf("mount code: %w", err)
+	}
+	return nil
+}
+
+// letOut has the guest catch what its function sends out.
+func (a *agentConn) letOut(ctx context.Context) error {
+	everywhere := &pb.Routes{Routes: []*types.Route{{Dest: "0.0.0.0/0", Device: "lo"}}}
+	if _, err := a.AgentServiceClient.UpdateRoutes(ctx, &pb.UpdateRoutesRequest{Routes: everywhere}); err != nil {
+		return fmt.Errorf("let the function out: %w", err)
 	}
 	return nil
 }

@@ -180,22 +180,30 @@ func (m *machine) stream() (*os.File, error) {
 	return c.(*net.UnixConn).File()
 }
 
-// attach gives the clone its code.
+// attach gives the clone its code. The way out of the guest is opened while the host prepares the code: both take milliseconds.
 func (m *machine) attach(ctx context.Context, disk *os.File, q *link.Message) (entrypoint string, err error) {
+	out := make(chan error, 1)
+	if q.Network {
+		go func() { out <- m.agent.letOut(ctx) }()
+	} else {
+		out <- nil
+	}
+	err = m.specialise(ctx, disk, q)
+	if err = errors.Join(err, <-out); err != nil || len(q.Argv) == 0 {
+		return "", err
+	}
+	return m.agent.bootstrap(ctx, q.Argv, q.Env)
+}
+
+func (m *machine) specialise(ctx context.Context, disk *os.File, q *link.Message) error {
 	if err := putCode(ctx, m.dir, disk); err != nil {
-		return "", fmt.Errorf("put code into its slot: %w", err)
+		return fmt.Errorf("put code into its slot: %w", err)
 	}
 	m.cpu = q.CPU
 	if err := m.home.group.LimitCPU(max(1, m.cpu), 0); err != nil {
-		return "", fmt.Errorf("limit CPU: %w", err)
+		return fmt.Errorf("limit CPU: %w", err)
 	}
-	if err := m.agent.specialise(ctx, q); err != nil {
-		return "", err
-	}
-	if len(q.Argv) == 0 {
-		return "", nil
-	}
-	return m.agent.bootstrap(ctx, q.Argv, q.Env)
+	return m.agent.specialise(ctx, q)
 }
 
 // settledWeight is the weight of a function after its start, in CPUs: that of a start, as in process sandboxes.

@@ -16,5 +16,5 @@ func checkNetworks(context.Context, *app) []finding {
 	if err := capture.Supported(); err != nil {
 		return []finding{noteworthy(name, "use a kernel from 5.9 on with CONFIG_BPF_SYSCALL and CONFIG_NET_NS", "functions with a network cannot run here: %v", err)}
 	}
-	return []finding{healthy(name, "captured by BPF sk_lookup (isolation process)")}
+	return []finding{healthy(name, "captured by BPF sk_lookup (isolation process; microVMs capture by themselves)")}
 }

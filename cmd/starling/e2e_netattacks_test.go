@@ -6,6 +6,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"starling"
 )
 
 // lurkFunction listens on an abstract socket of its own, tries those of others, and speaks with sources that are not its own.
@@ -62,7 +64,11 @@ func TestE2ENeighboursAreNotHeardOrImitated(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	w := startNetWorld(t)
+	startNetWorld(t, starling.IsolationProcess).hidesNeighbours(t)
+}
+
+func (w *netWorld) hidesNeighbours(t *testing.T) {
+	t.Helper()
 	hosts := fmt.Sprintf("starling-host-%d", os.Getpid())
 	l, err := net.Listen("unix", "@"+hosts)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"starling"
 	"starling/frontend/protocol"
 	"starling/vpcproxy/netns"
 )
@@ -96,12 +97,16 @@ func TestE2EFunctionAsksPostgres(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	w := startNetWorld(t)
+	startNetWorld(t, starling.IsolationProcess).asksPostgres(t)
+}
+
+func (w *netWorld) asksPostgres(t *testing.T) {
+	t.Helper()
 	w.tenants["acme"].startPostgres(t)
 	const url = "DATABASE_URL=postgres://shop@10.7.0.10/postgres?sslmode=disable"
 	zip := filepath.Join(repo(t), "bin/functions/customers-go.zip")
 	for _, f := range []struct{ account, name, network string }{{"acme", "customers", "db"}, {"acme", "alone", "none"}, {"zeta", "neighbour", "db"}} {
-		starlingCLI(t, w.env[f.account], "deploy", zip, "--name", f.name, "--network", f.network, "--env", url)
+		starlingCLI(t, w.env[f.account], "deploy", zip, "--name", f.name, "--isolation", string(w.isolation), "--network", f.network, "--env", url)
 	}
 	var found struct{ Name, Server, SeenAs string }
 	w.call(t, "acme", "customers", `{"id":2}`, &found)

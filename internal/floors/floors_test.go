@@ -56,8 +56,6 @@ var door = map[string][]string{
 	"github.com/hanwen/go-fuse":                  {"store/lazy"},
 	"github.com/tink-crypto/tink-go":             {"store/image"},
 	"github.com/parquet-go/parquet-go":           {"store/trace"},
-	"github.com/cilium/ebpf":                     {"vpcproxy/capture"},
-	"github.com/vishvananda/netlink":             {"vpcproxy/capture"},
 	"github.com/spf13/cobra":                     {"cmd/starling"},
 	"github.com/knadh/koanf":                     {"cmd/starling"},
 	"github.com/fxamacker/cbor":                  {"cluster", "cluster/manager", "cluster/identity", "store/code", "store/logs", "actors/host", "frontend", "frontend/client", "vpcproxy/probe"},

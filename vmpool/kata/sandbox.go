@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"starling"
@@ -23,7 +25,8 @@ type sandbox struct {
 	life    *life
 	id      uint64
 
-	relay   *relay.Relay  // nil before the VM is there
+	relay   *relay.Relay // nil before the VM is there
+	catcher atomic.Pointer[vmpool.Catcher]
 	drained chan struct{} // closed when the relay's goroutines ended
 
 	attached bool
@@ -35,11 +38,14 @@ type sandbox struct {
 	exit vmpool.Exit // written before done is closed
 }
 
-var _ vmpool.Sandbox = (*sandbox)(nil)
+var (
+	_ vmpool.Sandbox  = (*sandbox)(nil)
+	_ vmpool.Catching = (*sandbox)(nil)
+)
 
 // plumb joins the streams of the VM to pipes and sockets of the node.
 func (b *sandbox) plumb(stream *os.File) error {
-	cfg, ended := relay.Config{}, func() {}
+	cfg, ended := relay.Config{Flow: b.flow, Datagram: b.datagram}, func() {}
 	if b.runtime == starling.Provided {
 		ln := newListener()
 		b.Listen(ln)
@@ -76,6 +82,29 @@ func (b *sandbox) join() error {
 	return err
 }
 
+// Catch has what the guest catches given to c, and the guest catch from Attach on.
+func (b *sandbox) Catch(c vmpool.Catcher) { b.catcher.Store(&c) }
+
+// Answer sends a datagram to the code inside. It waits while the guest takes nothing, until the sandbox is closed.
+func (b *sandbox) Answer(as, to netip.AddrPort, d []byte) {
+	_ = b.relay.Datagram(as, to, d) // too long, or the guest is gone: a datagram may be lost
+}
+
+// flow takes a connection that the guest says its code made. A guest that has no network and says so lies.
+func (b *sandbox) flow(to netip.AddrPort, f *relay.Flow) {
+	if c := b.catcher.Load(); c != nil {
+		(*c).Flow(to, f)
+		return
+	}
+	f.Abort()
+}
+
+func (b *sandbox) datagram(from, to netip.AddrPort, d []byte) {
+	if c := b.catcher.Load(); c != nil {
+		(*c).Datagram(from, to, d)
+	}
+}
+
 // Attach puts the code into the VM's slot, sets the memory limit and, for provided, executes the bootstrap.
 func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	const op = "attach code"
@@ -88,7 +117,7 @@ func (b *sandbox) Attach(ctx context.Context, code vmpool.Code) error {
 	}
 	begun := time.Now()
 	m := &link.Message{Op: link.Attach, VM: b.id, Code: code.Dir, MemoryBytes: int64(code.MemoryMiB+vmpool.OverheadMiB(b.runtime)) << 20,
-		CPU: starling.CPUOf(code.MemoryMiB)}
+		CPU: starling.CPUOf(code.MemoryMiB), Network: b.catcher.Load() != nil}
 	for _, l := range code.Layers {
 		m.Layers = append(m.Layers, l.Dir)
 	}

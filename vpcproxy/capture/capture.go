@@ -1,20 +1,17 @@
-// Package capture is the host's hand in a sandbox's network namespace: sockets to which every connection and datagram of the
-// code inside comes, whatever it was for, and the way back. The code needs to know nothing of it. It is the only importer of
-// the libraries for BPF and routes.
+// Package capture is the host's hand in a sandbox's network: every connection and datagram of the code inside comes to it, whatever
+// it was for, and it sends the answers. In a network namespace its own sockets lie, to which package steer gives everything; from a
+// guest of a kernel of its own it comes caught already. The code needs to know nothing of it.
 package capture
 
 import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"starling"
 	"starling/internal/run"
@@ -48,19 +45,17 @@ type Maker struct {
 	Log *slog.Logger
 }
 
-// An Outlet is what lies in the network namespace of one sandbox. Prepare makes it, Connect lets the code inside out, Close ends
-// it. It has two goroutines from Connect on, two for each flow, and Close waits for all.
+// An Outlet is where one sandbox lets its code out. Prepare or Caught makes it, Connect lets the code inside out, Close ends it. With
+// sockets of its own it has two goroutines from Connect on; each flow has two, and Close waits for all.
 type Outlet struct {
 	maker   *Maker
-	ns      *os.File
-	tcp     *net.TCPListener
-	udp     *net.UDPConn
-	routes  *netlink.Handle
-	program *program
-	group   *run.Group
-	way     Way
-	as      starling.Attachment // from Connect on
-	conns   atomic.Int64
+	sockets *sockets // nil where a guest catches
+	// say sends a datagram to the code of a guest; nil where there are sockets.
+	say   func(as, to netip.AddrPort, d []byte)
+	group *run.Group
+	way   Way
+	as    starling.Attachment // from Connect on
+	conns atomic.Int64
 
 	mu      sync.Mutex // guards what follows
 	flows   map[pair]*dgrams
@@ -68,29 +63,27 @@ type Outlet struct {
 	told    time.Time // when a denied flow was last written down
 }
 
+func (m *Maker) outlet() *Outlet {
+	return &Outlet{maker: m, flows: map[pair]*dgrams{}, answers: map[netip.AddrPort]*answerer{}}
+}
+
 // Prepare puts into a namespace what lets code out later. Until Connect the code notices nothing: there is no route, and nothing
 // listens. It owns ns, also when it fails.
 func (m *Maker) Prepare(ns *os.File) (*Outlet, error) {
-	o := &Outlet{maker: m, ns: ns, flows: map[pair]*dgrams{}, answers: map[netip.AddrPort]*answerer{}}
-	err := o.prepare()
-	if err != nil {
+	o := m.outlet()
+	o.sockets = &sockets{ns: ns}
+	if err := o.sockets.prepare(); err != nil {
 		return nil, errors.Join(starling.Errorf(starling.Unavailable, "prepare sandbox's network", "%w", err), o.Close())
 	}
 	return o, nil
 }
 
-func (o *Outlet) prepare() (err error) {
-	if netns.IsHome(o.ns) {
-		return errors.New("it has the host's network namespace")
-	}
-	if o.tcp, o.udp, err = listen(o.ns); err != nil {
-		return err
-	}
-	if o.routes, err = router(o.ns); err != nil {
-		return err
-	}
-	o.program, err = load(o.ns)
-	return err
+// Caught returns the outlet of a sandbox whose own kernel catches what its code sends out. From Connect on it is given to Flow and
+// Datagram; say sends a datagram as an address to another inside, and may wait until the sandbox has ended.
+func (m *Maker) Caught(say func(as, to netip.AddrPort, d []byte)) *Outlet {
+	o := m.outlet()
+	o.say = say
+	return o
 }
 
 // Connect lets the code inside out as an attachment, from now on. Once only.
@@ -100,16 +93,16 @@ func (o *Outlet) Connect(as starling.Attachment) error {
 		return starling.Errorf(starling.Invalid, op, "it has a network: it is never given a second")
 	}
 	o.way, o.as = o.maker.Way(as), as
-	err := o.program.steer(o.tcp, o.udp)
-	if err == nil {
-		err = letOut(o.routes)
-	}
-	if err != nil {
-		return starling.Errorf(starling.Unavailable, op, "%w", err)
+	if o.sockets != nil {
+		if err := o.sockets.letOut(); err != nil {
+			return starling.Errorf(starling.Unavailable, op, "%w", err)
+		}
 	}
 	o.group = run.New(context.Background())
-	o.group.Go(o.accept)
-	o.group.Go(o.receive)
+	if o.sockets != nil {
+		o.group.Go(o.accept)
+		o.group.Go(o.receive)
+	}
 	return nil
 }
 
@@ -119,19 +112,15 @@ func (o *Outlet) Close() error {
 		o.way.Close()
 	}
 	var errs []error
-	if o.tcp != nil {
-		errs = append(errs, o.tcp.Close(), o.udp.Close())
+	if o.sockets != nil {
+		errs = append(errs, o.sockets.deafen())
 	}
 	if o.group != nil {
 		o.group.Stop() // its context's end aborts every flow
 	}
-	if o.program != nil {
-		errs = append(errs, o.program.close())
+	if o.sockets != nil {
+		errs = append(errs, o.sockets.close())
 	}
-	if o.routes != nil {
-		o.routes.Close()
-	}
-	errs = append(errs, o.ns.Close())
 	return errors.Join(errs...)
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"starling/internal/steer"
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/policy"
 	"starling/vpcproxy/splice"
@@ -20,7 +21,7 @@ const acceptPause = 10 * time.Millisecond
 // accept takes the connections of the code inside until the listener closes.
 func (o *Outlet) accept(ctx context.Context) {
 	for {
-		c, err := o.tcp.AcceptTCP()
+		c, err := o.sockets.tcp.AcceptTCP()
 		if err != nil {
 			select { // the end of the listener, which Close brings about, or no descriptor for now
 			case <-ctx.Done():
@@ -29,21 +30,23 @@ func (o *Outlet) accept(ctx context.Context) {
 				continue
 			}
 		}
-		if o.conns.Add(1) > connMax || !o.group.Go(func(ctx context.Context) { o.serve(ctx, c) }) {
-			o.conns.Add(-1)
-			splice.Conn(c).Abort()
-		}
+		o.Flow(policy.Plain(c.LocalAddr().(*net.TCPAddr).AddrPort()), splice.Conn(c))
 	}
 }
 
-// serve carries one connection.
-func (o *Outlet) serve(ctx context.Context, c *net.TCPConn) {
+// Flow carries one connection that the code inside made to an address. It does not wait, and owns side.
+func (o *Outlet) Flow(to netip.AddrPort, side splice.Side) {
+	if o.conns.Add(1) > connMax || !o.group.Go(func(ctx context.Context) { o.serve(ctx, to, side) }) {
+		o.conns.Add(-1)
+		side.Abort()
+	}
+}
+
+func (o *Outlet) serve(ctx context.Context, to netip.AddrPort, side splice.Side) {
 	defer o.conns.Add(-1)
-	side := splice.Conn(c)
 	defer context.AfterFunc(ctx, side.Abort)()
-	to := policy.Plain(c.LocalAddr().(*net.TCPAddr).AddrPort())
-	if to == resolver {
-		o.serveNames(ctx, c)
+	if to == steer.Resolver {
+		o.serveNames(ctx, side)
 		return
 	}
 	if v := policy.Always(to); v != policy.Permitted {
@@ -77,20 +80,17 @@ func (o *Outlet) deny(to netip.AddrPort, why policy.Verdict) {
 	}
 }
 
-var resolver = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
-
 // nameTime bounds one question for a name, and how long a connection to the resolver may be quiet.
 const nameTime = 10 * time.Second
 
 // serveNames answers questions for names that come over TCP, one after the other.
-func (o *Outlet) serveNames(ctx context.Context, c *net.TCPConn) {
-	defer c.Close()
+func (o *Outlet) serveNames(ctx context.Context, side splice.Side) {
+	defer side.Close()
+	quiet := time.AfterFunc(nameTime, side.Abort)
+	defer quiet.Stop()
 	buf := make([]byte, header.DatagramMax)
 	for {
-		if c.SetDeadline(time.Now().Add(nameTime)) != nil {
-			return
-		}
-		question, err := header.ReadDatagram(c, buf) // the same two bytes of length before each message
+		question, err := header.ReadDatagram(side, buf) // the same two bytes of length before each message
 		if err != nil {
 			return
 		}
@@ -98,9 +98,10 @@ func (o *Outlet) serveNames(ctx context.Context, c *net.TCPConn) {
 		if err != nil {
 			return
 		}
-		if _, err := c.Write(header.AppendDatagram(nil, answer)); err != nil {
+		if _, err := side.Write(header.AppendDatagram(nil, answer)); err != nil {
 			return
 		}
+		quiet.Reset(nameTime)
 	}
 }
 

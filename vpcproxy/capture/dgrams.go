@@ -2,15 +2,13 @@ package capture
 
 import (
 	"context"
-	"encoding/binary"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"starling/internal/steer"
 	"starling/transport"
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/policy"
@@ -29,16 +27,16 @@ type dgrams struct {
 // An answerer sends as one address to the code inside. It is shared by the flows to that address.
 type answerer struct {
 	once  sync.Once
-	conn  *net.UDPConn
-	err   error
-	users int // under the outlet's lock
+	conn  *net.UDPConn                      // nil where a guest is answered
+	send  func(d []byte, to netip.AddrPort) // nil when it could not be made
+	users int                               // under the outlet's lock
 }
 
 // receive takes the datagrams of the code inside until the socket closes.
 func (o *Outlet) receive(ctx context.Context) {
-	buf, oob := make([]byte, header.DatagramMax), make([]byte, 128)
+	buf, oob := make([]byte, header.DatagramMax), make([]byte, steer.OOBSize)
 	for ctx.Err() == nil {
-		n, on, _, from, err := o.udp.ReadMsgUDPAddrPort(buf, oob)
+		n, on, _, from, err := o.sockets.udp.ReadMsgUDPAddrPort(buf, oob)
 		if err != nil {
 			select { // an error that a datagram left, or the end of the socket
 			case <-ctx.Done():
@@ -46,31 +44,16 @@ func (o *Outlet) receive(ctx context.Context) {
 			}
 			continue
 		}
-		to, ok := destination(oob[:on])
-		if !ok {
-			continue
+		if to, ok := steer.Destination(oob[:on]); ok {
+			o.Datagram(policy.Plain(from), to, buf[:n])
 		}
-		o.forward(pair{policy.Plain(from), to}, buf[:n])
 	}
 }
 
-// destination returns where a datagram was sent to.
-func destination(oob []byte) (netip.AddrPort, bool) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return netip.AddrPort{}, false
-	}
-	for _, m := range messages {
-		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_ORIGDSTADDR && len(m.Data) >= 8 {
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte(m.Data[4:8])), binary.BigEndian.Uint16(m.Data[2:4])), true
-		}
-	}
-	return netip.AddrPort{}, false
-}
-
-// forward puts a datagram into its flow, which it begins when there is none.
-func (o *Outlet) forward(p pair, datagram []byte) {
-	if p.to != resolver && policy.Always(p.to) != policy.Permitted {
+// Datagram puts a datagram of the code inside into its flow, which it begins when there is none. It does not wait, and keeps a copy.
+func (o *Outlet) Datagram(from, to netip.AddrPort, datagram []byte) {
+	p := pair{from, to}
+	if p.to != steer.Resolver && policy.Always(p.to) != policy.Permitted {
 		return
 	}
 	o.mu.Lock()
@@ -82,7 +65,7 @@ func (o *Outlet) forward(p pair, datagram []byte) {
 		}
 		f = &dgrams{pair: p, queue: make(chan []byte, queueMax)}
 		run := o.exchange
-		if p.to == resolver {
+		if p.to == steer.Resolver {
 			run = o.resolve
 		}
 		if !o.group.Go(func(ctx context.Context) { run(ctx, f) }) {
@@ -130,8 +113,8 @@ func (o *Outlet) resolve(ctx context.Context, f *dgrams) {
 // answer sends one datagram to the code inside as whom it spoke to.
 func (o *Outlet) answer(f *dgrams, datagram []byte) {
 	a := o.answerer(f.to)
-	if a.err == nil {
-		_, _ = a.conn.WriteToUDPAddrPort(datagram, f.from) // its socket may be closed: a datagram may be lost
+	if a.send != nil {
+		a.send(datagram, f.from)
 	}
 	o.release(f.to, a)
 }
@@ -147,7 +130,7 @@ func (o *Outlet) exchange(ctx context.Context, f *dgrams) {
 	}
 	a := o.answerer(f.to)
 	defer o.release(f.to, a)
-	if a.err != nil {
+	if a.send == nil {
 		s.Cancel()
 		return
 	}
@@ -195,7 +178,7 @@ func (f *dgrams) bring(s transport.Stream, a *answerer) {
 			return
 		}
 		f.moved.Store(time.Now().UnixNano())
-		_, _ = a.conn.WriteToUDPAddrPort(d, f.from) // its socket may be closed: a datagram may be lost
+		a.send(d, f.from)
 	}
 }
 
@@ -209,8 +192,24 @@ func (o *Outlet) answerer(addr netip.AddrPort) *answerer {
 	}
 	a.users++
 	o.mu.Unlock()
-	a.once.Do(func() { a.conn, a.err = answering(o.ns, addr) })
+	a.once.Do(func() { a.open(o, addr) })
 	return a
+}
+
+// open makes what sends as addr.
+func (a *answerer) open(o *Outlet, addr netip.AddrPort) {
+	if o.sockets == nil {
+		a.send = func(d []byte, to netip.AddrPort) { o.say(addr, to, d) }
+		return
+	}
+	conn, err := o.sockets.answering(addr)
+	if err != nil {
+		return // as if nobody answered
+	}
+	a.conn = conn
+	a.send = func(d []byte, to netip.AddrPort) {
+		_, _ = conn.WriteToUDPAddrPort(d, to) // its socket may be closed: a datagram may be lost
+	}
 }
 
 // release gives an answerer back; its last user closes it.

@@ -100,13 +100,29 @@ func (n *Node) openDesk(context.Context) error {
 	return nil
 }
 
-// openTunnel opens the host's way to gateways.
-func (n *Node) openTunnel() func(ns *os.File) (vmpool.Plug, error) {
+// openTunnel opens the host's way to gateways, and returns what makes the ends of it in sandboxes.
+func (n *Node) openTunnel() *capture.Maker {
 	t := tunnel.New(tunnel.Config{Dial: n.endpoint, Gateways: n.gateways, Grants: n.desk, Log: n.log("tunnel")})
 	n.opened("tunnel", t.Metrics(), t.Close)
-	maker := &capture.Maker{Way: func(a starling.Attachment) capture.Way { return t.Way(a) }, Log: n.log("capture")}
-	return func(ns *os.File) (vmpool.Plug, error) { return maker.Prepare(ns) }
+	return &capture.Maker{Way: func(a starling.Attachment) capture.Way { return t.Way(a) }, Log: n.log("capture")}
 }
+
+// plugIn sets how the sandboxes of a pool get their networks: gVisor's have none.
+func (n *Node) plugIn(cfg *vmpool.PoolConfig, i starling.Isolation, m *capture.Maker) {
+	switch i {
+	case starling.IsolationProcess:
+		cfg.Plug = func(ns *os.File) (vmpool.Plug, error) { return m.Prepare(ns) }
+		cfg.PlugAhead = func() bool { return len(n.gateways()) > 0 }
+	case starling.IsolationKata:
+		cfg.PlugGuest = func(say func(as, to netip.AddrPort, d []byte)) vmpool.GuestPlug { return guestPlug{m.Caught(say)} }
+	}
+}
+
+// guestPlug is an outlet as a pool knows it.
+type guestPlug struct{ *capture.Outlet }
+
+// Flow takes one connection.
+func (p guestPlug) Flow(to netip.AddrPort, f vmpool.Flow) { p.Outlet.Flow(to, f) }
 
 // gateways returns the living gateways.
 func (n *Node) gateways() (out []starling.Node) {

@@ -25,7 +25,7 @@ func (n *Node) openPools(ctx context.Context) (map[starling.Isolation]*vmpool.Po
 	if err != nil {
 		return nil, err
 	}
-	pools, plug := map[starling.Isolation]*vmpool.Pool{}, n.openTunnel()
+	pools, outlets := map[starling.Isolation]*vmpool.Pool{}, n.openTunnel()
 	for _, i := range n.cfg.isolations().List() {
 		d, err := n.driver(i, base)
 		if err != nil {
@@ -40,9 +40,7 @@ func (n *Node) openPools(ctx context.Context) (map[starling.Isolation]*vmpool.Po
 			}
 		}
 		cfg := vmpool.PoolConfig{Driver: d, Sizes: sizes, Log: n.log("pool")}
-		if i == starling.IsolationProcess {
-			cfg.Plug, cfg.PlugAhead = plug, func() bool { return len(n.gateways()) > 0 }
-		}
+		n.plugIn(&cfg, i, outlets)
 		if i == starling.IsolationKata {
 			cfg.ReadyTime = vmCloneTime
 		}

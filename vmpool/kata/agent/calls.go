@@ -22,6 +22,7 @@ var methods = map[string]func(*guest, []byte) ([]byte, error){
 	"grpc.AgentService/CreateSandbox":         (*guest).createSandbox,
 	"grpc.AgentService/UpdateEphemeralMounts": (*guest).mountCode,
 	"grpc.AgentService/UpdateContainer":       (*guest).limit,
+	"grpc.AgentService/UpdateRoutes":          (*guest).letOut,
 	"grpc.AgentService/ExecProcess":           (*guest).exec,
 	"grpc.AgentService/WaitProcess":           (*guest).wait,
 	"grpc.AgentService/StatsContainer":        (*guest).stats,

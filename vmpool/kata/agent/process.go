@@ -22,7 +22,8 @@ type guest struct {
 	cfg      Config
 	code     string       // device of the code slot
 	listener net.Listener // of the Runtime API; nil for shipped runtimes
-	stdout   [2]*os.File  // read and write ends
+	exit     *exit
+	stdout   [2]*os.File // read and write ends
 	stderr   [2]*os.File
 	calls    *os.File // to the runtime
 	answers  *os.File // from the runtime
@@ -36,6 +37,8 @@ type guest struct {
 	running bool
 	relay   *relay.Relay // once the node is connected
 
+	connected chan struct{} // closed when there is a relay
+
 	exited chan struct{}
 	status uint32 // written before exited is closed
 }
@@ -48,7 +51,7 @@ const OutOfMemory = 1 << 24
 var templateTime = time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newGuest(cfg Config) (*guest, error) {
-	g := &guest{cfg: cfg, exited: make(chan struct{})}
+	g := &guest{cfg: cfg, connected: make(chan struct{}), exited: make(chan struct{}), exit: newExit()}
 	var err error
 	if g.code, err = disk(CodeDisk); err != nil {
 		return nil, err
@@ -218,7 +221,7 @@ func (g *guest) serveStreams(p *port) {
 	if err := p.waitConnected(); err != nil {
 		Halt(err)
 	}
-	r := relay.New(p, relay.Config{First: []uint16{relay.Stdout, relay.Stderr}})
+	r := relay.New(p, relay.Config{First: []uint16{relay.Stdout, relay.Stderr}, Datagram: g.exit.answer})
 	err := errors.Join(r.Join(relay.Stdout, g.stdout[0], nil), r.Join(relay.Stderr, g.stderr[0], nil))
 	if g.answers != nil {
 		err = errors.Join(err, r.Join(relay.Calls, g.answers, g.calls))
@@ -229,6 +232,7 @@ func (g *guest) serveStreams(p *port) {
 	g.mu.Lock()
 	g.relay = r
 	g.mu.Unlock()
+	close(g.connected)
 	if g.listener != nil {
 		go g.accept(r)
 	}

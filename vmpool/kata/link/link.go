@@ -25,7 +25,7 @@ const (
 	Open     Op = 1  // Setup; the answer has Accel
 	Template Op = 2  // Runtime; answered when the template can be cloned; the answer has Built
 	Clone    Op = 3  // Runtime, VM; the answer carries the stream's descriptor
-	Attach   Op = 4  // VM, Code, Layers, MemoryBytes, CPU; for provided Argv and Env; Meta and Data of a disk that comes as a descriptor. The answer may have Entrypoint
+	Attach   Op = 4  // VM, Code, Layers, MemoryBytes, CPU, Network; for provided Argv and Env; Meta and Data of a disk that comes as a descriptor. The answer may have Entrypoint
 	Pause    Op = 5  // VM
 	Resume   Op = 6  // VM
 	Stats    Op = 7  // VM; the answer has Use
@@ -51,7 +51,8 @@ type Message struct {
 	Meta        int64           `json:"meta,omitempty"`   // bytes of the description on a disk
 	Data        int64           `json:"data,omitempty"`   // bytes of the content that follows it
 	MemoryBytes int64           `json:"memory,omitempty"`
-	CPU         float64         `json:"cpu,omitempty"` // CPUs of the function after its start
+	CPU         float64         `json:"cpu,omitempty"`     // CPUs of the function after its start
+	Network     bool            `json:"network,omitempty"` // what the function sends out comes on the VM's stream
 	Argv        []string        `json:"argv,omitempty"`
 	Env         []string        `json:"env,omitempty"`
 	Use         *Use            `json:"use,omitempty"`

@@ -5,14 +5,17 @@ import (
 	"fmt"
 )
 
-// frame writes one frame.
-func (r *Relay) frame(typ byte, id uint16, body []byte) error {
+// frame writes one frame, whose body is at most bodyMax long.
+func (r *Relay) frame(typ byte, id uint16, body ...[]byte) error {
 	r.send.Lock()
 	defer r.send.Unlock()
-	binary.LittleEndian.PutUint32(r.out[:], uint32(len(body)))
+	n := headerSize
+	for _, b := range body {
+		n += copy(r.out[n:], b)
+	}
+	binary.LittleEndian.PutUint32(r.out[:], uint32(n-headerSize))
 	binary.LittleEndian.PutUint16(r.out[4:], id)
 	r.out[6], r.out[7] = typ, 0
-	n := headerSize + copy(r.out[headerSize:], body)
 	_, err := r.conn.Write(r.out[:n])
 	return err
 }
@@ -60,8 +63,13 @@ func (r *Relay) read() error {
 
 // take handles one frame.
 func (r *Relay) take(typ byte, id uint16, body []byte) error {
-	if typ == typeOpen {
+	switch typ {
+	case typeOpen:
 		return r.opened(id)
+	case typeFlow:
+		return r.openedFlow(id, body)
+	case typeDgram:
+		return r.tookDatagram(body)
 	}
 	r.mu.Lock()
 	s := r.streams[id]
@@ -80,6 +88,11 @@ func (r *Relay) take(typ byte, id uint16, body []byte) error {
 	case typeClose:
 		s.finish()
 		return nil
+	case typeReset:
+		if isFlow(s) {
+			s.reset()
+			return nil
+		}
 	}
 	return fmt.Errorf("%w: frame type %d", errProtocol, typ)
 }

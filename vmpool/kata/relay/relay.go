@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -24,7 +25,7 @@ const (
 	Calls  = 1 // calls to a shipped runtime, and its answers
 	Stdout = 2
 	Stderr = 3
-	Opened = 16 // the first stream that the guest may open; each is one connection to the Runtime API
+	Opened = 16 // the first stream that the guest may open; each is one connection to the Runtime API, or a flow
 )
 
 const (
@@ -32,11 +33,15 @@ const (
 	typeCredit = 2 // u32: bytes that the sender may send more
 	typeOpen   = 3 // guest only
 	typeClose  = 4 // no further data of this stream comes from the sender
+	typeFlow   = 5 // guest only; an address: a stream that is a connection of the function's to there
+	typeReset  = 6 // a flow is over in both directions, other than by its ends
+	typeDgram  = 7 // of stream 0; two addresses, from and to, and a datagram
 
 	headerSize = 8
 	bodyMax    = 32 << 10
 	window     = 64 << 10 // bytes of one stream under way at once, in one direction
-	streamMax  = 256      // of one connection
+	streamMax  = 256      // of one connection, flows apart
+	flowMax    = 512      // of one connection
 )
 
 var errProtocol = errors.New("the other end broke the relay's protocol")
@@ -45,6 +50,10 @@ var errProtocol = errors.New("the other end broke the relay's protocol")
 type Config struct {
 	// Open answers a stream that the peer opened with the descriptor to join to it; nil refuses all.
 	Open func() (*os.File, error)
+	// Flow takes a connection that the peer's code made; it must not wait, and owns f. nil refuses all.
+	Flow func(to netip.AddrPort, f *Flow)
+	// Datagram takes a datagram; it must not wait, and may not keep b. nil refuses all.
+	Datagram func(from, to netip.AddrPort, b []byte)
 	// First are streams whose bytes go ahead of every other stream's: output that was printed before an answer arrives
 	// before it.
 	First []uint16
@@ -60,10 +69,12 @@ type Relay struct {
 	out  [headerSize + bodyMax]byte
 
 	mu      sync.Mutex // guards what follows; a leaf
-	streams map[uint16]*stream
-	next    uint16 // of Open
-	owing   []*stream
-	ended   bool // no stream is joined any more
+	streams map[uint16]end
+	flows   int    // of these
+	next    uint16 // of Open and OpenFlow
+	owing   []end
+	resets  []uint16 // flows whose end the peer is to be told
+	ended   bool     // no stream is joined any more
 
 	owe chan struct{} // capacity 1: some stream owes credit
 	wg  sync.WaitGroup
@@ -71,7 +82,19 @@ type Relay struct {
 
 // New returns a relay over conn, which it owns from Run on.
 func New(conn io.ReadWriteCloser, cfg Config) *Relay {
-	return &Relay{conn: conn, cfg: cfg, streams: map[uint16]*stream{}, next: Opened, owe: make(chan struct{}, 1)}
+	return &Relay{conn: conn, cfg: cfg, streams: map[uint16]end{}, next: Opened, owe: make(chan struct{}, 1)}
+}
+
+// An end is what a stream is joined to here. The reader calls it, so nothing in it waits.
+type end interface {
+	number() uint16
+	deliver(b []byte) error // takes what came
+	allow(n uint32) error   // takes credit of the peer
+	taken() uint32          // returns how much the peer is to be allowed more
+	finish()                // the peer sends no more
+	reset()                 // the peer has given the flow up
+	hangUp()                // the connection ended: nothing is sent any more
+	shut()                  // nothing more happens
 }
 
 // Join gives a stream its descriptors: what is read from in goes to the peer, what the peer sends is written to out. They
@@ -81,11 +104,34 @@ func (r *Relay) Join(id uint16, in, out *os.File) error {
 	if err != nil {
 		return fmt.Errorf("join stream %d: %w", id, err)
 	}
+	if err = r.add(s); err == nil {
+		err = r.begin(s)
+	}
+	return err
+}
+
+// add gives a stream its place, and one without a number the next.
+func (r *Relay) add(s *stream) error {
+	return r.unlessEnded(s, func() {
+		if s.id == 0 {
+			s.id = r.nextID()
+		}
+		r.streams[s.id] = s
+		if s.flow {
+			r.flows++
+		}
+	})
+}
+
+// begin has a stream read and write what it is joined to.
+func (r *Relay) begin(s *stream) error { return r.unlessEnded(s, func() { r.start(s) }) }
+
+// unlessEnded does something under the lock, or shuts a stream that came too late.
+func (r *Relay) unlessEnded(s *stream, do func()) error {
 	r.mu.Lock()
 	over := r.ended
 	if !over {
-		r.streams[id] = s
-		r.start(s)
+		do()
 	}
 	r.mu.Unlock()
 	if over {
@@ -107,22 +153,40 @@ func (r *Relay) start(s *stream) {
 // Open opens a stream to the peer over f, which belongs to the relay.
 func (r *Relay) Open(f *os.File) error {
 	r.mu.Lock()
-	id := r.next
-	for r.streams[id] != nil {
-		id = max(id+1, Opened)
-	}
-	r.next = max(id+1, Opened)
-	full := len(r.streams) >= streamMax
+	full := len(r.streams)-r.flows >= streamMax
 	r.mu.Unlock()
 	if full {
 		f.Close()
 		return fmt.Errorf("open stream: %d are open", streamMax)
 	}
-	if err := r.frame(typeOpen, id, nil); err != nil {
-		f.Close()
+	s, err := newStream(r, 0, f, f)
+	if err != nil {
+		return fmt.Errorf("open stream: %w", err)
+	}
+	return r.open(s, typeOpen)
+}
+
+// open tells the peer of a stream. It has its place before: the peer may speak first.
+func (r *Relay) open(s *stream, typ byte, body ...[]byte) error {
+	if err := r.add(s); err != nil {
 		return err
 	}
-	return r.Join(id, f, f)
+	if err := r.frame(typ, s.id, body...); err != nil {
+		r.drop(s)
+		s.shut()
+		return err
+	}
+	return r.begin(s)
+}
+
+// nextID returns a number that no stream has; r.mu is held.
+func (r *Relay) nextID() uint16 {
+	id := r.next
+	for r.streams[id] != nil {
+		id = max(id+1, Opened)
+	}
+	r.next = max(id+1, Opened)
+	return id
 }
 
 // Run carries until the connection ends, and then until what came is written; it returns when every goroutine ended and every
@@ -186,69 +250,90 @@ func (r *Relay) Drain(limit time.Duration) {
 // opened joins a stream of the peer's.
 func (r *Relay) opened(id uint16) error {
 	r.mu.Lock()
-	bad := r.cfg.Open == nil || id < Opened || r.streams[id] != nil || len(r.streams) >= streamMax
+	bad := r.cfg.Open == nil || id < Opened || r.streams[id] != nil || len(r.streams)-r.flows >= streamMax
 	r.mu.Unlock()
 	if bad {
 		return fmt.Errorf("%w: opened stream %d", errProtocol, id)
 	}
 	f, err := r.cfg.Open()
 	if err != nil {
-		return r.frame(typeClose, id, nil)
+		return r.frame(typeClose, id)
 	}
 	return r.Join(id, f, f)
 }
 
 // owes notes that a stream's peer is to be allowed more.
-func (r *Relay) owes(s *stream) {
+func (r *Relay) owes(s end) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.owing = append(r.owing, s)
+	r.wakePayer()
+}
+
+// wakePayer has pay look what is owed; r.mu is held.
+func (r *Relay) wakePayer() {
 	if r.ended {
 		return
 	}
-	r.owing = append(r.owing, s)
 	select {
 	case r.owe <- struct{}{}:
 	default:
 	}
 }
 
-// pay sends credit. It has a goroutine of its own, because the reader must never wait for a write.
+// pay sends credit and the ends of flows. It has a goroutine of its own, because the reader must never wait for a write.
 func (r *Relay) pay() {
 	for range r.owe {
 		r.mu.Lock()
-		owing := r.owing
-		r.owing = nil
+		owing, resets := r.owing, r.resets
+		r.owing, r.resets = nil, nil
 		r.mu.Unlock()
 		for _, s := range owing {
 			if n := s.taken(); n > 0 {
-				r.frame(typeCredit, s.id, binary.LittleEndian.AppendUint32(nil, n))
+				r.frame(typeCredit, s.number(), binary.LittleEndian.AppendUint32(nil, n))
 			}
+		}
+		for _, id := range resets {
+			r.frame(typeReset, id)
 		}
 	}
 }
 
-// ahead sends what the first streams hold, before bytes of another.
+// ahead sends what the first streams hold, before bytes of another. Flows are no answers: nobody counts lines to them.
 func (r *Relay) ahead(of *stream) {
-	for _, id := range r.cfg.First {
-		if id == of.id {
-			return
-		}
+	if of.flow || slices.Contains(r.cfg.First, of.id) {
+		return
 	}
 	for _, id := range r.cfg.First {
 		r.mu.Lock()
-		s := r.streams[id]
+		s, ok := r.streams[id].(*stream)
 		r.mu.Unlock()
-		if s != nil {
+		if ok {
 			s.drain()
 		}
 	}
 }
 
 // drop forgets a stream whose both directions ended.
-func (r *Relay) drop(s *stream) {
+func (r *Relay) drop(s end) {
 	r.mu.Lock()
-	if r.streams[s.id] == s {
-		delete(r.streams, s.id)
-	}
+	r.dropLocked(s)
 	r.mu.Unlock()
+}
+
+func (r *Relay) dropLocked(s end) bool {
+	id := s.number()
+	if r.streams[id] != s {
+		return false
+	}
+	delete(r.streams, id)
+	if isFlow(s) {
+		r.flows--
+	}
+	return true
+}
+
+func isFlow(s end) bool {
+	local, ok := s.(*stream)
+	return !ok || local.flow
 }

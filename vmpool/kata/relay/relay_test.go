@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -184,6 +185,9 @@ func TestHostileGuestLosesItsConnection(t *testing.T) {
 		"strange type": frame(0, Stdout, 99),
 		"no right":     frame(0, Opened, typeOpen),
 		"short credit": frame(1, Stdout, typeCredit, 1),
+		"a flow":       frame(6, Opened, typeFlow, 10, 7, 0, 10, 0, 80),
+		"a datagram":   frame(12, 0, typeDgram, make([]byte, 12)...),
+		"a reset":      frame(0, Stdout, typeReset),
 		"false credit": frame(4, Stdout, typeCredit, 1, 0, 0, 0),
 		// What the pipe takes at once, 64 KiB, gives the peer as much credit again.
 		"over a window": bytesOf(frame(bodyMax, Stdout, typeData, make([]byte, bodyMax)...), 2*window/bodyMax+2),
@@ -221,9 +225,20 @@ func FuzzRelay(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 2, 0, 1, 0})
 	f.Add([]byte{4, 0, 0, 0, 2, 0, 2, 0, 1, 2, 3, 4})
 	f.Add([]byte{0, 0, 0, 0, 16, 0, 3, 0, 1, 0, 0, 0, 16, 0, 1, 0, 9})
+	f.Add([]byte{6, 0, 0, 0, 16, 0, 5, 0, 10, 7, 0, 10, 0, 80, 2, 0, 0, 0, 16, 0, 1, 0, 1, 2, 0, 0, 0, 0, 16, 0, 4, 0}) // a flow, data, its end
+	f.Add([]byte{6, 0, 0, 0, 17, 0, 5, 0, 10, 7, 0, 10, 0, 80, 0, 0, 0, 0, 17, 0, 6, 0})                                // and a reset
+	f.Add([]byte{13, 0, 0, 0, 0, 0, 7, 0, 127, 0, 0, 1, 1, 1, 10, 7, 0, 10, 0, 53, 9})                                  // a datagram
 	f.Fuzz(func(t *testing.T, data []byte) {
 		a, b := sockets(t)
-		n := New(a, Config{Open: func() (*os.File, error) { c, d := sockets(t); c.Close(); return d, nil }})
+		n := New(a, Config{Open: func() (*os.File, error) { c, d := sockets(t); c.Close(); return d, nil },
+			Flow: func(_ netip.AddrPort, f *Flow) {
+				go func() { io.Copy(f, f); f.CloseWrite(); f.Close() }()
+			},
+			Datagram: func(from, to netip.AddrPort, b []byte) {
+				if !from.Addr().Is4() || !to.Addr().Is4() || len(b) > DatagramMax {
+					t.Errorf("a datagram of %d bytes from %s to %s", len(b), from, to)
+				}
+			}})
 		got, into := pipes(t)
 		defer got.Close()
 		must(t, n.Join(Stdout, nil, into))

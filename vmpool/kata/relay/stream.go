@@ -14,6 +14,7 @@ import (
 type stream struct {
 	r       *Relay
 	id      uint16
+	flow    bool // a connection of the function's: it can end by a reset
 	in, out *os.File
 	rawIn   syscall.RawConn // nil for a direction that is not used
 	rawOut  syscall.RawConn
@@ -72,9 +73,10 @@ func polled(f *os.File) (*os.File, syscall.RawConn, error) {
 }
 
 const (
-	again = -1 // nothing to read now
-	ended = 0
-	stuck = -2 // no credit
+	again  = -1 // nothing to read now
+	ended  = 0
+	stuck  = -2 // no credit
+	broken = -3 // no end, an error
 )
 
 // step moves what in holds to the connection, at most one frame. Read and write happen under one lock, so that nothing
@@ -95,7 +97,9 @@ func (s *stream) step(fd int, buf []byte) int {
 	switch {
 	case err == unix.EAGAIN:
 		return again
-	case err != nil || n == 0:
+	case err != nil:
+		return broken
+	case n == 0:
 		return ended
 	}
 	s.r.ahead(s)
@@ -111,21 +115,24 @@ func (s *stream) step(fd int, buf []byte) int {
 // pump moves in to the connection until it ends.
 func (s *stream) pump() {
 	buf := make([]byte, bodyMax)
+	state := again
 	for {
-		state := again
+		state = again
 		err := s.rawIn.Read(func(fd uintptr) bool {
 			state = s.step(int(fd), buf)
 			return state != again
 		})
-		if err != nil || state == ended {
-			break
-		}
-		if state == stuck && !s.wait() {
+		if err != nil || state == ended || state == broken || state == stuck && !s.wait() {
 			break
 		}
 	}
-	s.r.frame(typeClose, s.id, nil)
-	s.leave(&s.inDone)
+	if state == broken && s.flow {
+		s.giveUp()
+	}
+	if !s.isClosed() {
+		s.r.frame(typeClose, s.id)
+		s.leave(&s.inDone)
+	}
 }
 
 // drain moves what in holds now and what credit allows.
@@ -162,6 +169,8 @@ func (s *stream) allow(n uint32) error {
 	s.grown.Broadcast()
 	return nil
 }
+
+func (s *stream) number() uint16 { return s.id }
 
 // deliver writes what came to out: at once what fits, the rest by the goroutine of flush.
 func (s *stream) deliver(b []byte) error {
@@ -238,11 +247,16 @@ func (s *stream) flush() {
 		s.took += n
 		s.settle()
 		s.mu.Unlock()
+		if err != nil && s.flow {
+			s.giveUp()
+		}
 		if err != nil {
 			break
 		}
 	}
-	s.leave(&s.outDone)
+	if !s.isClosed() {
+		s.leave(&s.outDone)
+	}
 }
 
 // leave ends one direction and, with the second, the stream.
@@ -272,6 +286,12 @@ func (s *stream) hangUp() {
 	if s.in != nil {
 		s.in.SetReadDeadline(time.Unix(1, 0)) // ends the pump
 	}
+}
+
+func (s *stream) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // shut closes the descriptors, which ends both directions.
