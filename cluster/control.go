@@ -111,6 +111,7 @@ type Load struct {
 	CPU        uint16 `cbor:"6,keyasint" json:"cpu"` // busy share of all cores, in thousandths
 
 	Isolations starling.Isolations `cbor:"7,keyasint,omitempty" json:"isolations,omitempty"` // that the host can give; an older release says none and gives process
+	Flows      uint32              `cbor:"8,keyasint,omitempty" json:"flows,omitempty"`      // of functions, that the gateway carries
 }
 
 // Welcome says that the session is open and under which claim the manager leads.

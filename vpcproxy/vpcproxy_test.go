@@ -3,6 +3,7 @@ package vpcproxy
 import (
 	"bytes"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -82,6 +83,8 @@ func TestLoopbackStaysTheCodesOwn(t *testing.T) {
 	}
 }
 
+var randomTries = flag.Int("tries", 3000, "random tries of two accounts with the same addresses")
+
 // Two accounts with the same addresses: whatever they try, each hears its own servers or nobody.
 func TestAccountsWithTheSameAddressesNeverMeet(t *testing.T) {
 	w := newWorld(t, 2, nil)
@@ -101,7 +104,7 @@ func TestAccountsWithTheSameAddressesNeverMeet(t *testing.T) {
 	}
 	var mu sync.Mutex
 	reached, crossed := 0, 0
-	for i := range 3000 {
+	for i := range *randomTries {
 		account := []starling.AccountID{"acme", "zeta"}[rng.IntN(2)]
 		to := fmt.Sprintf("10.7.0.%d:%d", []int{10, 10, 66, 99, 2, rng.IntN(256)}[rng.IntN(6)], []int{8080, 8080, 9000, 53, 1 + rng.IntN(65535)}[rng.IntN(5)])
 		if strings.HasPrefix(to, "10.7.0.") && rng.IntN(10) == 0 {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -32,6 +33,8 @@ import (
 // A world is one host, some gateways and the networks of two accounts, which have the same ranges and addresses.
 type world struct {
 	t        testing.TB
+	ca       *identity.CA
+	dir      string // in which gateways find each other
 	host     *quic.Endpoint
 	tunnel   *tunnel.Tunnel
 	maker    *capture.Maker
@@ -42,6 +45,7 @@ type world struct {
 	versions sync.Map // by id
 	placed   atomic.Bool
 	next     uint64
+	mu       sync.Mutex // guards gateways
 }
 
 type gatewayNode struct {
@@ -49,6 +53,7 @@ type gatewayNode struct {
 	endpoint *quic.Endpoint
 	gateway  *gateway.Gateway
 	dead     atomic.Bool
+	leaving  atomic.Bool // the operator's word that it is to be emptied
 }
 
 // tenant is one account's own network: inside, where its servers are, and the namespace that gateways dial in.
@@ -73,7 +78,7 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	w := &world{t: t, tenants: map[starling.AccountID]*tenant{}, networks: map[starling.NetworkRef]*starling.Network{}}
+	w := &world{t: t, dir: filepath.Join(t.TempDir(), "gateways"), tenants: map[starling.AccountID]*tenant{}, networks: map[starling.NetworkRef]*starling.Network{}}
 	w.placed.Store(true)
 	for _, name := range []string{"acme", "zeta"} {
 		w.tenants[starling.AccountID(name)] = newTenant(t, name)
@@ -84,6 +89,7 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	}
 	ca, err := identity.NewCA("test", time.Now())
 	must(t, err)
+	w.ca = ca
 	w.signer = &desk.Signer{Seed: bytes.Repeat([]byte{3}, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler),
 		Version: func(_ context.Context, id starling.VersionID) (*starling.Version, error) {
 			v, _ := w.versions.Load(id)
@@ -101,9 +107,13 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 }
 
 func (w *world) alive() (out []starling.Node) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, g := range w.gateways {
 		if !g.dead.Load() {
-			out = append(out, g.node)
+			n := g.node
+			n.Draining = g.leaving.Load()
+			out = append(out, n)
 		}
 	}
 	return out
@@ -122,10 +132,19 @@ func (w *world) addGateway(ca *identity.CA, id starling.NodeID, change func(*gat
 	for account, t := range w.tenants {
 		cfg.Uplinks[starling.NetworkRef{Account: account, Name: "db"}] = gateway.Uplink{Namespace: fmt.Sprintf("/proc/self/fd/%d", t.uplink.Fd())}
 	}
+	g := &gatewayNode{}
+	cfg.Handover = gateway.Handover{Dir: w.dir, Self: id, Successors: func() (out []starling.NodeID, leaving bool) {
+		for _, n := range w.alive() {
+			if !n.Draining {
+				out = append(out, n.ID)
+			}
+		}
+		return out, g.leaving.Load()
+	}}
 	if change != nil {
 		change(&cfg)
 	}
-	g := &gatewayNode{gateway: gateway.New(cfg)}
+	g.gateway = gateway.New(cfg)
 	must(w.t, g.gateway.Open())
 	g.endpoint = endpoint(w.t, ca, id, starling.RoleGateway, true, g.gateway.Serve)
 	g.endpoint.Handle(transport.ChannelProbe, g.gateway.ServeProbe)
@@ -134,7 +153,9 @@ func (w *world) addGateway(ca *identity.CA, id starling.NodeID, change func(*gat
 		time.Sleep(time.Millisecond)
 	}
 	w.t.Cleanup(func() { g.gateway.Close() })
+	w.mu.Lock()
 	w.gateways = append(w.gateways, g)
+	w.mu.Unlock()
 }
 
 func endpoint(t testing.TB, ca *identity.CA, id starling.NodeID, roles starling.Roles, flows bool, serve func(transport.Stream)) *quic.Endpoint {
@@ -194,8 +215,8 @@ func raise(t testing.TB, ns *os.File, link string, addrs ...string) {
 	}))
 }
 
-// serve answers inside the tenant: port 8080 says the tenant's name and echoes, 8081 sends for ever, UDP 9000 says name and datagram,
-// UDP 53 resolves every name to 10.7.0.10, and rebind.* to the metadata address.
+// serve answers inside the tenant: port 8080 says the tenant's name and echoes, 8081 sends for ever, 8082 says how many bytes came, UDP
+// 9000 says name and datagram, UDP 53 resolves every name to 10.7.0.10, and rebind.* to the metadata address.
 func (c *tenant) serve(t testing.TB) {
 	listen := func(addr string, f func(net.Conn)) {
 		var l net.Listener
@@ -222,10 +243,20 @@ func (c *tenant) serve(t testing.TB) {
 	listen("0.0.0.0:8081", func(conn net.Conn) {
 		defer conn.Close()
 		block := make([]byte, 64<<10)
+		if err := conn.(*net.TCPConn).SetWriteBuffer(256 << 10); err != nil { // a server's memory is of another machine's kernel
+			return
+		}
 		for {
 			if _, err := conn.Write(block); err != nil {
 				return
 			}
+		}
+	})
+	listen("0.0.0.0:8082", func(conn net.Conn) {
+		defer conn.Close()
+		n, err := io.Copy(io.Discard, struct{ io.Reader }{conn})
+		if err == nil {
+			fmt.Fprintln(conn, n)
 		}
 	})
 	packet := func(addr string, f func([]byte) []byte) {
@@ -283,15 +314,27 @@ type sandbox struct {
 }
 
 func (w *world) sandbox() *sandbox {
+	s := w.bare()
+	w.prepare(s)
+	return s
+}
+
+// bare makes a sandbox's namespace alone.
+func (w *world) bare() *sandbox {
 	ns, err := netns.New()
 	must(w.t, err)
+	w.t.Cleanup(func() { ns.Close() })
 	raise(w.t, ns, "lo")
-	dup, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return &sandbox{ns: ns}
+}
+
+// prepare lays an outlet into it.
+func (w *world) prepare(s *sandbox) {
+	dup, err := unix.FcntlInt(s.ns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	must(w.t, err)
-	o, err := w.maker.Prepare(os.NewFile(uintptr(dup), "netns"))
+	s.outlet, err = w.maker.Prepare(os.NewFile(uintptr(dup), "netns"))
 	must(w.t, err)
-	w.t.Cleanup(func() { o.Close(); ns.Close() })
-	return &sandbox{ns, o}
+	w.t.Cleanup(func() { s.outlet.Close() })
 }
 
 // attachment makes a version of an account with its network db.

@@ -41,7 +41,8 @@ func nodeDrain(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "drain NODE", Short: "Move everything off a node and keep it empty (admin)", Args: cobra.ExactArgs(1),
 		Long: `Drain marks a node: its partitions move to others without a pause that callers see, no new instances are placed on it, and
-a manager that leads hands the lead on. It shows what is left until nothing is. 'starling node undrain' takes the mark off.`,
+a manager that leads hands the lead on. A gateway gives its live connections to another on the same machine (starling node --handover);
+without one they stay until they end. It shows what is left until nothing is. 'starling node undrain' takes the mark off.`,
 		Example: "  starling node drain n2\n  starling node drain host-b --wait 5m\n  starling node drain n2 --wait 0",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			n, err := a.findNode(cmd.Context(), args[0])
@@ -66,27 +67,27 @@ func (a *app) awaitEmpty(ctx context.Context, id starling.NodeID, wait time.Dura
 	defer cancel()
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	for shown, parts, instances := "", 0, uint32(0); ; {
+	for shown, parts, instances, flows := "", 0, uint32(0), uint32(0); ; {
 		n, err := a.findNode(ctx, id.String())
 		if err == nil {
 			list, partsErr := a.client().Partitions(ctx)
 			if err = partsErr; err == nil {
-				parts, instances = owned(list)[id], 0
+				parts, instances, flows = owned(list)[id], 0, 0
 				if n.Load != nil {
-					instances = n.Load.Instances
+					instances, flows = n.Load.Instances, n.Load.Flows
 				}
 			}
 		}
 		switch {
 		case ctx.Err() != nil:
-			return starling.Errorf(starling.Timeout, "drain node", "%s still has %d partitions and %d instances after %s; it goes on being drained", id, parts, instances, wait)
+			return starling.Errorf(starling.Timeout, "drain node", "%s still has %d partitions, %d instances and %d flows after %s; it goes on being drained", id, parts, instances, flows, wait)
 		case err != nil:
 			return err
-		case parts == 0 && instances == 0 && (n.Load != nil || strings.HasPrefix(n.State, "down")):
+		case parts == 0 && instances == 0 && flows == 0 && (n.Load != nil || strings.HasPrefix(n.State, "down")):
 			return a.say(protocol.Draining{Draining: true}, "%s is empty.", id)
 		}
 		if a.flags.output != "json" && a.flags.output != "yaml" {
-			if now := fmt.Sprintf("%s: %d partitions, %d instances left", id, parts, instances); now != shown {
+			if now := fmt.Sprintf("%s: %d partitions, %d instances, %d flows left", id, parts, instances, flows); now != shown {
 				shown = now
 				if err := a.say(nil, "%s", now); err != nil {
 					return err

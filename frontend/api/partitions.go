@@ -177,10 +177,10 @@ func (a *api) removeNode(ctx context.Context, _ auth.Principal, in *removeInput)
 
 // leftOn says what a node still has; "" for nothing.
 func leftOn(n cluster.NodeStatus) string {
-	if n.Load.Partitions == 0 && n.Load.Instances == 0 {
+	if n.Load.Partitions == 0 && n.Load.Instances == 0 && n.Load.Flows == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d partitions and %d instances", n.Load.Partitions, n.Load.Instances)
+	return fmt.Sprintf("%d partitions, %d instances and %d flows", n.Load.Partitions, n.Load.Instances, n.Load.Flows)
 }
 
 // observed adds what the leading manager hears of the nodes to a list of them. Without an answer the list stays as it is.
@@ -207,7 +207,7 @@ func (a *api) observed(ctx context.Context, nodes []protocol.Node) {
 	for i := range nodes {
 		for _, n := range s.Nodes {
 			if n.Node.ID == nodes[i].ID {
-				nodes[i].Load = &protocol.NodeLoad{Partitions: n.Load.Partitions, Acquires: n.Load.Acquires, Instances: n.Load.Instances, FreeMiB: n.Load.FreeMiB, TotalMiB: n.Load.TotalMiB, Isolations: givenBy(n)}
+				nodes[i].Load = &protocol.NodeLoad{Partitions: n.Load.Partitions, Acquires: n.Load.Acquires, Instances: n.Load.Instances, FreeMiB: n.Load.FreeMiB, TotalMiB: n.Load.TotalMiB, Isolations: givenBy(n), Flows: n.Load.Flows}
 				nodes[i].Level = int(n.Level)
 			}
 		}

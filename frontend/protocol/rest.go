@@ -131,6 +131,7 @@ type NodeLoad struct {
 	FreeMiB    uint32 `json:"freeMiB"` // memory that new instances may claim
 	TotalMiB   uint32 `json:"totalMiB"`
 	Isolations string `json:"isolations,omitempty"` // that a host can give, such as "process,gvisor"
+	Flows      uint32 `json:"flows,omitempty"`      // of functions, that a gateway carries
 }
 
 // An Isolation is what the operator says of isolation, and what counts.

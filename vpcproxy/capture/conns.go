@@ -6,8 +6,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"time"
+
+	"github.com/VictoriaMetrics/metrics"
 
 	"starling/internal/steer"
 	"starling/vpcproxy/header"
@@ -61,9 +62,9 @@ func (o *Outlet) serve(ctx context.Context, to netip.AddrPort, side splice.Side)
 		side.Abort()
 		return
 	}
-	var in, out atomic.Uint64
-	defer context.AfterFunc(ctx, s.Cancel)()
-	splice.Join(side, splice.Stream(s), idleConn, &out, &in)
+	j := splice.New(side, idleConn, splice.Counter{Sent: new(metrics.Counter), Taken: new(metrics.Counter)})
+	defer context.AfterFunc(ctx, j.Abort)()
+	j.Run(ctx, s)
 }
 
 // deny writes down, once a second, what is refused before it leaves the host.

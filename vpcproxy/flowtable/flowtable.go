@@ -109,7 +109,14 @@ func (t *Table) Begin(now time.Time, k Key, network Limits) Refusal {
 	return Admitted
 }
 
-// End ends a flow that Begin admitted.
+// Adopt takes a flow that began at another gateway: no limit is asked, but it counts as one that is at work.
+func (t *Table) Adopt(now time.Time, k Key, network Limits) {
+	bucketOf(t.accounts, k.Function.Account, now, t.account.Rate).conns++
+	bucketOf(t.networks, starling.NetworkRef{Account: k.Function.Account, Name: k.Network}, now, network.Rate).conns++
+	bucketOf(t.funcs, k.Function, now, t.function.Rate).conns++
+}
+
+// End ends a flow that Begin admitted or Adopt took.
 func (t *Table) End(k Key) {
 	for _, b := range []*bucket{t.accounts[k.Function.Account], t.networks[starling.NetworkRef{Account: k.Function.Account, Name: k.Network}], t.funcs[k.Function]} {
 		if b != nil {

@@ -13,6 +13,7 @@ import (
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/netns"
 	"starling/vpcproxy/policy"
+	"starling/vpcproxy/resume"
 )
 
 // An attempt is one flow from its header on.
@@ -20,6 +21,8 @@ type attempt struct {
 	header.Header
 	gateway *Gateway
 	host    starling.NodeID
+	began   time.Time
+	token   resume.Token // zero when the flow ends with this gateway
 	grant   grant.Grant
 	plug    *plug
 	network *starling.Network // nil for internet
@@ -59,30 +62,43 @@ func (f *attempt) admit(ctx context.Context) header.Answer {
 
 // enter finds the network that the flow's grant names, and takes the flow's place in the table.
 func (f *attempt) enter(ctx context.Context) header.Answer {
-	g := f.gateway
-	var err error
-	limits := g.cfg.InternetLimits
-	if ref := f.grant.Ref(); f.grant.Network == starling.Internet {
-		f.plug = g.plugs[internet]
-	} else if f.plug = g.plugs[ref]; f.plug != nil {
-		if f.network, err = g.cfg.Network(ctx, ref); err != nil {
-			f.seldom("network not known: " + err.Error())
-			return header.NoUplink
-		}
-		limits = flowtable.Limits{Conns: f.network.ConnMax, Rate: f.network.RateMax}
+	limits, err := f.plugIn(ctx)
+	if err == nil {
+		f.rules, err = f.gateway.rules(f.plug, f.network)
 	}
-	if f.plug == nil {
-		f.seldom("this gateway is not plugged into the network")
-		return header.NoUplink
-	}
-	if f.rules, err = g.rules(f.plug, f.network); err != nil {
-		f.seldom("rules: " + err.Error())
+	if err != nil {
+		f.seldom(err.Error())
 		return header.NoUplink
 	}
 	if !f.count(limits) {
 		return header.Limit
 	}
 	return header.Open
+}
+
+// plugIn finds the network that the flow's grant names and returns its limits.
+func (f *attempt) plugIn(ctx context.Context) (flowtable.Limits, error) {
+	g := f.gateway
+	limits := g.cfg.InternetLimits
+	if f.plug = g.plug(f.grant.Ref()); f.plug == nil {
+		return limits, starling.Errorf(starling.NotFound, "enter network", "this gateway is not plugged into the network")
+	}
+	if f.grant.Network != starling.Internet {
+		var err error
+		if f.network, err = g.cfg.Network(ctx, f.grant.Ref()); err != nil {
+			return limits, starling.Errorf(starling.KindOf(err), "enter network", "network not known: %w", err)
+		}
+		limits = flowtable.Limits{Conns: f.network.ConnMax, Rate: f.network.RateMax}
+	}
+	return limits, nil
+}
+
+// plug returns how the gateway is plugged into an account's network; nil when it is not.
+func (g *Gateway) plug(ref starling.NetworkRef) *plug {
+	if ref.Name == starling.Internet {
+		return g.plugs[internet]
+	}
+	return g.plugs[ref]
 }
 
 func (f *attempt) key() flowtable.Key {

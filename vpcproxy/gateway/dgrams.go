@@ -32,7 +32,7 @@ func (f *attempt) exchange(s transport.Stream, c net.Conn) {
 			if _, err := s.Write(header.AppendDatagram(nil, buf[:n])); err != nil {
 				return
 			}
-			f.plug.flows.down.Add(uint64(n))
+			f.plug.flows.down.Add(n)
 		}
 	}()
 	buf := make([]byte, header.DatagramMax)
@@ -45,7 +45,7 @@ func (f *attempt) exchange(s transport.Stream, c net.Conn) {
 		if _, err := c.Write(d); err != nil && !transient(err) {
 			break
 		}
-		f.plug.flows.up.Add(uint64(len(d)))
+		f.plug.flows.up.Add(len(d))
 	}
 	c.Close()
 	<-ended
@@ -77,9 +77,9 @@ func (f *attempt) serveName(s transport.Stream) {
 	if err != nil || len(question) < dnsHead {
 		return
 	}
-	f.plug.flows.up.Add(uint64(len(question)))
+	f.plug.flows.up.Add(len(question))
 	answer := f.resolve(question)
-	f.plug.flows.down.Add(uint64(len(answer)))
+	f.plug.flows.down.Add(len(answer))
 	if _, err := s.Write(header.AppendDatagram(nil, answer)); err == nil {
 		_ = s.CloseWrite()
 	}

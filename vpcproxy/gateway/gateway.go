@@ -20,9 +20,11 @@ import (
 	"starling/transport"
 	"starling/vpcproxy/flowtable"
 	"starling/vpcproxy/grant"
+	"starling/vpcproxy/handover"
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/netns"
 	"starling/vpcproxy/policy"
+	"starling/vpcproxy/resume"
 	"starling/vpcproxy/splice"
 )
 
@@ -62,6 +64,9 @@ type Config struct {
 	FlowTime       time.Duration    // of any flow; 0 means grant.LifeMax
 	Log            *slog.Logger
 	Now            func() time.Time
+
+	// Handover is how flows go on at another gateway of this machine; the zero one is: they do not.
+	Handover Handover
 }
 
 func (c Config) withDefaults() Config {
@@ -89,7 +94,8 @@ func (c Config) withDefaults() Config {
 }
 
 // A Gateway lets flows out. Create it with New, start it with Open, and Close it; it has one goroutine that keeps the key, and two for
-// each flow, of which one is the endpoint's. Close ends every flow and waits for its own.
+// each flow, of which one is the endpoint's. With Handover it has two more, and one for each flow that another gateway takes. Close ends every
+// flow and waits for its own.
 type Gateway struct {
 	cfg   Config
 	group *run.Group
@@ -97,10 +103,15 @@ type Gateway struct {
 	plugs map[starling.NetworkRef]*plug
 	key   atomic.Pointer[key]
 
-	mu     sync.Mutex // guards the rest; a leaf
-	table  *flowtable.Table
-	grants map[string]grant.Grant // that were checked, by their bytes
-	quiet  time.Time              // when seldom last wrote
+	desk *handover.Listener // nil without Handover
+
+	mu        sync.Mutex // guards the rest; a leaf
+	table     *flowtable.Table
+	grants    map[string]grant.Grant // that were checked, by their bytes
+	quiet     time.Time              // when seldom last wrote
+	movables  map[resume.Token]*movable
+	watches   map[*watch]struct{}
+	successor starling.NodeID // where flows should go on; 0 for here
 }
 
 // A key is what grants are judged by.
@@ -124,7 +135,8 @@ type plug struct {
 
 // New returns a gateway that does nothing yet.
 func New(cfg Config) *Gateway {
-	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), plugs: map[starling.NetworkRef]*plug{}, grants: map[string]grant.Grant{}}
+	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), plugs: map[starling.NetworkRef]*plug{}, grants: map[string]grant.Grant{},
+		movables: map[resume.Token]*movable{}, watches: map[*watch]struct{}{}}
 	g.table = flowtable.New(g.cfg.AccountLimits, g.cfg.FunctionLimits)
 	g.m = newMeters(g)
 	return g
@@ -145,13 +157,19 @@ func (g *Gateway) Open() error {
 		}
 	}
 	g.group.Go(g.keepKey)
+	if err := g.openHandover(); err != nil {
+		return errors.Join(err, g.Close())
+	}
 	return nil
 }
 
 // Close ends every flow.
 func (g *Gateway) Close() error {
-	g.group.Stop()
 	var errs []error
+	if g.desk != nil {
+		errs = append(errs, g.desk.Close())
+	}
+	g.group.Stop()
 	for _, p := range g.plugs {
 		errs = append(errs, p.ns.Close())
 	}
@@ -194,16 +212,29 @@ func (g *Gateway) Serve(s transport.Stream) {
 		return
 	}
 	_ = s.SetReadDeadline(time.Time{}) // fails on a stream that has ended, which the first reading says
+	switch h.Kind {
+	case header.Watch:
+		g.serveWatch(s)
+		return
+	case header.Resume:
+		g.serveResume(s, h)
+		return
+	}
+	f := &attempt{gateway: g, Header: h, host: s.Peer().Node, began: g.cfg.Now()}
+	g.serveFlow(s, f)
+}
+
+// serveFlow carries a new flow, when it may begin.
+func (g *Gateway) serveFlow(s transport.Stream, f *attempt) {
 	ctx, cancel := context.WithTimeout(g.group.Context(), g.cfg.FlowTime)
 	defer cancel()
 	defer context.AfterFunc(ctx, s.Cancel)()
-	f := &attempt{gateway: g, Header: h, host: s.Peer().Node}
 	if answer := f.admit(ctx); answer != header.Open {
 		g.refuse(s, answer)
 		return
 	}
 	defer f.end()
-	if h.Kind == header.DNS {
+	if f.Kind == header.DNS {
 		f.serveName(s)
 		return
 	}
@@ -213,7 +244,12 @@ func (g *Gateway) Serve(s transport.Stream) {
 		g.refuse(s, answer)
 		return
 	}
-	if _, err := s.Write([]byte{byte(header.Open)}); err != nil {
+	open := []byte{byte(header.Open)}
+	if f.Version == header.Movable && f.Kind == header.TCP {
+		f.token = newToken()
+		open = append(open, f.token[:]...)
+	}
+	if _, err := s.Write(open); err != nil {
 		c.Close()
 		return
 	}
@@ -236,12 +272,26 @@ func (f *attempt) carry(ctx context.Context, s transport.Stream, c net.Conn) {
 		c.Close()
 		_ = s.CloseWrite() // the answer is all there is
 	case ok:
-		side := splice.Conn(tcp)
-		defer context.AfterFunc(ctx, side.Abort)()
-		splice.Join(splice.Stream(s), side, f.gateway.cfg.IdleTime, &f.plug.flows.up, &f.plug.flows.down)
+		f.carryTCP(ctx, s, tcp, resume.Account{})
 	default:
 		defer context.AfterFunc(ctx, func() { c.Close() })()
 		f.exchange(s, c)
+	}
+}
+
+// carryTCP carries a connection until it ends, here or by going on at another gateway.
+func (f *attempt) carryTCP(ctx context.Context, s transport.Stream, c *net.TCPConn, account resume.Account) {
+	// what goes to the tunnel is what comes in for the function
+	j := splice.Resumed(splice.Conn(c), f.gateway.cfg.IdleTime, splice.Counter{Sent: f.plug.flows.down, Taken: f.plug.flows.up}, account)
+	defer context.AfterFunc(ctx, j.Abort)()
+	if f.token == (resume.Token{}) {
+		j.Carry(s)
+		return
+	}
+	m := f.gateway.lend(f, j, c)
+	defer m.end()
+	if !j.Carry(s) {
+		m.leave(s)
 	}
 }
 

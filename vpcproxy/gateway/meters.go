@@ -3,7 +3,6 @@ package gateway
 import (
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/VictoriaMetrics/metrics"
@@ -18,10 +17,12 @@ type meters struct {
 	kinds   map[header.Kind]*metrics.Counter
 	answers map[header.Answer]*metrics.Counter
 	dialled *metrics.Histogram
+
+	handed, resumed, lost *metrics.Counter // flows that went to another gateway, came from one, were reset on the way
 }
 
 // flowCounters are the bytes of one network.
-type flowCounters struct{ up, down atomic.Uint64 }
+type flowCounters struct{ up, down *metrics.Counter }
 
 func newMeters(g *Gateway) *meters {
 	m := &meters{set: metrics.NewSet(), kinds: map[header.Kind]*metrics.Counter{}, answers: map[header.Answer]*metrics.Counter{}}
@@ -32,27 +33,30 @@ func newMeters(g *Gateway) *meters {
 		m.answers[a] = m.set.NewCounter(fmt.Sprintf("starling_gateway_refused_total{why=%q}", a.String()))
 	}
 	m.dialled = m.set.NewHistogram("starling_gateway_dial_seconds")
-	m.set.NewGauge("starling_gateway_flows", func() float64 {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return float64(g.table.Conns())
-	})
+	m.handed, m.resumed, m.lost = m.set.NewCounter("starling_gateway_handed_total"), m.set.NewCounter("starling_gateway_resumed_total"), m.set.NewCounter("starling_gateway_lost_total")
+	m.set.NewGauge("starling_gateway_flows", func() float64 { return float64(g.Flows()) })
 	m.set.NewGauge("starling_gateway_networks", func() float64 { return float64(len(g.cfg.Uplinks)) })
 	return m
 }
 
 // network makes the counters of one network.
 func (m *meters) network(ref starling.NetworkRef) *flowCounters {
-	c := &flowCounters{}
-	for direction, n := range map[string]*atomic.Uint64{"out": &c.up, "in": &c.down} {
-		m.set.NewGauge(fmt.Sprintf("starling_gateway_bytes_total{network=%q,direction=%q}", ref.String(), direction), func() float64 { return float64(n.Load()) })
+	bytes := func(direction string) *metrics.Counter {
+		return m.set.NewCounter(fmt.Sprintf("starling_gateway_bytes_total{network=%q,direction=%q}", ref.String(), direction))
 	}
-	return c
+	return &flowCounters{bytes("out"), bytes("in")}
 }
 
 func (m *meters) begun(k header.Kind) { m.kinds[k].Inc() }
 
 func (m *meters) refused(a header.Answer) { m.answers[a].Inc() }
+
+// Flows returns how many flows the gateway carries now.
+func (g *Gateway) Flows() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.table.Conns()
+}
 
 // Metrics returns the gateway's numbers.
 func (g *Gateway) Metrics() *metrics.Set { return g.m.set }

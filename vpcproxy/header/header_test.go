@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"starling"
+	"starling/vpcproxy/resume"
 )
 
 func samples() []Header {
@@ -15,6 +16,9 @@ func samples() []Header {
 		{Kind: UDP, Grant: bytes.Repeat([]byte{1}, 512), To: netip.MustParseAddrPort("[fd00::5]:53")},
 		{Kind: TCP, Grant: []byte{}, To: netip.MustParseAddrPort("[::ffff:10.0.0.5]:80")},
 		{Kind: DNS, Grant: []byte("g")},
+		{Version: Movable, Kind: TCP, Grant: []byte("g"), To: netip.MustParseAddrPort("10.0.0.5:5432")},
+		{Version: Movable, Kind: Watch, Grant: []byte{}},
+		{Version: Movable, Kind: Resume, Grant: []byte{}, From: 1 << 40, Token: resume.Token{1, 15: 9}, Sent: 1 << 50},
 	}
 }
 
@@ -22,7 +26,7 @@ func TestHeaderComesBackAndNothingMoreIsRead(t *testing.T) {
 	for _, h := range samples() {
 		r := bytes.NewReader(append(Append(nil, h), "rest"...))
 		got, err := Read(r)
-		if err != nil || got.Kind != h.Kind || !bytes.Equal(got.Grant, h.Grant) || got.To != h.To {
+		if err != nil || got.Version != max(h.Version, Fixed) || got.Kind != h.Kind || !bytes.Equal(got.Grant, h.Grant) || got.To != h.To || got.From != h.From || got.Token != h.Token || got.Sent != h.Sent {
 			t.Errorf("%+v, %v; want %+v", got, err, h)
 		}
 		if rest, _ := io.ReadAll(r); string(rest) != "rest" {
@@ -34,7 +38,11 @@ func TestHeaderComesBackAndNothingMoreIsRead(t *testing.T) {
 func TestHeaderIsRefused(t *testing.T) {
 	good := Append(nil, samples()[0])
 	for name, b := range map[string][]byte{
-		"another version":        append([]byte{2}, good[1:]...),
+		"another version":        append([]byte{3}, good[1:]...),
+		"version 0":              append([]byte{0}, good[1:]...),
+		"a watch of version 1":   {1, 5, 0, 0, 0, 0, 0},
+		"a watch of an address":  {2, 5, 0, 0, 4, 1, 2, 3, 4, 0, 80},
+		"a kind past the last":   {2, 7, 0, 0, 0, 0, 0},
 		"kind 0":                 {1, 0, 0, 0, 4, 1, 2, 3, 4, 0, 80},
 		"an unknown kind":        {1, 9, 0, 0, 4, 1, 2, 3, 4, 0, 80},
 		"a grant of 513 bytes":   {1, 1, 2, 1},

@@ -63,6 +63,21 @@ func Same(a, b *os.File) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
+// Holds reports whether a socket was made in ns.
+func Holds(ns *os.File, socket syscall.RawConn) bool {
+	same := false
+	err := socket.Control(func(fd uintptr) {
+		of, _, code := unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCGSKNS, 0)
+		if code != 0 {
+			return
+		}
+		f := os.NewFile(of, "netns")
+		same = Same(ns, f)
+		f.Close()
+	})
+	return err == nil && same
+}
+
 // IsHome reports whether ns is this process's own.
 func IsHome(ns *os.File) bool {
 	h, err := home()
@@ -123,6 +138,11 @@ func Dial(ns *os.File, network string, from netip.Addr, to netip.AddrPort, patie
 		return nil, err
 	}
 	if from.IsValid() {
+		// the port is chosen when the destination is known: one port serves many destinations
+		if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("bind %s: %w", from, err)
+		}
 		if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(from, 0))); err != nil {
 			unix.Close(fd)
 			return nil, fmt.Errorf("bind %s: %w", from, err)

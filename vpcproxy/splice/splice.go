@@ -1,17 +1,25 @@
-// Package splice carries bytes both ways between two ends until both are done.
+// Package splice carries bytes between a connection and a stream until both directions are done, and lets the stream be replaced by
+// another while it does.
 package splice
 
 import (
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/VictoriaMetrics/metrics"
+	"golang.org/x/sys/unix"
+
 	"starling/transport"
+	"starling/vpcproxy/resume"
 )
 
-// A Side is one end. Abort ends it so that its peer can tell it from a good end; Close frees what it holds.
+// A Side is the end of a flow that stays: a connection. Abort ends it so that its peer can tell it from a good end; Close frees what this
+// process holds of it.
 type Side interface {
 	io.Reader
 	io.Writer
@@ -20,8 +28,19 @@ type Side interface {
 	Close() error
 }
 
-// Conn makes a Side of a TCP connection, which Join owns from then on.
-func Conn(c *net.TCPConn) Side { return conn{c} }
+// A pausable side can be stopped with nothing lost. A flow of any other does not move.
+type pausable interface{ SetDeadline(time.Time) error }
+
+// unsentMax is how many bytes the kernel keeps for a connection whose other end does not read, beyond what that has room for.
+const unsentMax = 128 << 10
+
+// Conn makes a Side of a TCP connection, which the side owns from then on.
+func Conn(c *net.TCPConn) Side {
+	if raw, err := c.SyscallConn(); err == nil { // without it one that nobody reads holds more memory, and no harm is done
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMax) })
+	}
+	return conn{c}
+}
 
 type conn struct{ *net.TCPConn }
 
@@ -31,70 +50,248 @@ func (c conn) Abort() {
 	_ = c.TCPConn.Close()
 }
 
-// Stream makes a Side of a stream.
-func Stream(s transport.Stream) Side { return stream{s} }
+// A Counter counts the bytes of both directions, for people.
+type Counter struct {
+	Sent  *metrics.Counter // read from the connection and given to the stream
+	Taken *metrics.Counter // the other direction
+}
 
-type stream struct{ transport.Stream }
+// A Joint is one connection and what becomes of its bytes. Create it with New or Resumed, give it streams by Carry, and end it by Carry's
+// own end, Abort or Release. Carry has two goroutines, of which one is the caller's.
+type Joint struct {
+	side    Side
+	idle    time.Duration
+	count   Counter
+	account resume.Account
+	ended   [2]bool // by direction: the connection has said its last; the stream has
+	began   time.Time
+	moved   atomic.Int64 // since began, when a byte last did
+	watch   *time.Timer
 
-// Abort abandons both directions.
-func (s stream) Abort() { s.Cancel() }
+	mu     sync.Mutex       // guards the rest
+	stream transport.Stream // which Carry works on
+	gone   bool             // the side is no more ours
+}
 
-// Close does nothing: a stream of which both directions have ended holds nothing, and may still deliver what was written.
-func (s stream) Close() error { return nil }
+const (
+	outward = 0 // from the connection to the stream
+	inward  = 1
+)
+
+// New returns the joint of a new flow, which owns side. Nothing may move for idle at most.
+func New(side Side, idle time.Duration, count Counter) *Joint {
+	return Resumed(side, idle, count, resume.Account{})
+}
+
+// Resumed returns the joint of a flow that began elsewhere.
+func Resumed(side Side, idle time.Duration, count Counter, account resume.Account) *Joint {
+	j := &Joint{side: side, idle: idle, count: count, account: account, began: time.Now()}
+	j.mu.Lock() // the first shot waits until watch is set
+	j.watch = time.AfterFunc(idle, j.expire)
+	j.mu.Unlock()
+	return j
+}
+
+// expire ends a flow in which nothing moved for too long.
+func (j *Joint) expire() {
+	j.mu.Lock()
+	still := time.Since(j.began) - time.Duration(j.moved.Load())
+	if !j.gone && still < j.idle {
+		j.watch.Reset(j.idle - still)
+		still = 0
+	}
+	j.mu.Unlock()
+	if still >= j.idle {
+		j.Abort()
+	}
+}
+
+// Abort resets the connection and abandons the stream, unless the joint has ended.
+func (j *Joint) Abort() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.gone {
+		return
+	}
+	j.gone = true
+	j.side.Abort()
+	if j.stream != nil {
+		j.stream.Cancel()
+	}
+	j.watch.Stop()
+}
+
+// Release closes this process's descriptor of the connection, which lives on in another, and reports false when it was reset before.
+func (j *Joint) Release() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.gone {
+		return false
+	}
+	j.gone = true
+	_ = j.side.Close() // what it could say concerns the other process
+	j.watch.Stop()
+	return true
+}
+
+// Pause has Carry return soon, with nothing lost, when the side can be stopped.
+func (j *Joint) Pause() { j.deadline(time.Now()) }
+
+// proceed undoes Pause.
+func (j *Joint) proceed() { j.deadline(time.Time{}) }
+
+func (j *Joint) deadline(t time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	side, ok := j.side.(pausable)
+	if j.gone || !ok {
+		return
+	}
+	_ = side.SetDeadline(t) // these fail on ends that are gone, which the carrying finds out
+	if j.stream != nil {
+		_ = j.stream.SetReadDeadline(t)
+		_ = j.stream.SetWriteDeadline(t)
+	}
+}
+
+// Account returns the flow's account while Carry does not run.
+func (j *Joint) Account() *resume.Account { return &j.account }
+
+// Carry carries bytes between the connection and s until both directions have ended or the flow failed: then it is over and everything is
+// closed. It reports false when it was paused: s is as it was, and the next Carry goes on, with s or another stream.
+func (j *Joint) Carry(s transport.Stream) (over bool) {
+	j.mu.Lock()
+	if j.gone {
+		j.mu.Unlock()
+		s.Cancel()
+		return true
+	}
+	j.stream = s
+	j.mu.Unlock()
+	var other sync.WaitGroup
+	other.Go(func() { j.settle(s, outward, j.carryOut(s)) })
+	j.settle(s, inward, j.carryIn(s))
+	other.Wait()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.gone:
+		return true
+	case j.ended == [2]bool{true, true}:
+		j.gone = true
+		j.watch.Stop()
+		_ = j.side.Close() // both directions have ended: nothing is lost with it
+		return true
+	}
+	return false
+}
+
+// settle says what the end of one direction's carrying means for the flow.
+func (j *Joint) settle(s transport.Stream, direction int, err error) {
+	switch {
+	case err == nil:
+		j.ended[direction] = true
+		if direction == outward {
+			err = s.CloseWrite()
+		} else {
+			err = j.side.CloseWrite()
+		}
+		_ = err // that end is gone, which its reader sees
+	case !errors.Is(err, os.ErrDeadlineExceeded): // which is Pause
+		j.Abort()
+	}
+}
 
 var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
-// Join carries bytes until both directions have ended, one fails, or nothing moved for idle. Whatever ends the one side badly
-// aborts the other. It closes both, uses two goroutines, of which the caller's is one, and adds what it carried to the counters.
-func Join(a, b Side, idle time.Duration, fromA, fromB *atomic.Uint64) {
-	var moved atomic.Int64
-	began := time.Now()
-	abort := func() {
-		a.Abort()
-		b.Abort()
+// carryOut carries to the stream until the connection's end, which is nil.
+func (j *Joint) carryOut(s transport.Stream) error {
+	if err := j.give(s, j.account.Unsent()); err != nil || j.ended[outward] {
+		return err
 	}
-	var watch *time.Timer
-	var mu sync.Mutex // guards watch against its own first shot
-	mu.Lock()
-	watch = time.AfterFunc(idle, func() {
-		mu.Lock()
-		defer mu.Unlock()
-		if still := time.Since(began) - time.Duration(moved.Load()); still < idle {
-			watch.Reset(idle - still)
-			return
-		}
-		abort()
-	})
-	mu.Unlock()
-	carry := func(to, from Side, count *atomic.Uint64) {
-		buf := buffers.Get().(*[32 << 10]byte)
-		defer buffers.Put(buf)
-		for {
-			n, err := from.Read(buf[:])
-			if n > 0 {
-				moved.Store(int64(time.Since(began)))
-				if _, werr := to.Write(buf[:n]); werr != nil {
-					abort()
-					return
-				}
-				count.Add(uint64(n))
-				moved.Store(int64(time.Since(began)))
-			}
-			if err == io.EOF {
-				_ = to.CloseWrite() // fails when that end is gone, which its reader sees
-				return
-			}
-			if err != nil {
-				abort()
-				return
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := j.side.Read(buf[:])
+		if n > 0 {
+			if werr := j.give(s, buf[:n]); werr != nil {
+				return werr
 			}
 		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	var other sync.WaitGroup
-	other.Go(func() { carry(b, a, fromA) })
-	carry(a, b, fromB)
-	other.Wait()
-	watch.Stop()
-	_ = a.Close() // both directions have ended: nothing is lost with it
-	_ = b.Close()
+}
+
+// give writes to the stream what was read from the connection.
+func (j *Joint) give(s transport.Stream, p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	j.touch()
+	n, err := s.Write(p)
+	j.account.Read(p, n)
+	j.count.Sent.Add(n)
+	j.touch()
+	return err
+}
+
+// carryIn carries to the connection until the stream's end, which is nil.
+func (j *Joint) carryIn(s transport.Stream) error {
+	if waiting := j.account.Unwritten(); len(waiting) > 0 {
+		n, err := j.side.Write(waiting)
+		j.account.Return(waiting[n:])
+		j.count.Taken.Add(n)
+		j.touch()
+		if err != nil {
+			return err
+		}
+	}
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := s.Read(buf[:])
+		if n > 0 {
+			j.touch()
+			m, werr := j.side.Write(buf[:n])
+			j.account.Took(buf[:n], m)
+			j.count.Taken.Add(m)
+			j.touch()
+			if werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (j *Joint) touch() { j.moved.Store(int64(time.Since(j.began))) }
+
+// behindTime is how long what is under way on an old stream may take.
+const behindTime = 3 * time.Second
+
+// Take reads from s what its other end says to have sent in all and what has not come yet. It is written first when the carrying goes on.
+func (j *Joint) Take(s transport.Stream, theirs uint64) error {
+	n, err := j.account.Behind(theirs)
+	if err != nil || n == 0 {
+		return err
+	}
+	if err := s.SetReadDeadline(time.Now().Add(behindTime)); err != nil {
+		return err
+	}
+	p := make([]byte, n)
+	if _, err := io.ReadFull(s, p); err != nil {
+		return err
+	}
+	j.account.Took(p, 0)
+	return nil
 }

@@ -9,13 +9,21 @@ import (
 
 	"starling"
 	"starling/transport"
+	"starling/vpcproxy/header"
+	"starling/vpcproxy/resume"
+	"starling/vpcproxy/splice"
 )
 
-// A lineKey names the connection of one network to one gateway.
+// A lineKey names a connection of one network to one gateway.
 type lineKey struct {
 	network starling.NetworkRef
 	gateway starling.NodeID
+	number  int // from 0: there is a next one when lineFlows flows are on this
 }
+
+// lineFlows is how many flows share a connection. So many of the largest windows fill half of the connection's, of which the other end
+// hears anew only when a quarter has been read: flows that nobody reads hold up no other.
+const lineFlows = 128
 
 // A line is one connection, being made, in use, idle or failed. Its fields are guarded by the tunnel's lock.
 type line struct {
@@ -27,14 +35,24 @@ type line struct {
 	failed time.Time
 	flows  int
 	idle   *time.Timer // ends it; nil while there are flows
+
+	watched   bool               // the gateway can ask for a move: set before made is closed
+	moving    context.Context    // ends when it has
+	move      context.CancelFunc // ends it
+	successor starling.NodeID    // where to
 }
 
 // line returns a connection that counts one flow more, for release.
 func (t *Tunnel) line(ctx context.Context, k lineKey, addr string) (*line, error) {
 	t.mu.Lock()
 	l := t.lines[k]
+	for l != nil && !l.over() && l.flows >= lineFlows {
+		k.number++
+		l = t.lines[k]
+	}
 	if l == nil || l.over() {
 		l = &line{owner: t, key: k, made: make(chan struct{})}
+		l.moving, l.move = context.WithCancel(context.Background())
 		t.lines[k] = l
 		if !t.group.Go(func(ctx context.Context) { l.dial(ctx, addr) }) {
 			delete(t.lines, k)
@@ -78,17 +96,64 @@ func (l *line) over() bool {
 	}
 }
 
+// dial makes the connection and hears from then on what the gateway has to say about it.
 func (l *line) dial(ctx context.Context, addr string) {
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	dialling, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	c, err := l.owner.cfg.Dial.Dial(ctx, addr)
+	c, err := l.owner.cfg.Dial.Dial(dialling, addr)
+	var watch transport.Stream
+	if err == nil {
+		watch, err = l.watch(dialling, c)
+	}
 	l.owner.mu.Lock()
-	l.tunnel, l.err = c, err
+	l.tunnel, l.err, l.watched = c, err, watch != nil
 	if err != nil {
 		l.failed = time.Now()
 	}
 	l.owner.mu.Unlock()
 	close(l.made)
+	if watch != nil {
+		l.hear(ctx, watch)
+	}
+}
+
+// watch asks to be told when flows should move; nil when the gateway is of an older release and does not know how.
+func (l *line) watch(ctx context.Context, c transport.Tunnel) (transport.Stream, error) {
+	s, err := c.Open(ctx, transport.ChannelTunnel)
+	if err != nil {
+		return nil, err
+	}
+	defer context.AfterFunc(ctx, s.Cancel)()
+	var b [1]byte
+	if _, err = s.Write(header.Append(nil, header.Header{Version: header.Movable, Kind: header.Watch})); err == nil {
+		_, err = io.ReadFull(s, b[:])
+	}
+	if err != nil || header.Answer(b[0]) != header.Open {
+		s.Cancel()
+		return nil, err
+	}
+	return s, nil
+}
+
+// hear notes where the gateway wants the connection's flows to go on, until the connection ends.
+func (l *line) hear(ctx context.Context, watch transport.Stream) {
+	defer watch.Cancel()
+	defer context.AfterFunc(ctx, watch.Cancel)()
+	for {
+		id, err := header.ReadNotice(watch)
+		if err != nil {
+			return
+		}
+		l.owner.mu.Lock()
+		if l.successor = id; id == 0 && l.moving.Err() != nil {
+			l.moving, l.move = context.WithCancel(context.Background()) // it was called off
+		}
+		move := l.move
+		l.owner.mu.Unlock()
+		if id != 0 {
+			move()
+		}
+	}
 }
 
 // shuns reports whether a gateway did not answer a moment ago.
@@ -131,7 +196,7 @@ func (l *line) end() {
 	}
 	l.owner.mu.Unlock()
 	if c != nil {
-		c.Close()
+		c.Close() // which ends hear, too
 	}
 }
 
@@ -141,6 +206,8 @@ type flow struct {
 	line *line
 	ends atomic.Int32 // directions that have ended well
 	once sync.Once
+
+	token resume.Token // zero when it ends with its gateway
 }
 
 // Read is as the stream's.
@@ -169,4 +236,59 @@ func (f *flow) end() {
 func (f *flow) Cancel() {
 	f.Stream.Cancel()
 	f.once.Do(f.line.release)
+}
+
+// A movable is a flow that can go on at another gateway.
+type movable struct{ *flow }
+
+var _ splice.Movable = movable{}
+
+// Moving ends when the gateway asks for it.
+func (f movable) Moving() context.Context {
+	f.line.owner.mu.Lock()
+	defer f.line.owner.mu.Unlock()
+	return f.line.moving
+}
+
+// Resume goes on with the flow at the gateway that the present one named.
+func (f movable) Resume(ctx context.Context, sent uint64) (transport.Stream, uint64, error) {
+	t := f.line.owner
+	t.mu.Lock()
+	successor := f.line.successor
+	t.mu.Unlock()
+	next, theirs, err := t.resume(ctx, f, successor, sent)
+	if err != nil {
+		t.m.stayed.Inc()
+		return nil, 0, err
+	}
+	t.m.moved.Inc()
+	return next, theirs, nil
+}
+
+func (t *Tunnel) resume(ctx context.Context, f movable, successor starling.NodeID, sent uint64) (transport.Stream, uint64, error) {
+	addr := ""
+	for _, g := range t.cfg.Gateways() {
+		if g.ID == successor {
+			addr = g.Addr
+		}
+	}
+	if addr == "" {
+		return nil, 0, starling.Errorf(starling.Unavailable, "resume flow", "%s is no living gateway", successor)
+	}
+	head := header.Append(nil, header.Header{Version: header.Movable, Kind: header.Resume, From: f.line.key.gateway, Token: f.token, Sent: sent})
+	next, answer, err := t.try(ctx, lineKey{network: f.line.key.network, gateway: successor}, addr, func(bool) []byte { return head })
+	if err != nil {
+		return nil, 0, err
+	}
+	if answer != header.Open {
+		return nil, 0, refusal(answer)
+	}
+	theirs, err := header.ReadSent(next)
+	if err != nil {
+		next.Cancel()
+		return nil, 0, err
+	}
+	_ = next.SetReadDeadline(time.Time{}) // fails on a stream that has ended, which the reading says
+	next.token = f.token
+	return movable{next}, theirs, nil
 }

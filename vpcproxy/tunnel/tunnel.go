@@ -29,6 +29,7 @@ const (
 	askTime    = 5 * time.Second        // for a manager's grant
 	againTime  = 300 * time.Millisecond // after a refusal until the next question
 	lastMinute = time.Minute            // of a grant's life in which it is not shown any more
+	limitTime  = 5 * time.Millisecond   // after a limit was met, in which an instance's further flows are refused without asking
 )
 
 // Grants is where grants come from; desk.Client is one.
@@ -58,15 +59,16 @@ type Tunnel struct {
 }
 
 type counters struct {
-	flows, refused, failed, grants *metrics.Counter
-	opening                        *metrics.Histogram
+	flows, refused, failed, grants, moved, stayed *metrics.Counter
+	opening                                       *metrics.Histogram
 }
 
 // New returns a tunnel without connections.
 func New(cfg Config) *Tunnel {
 	t := &Tunnel{cfg: cfg, group: run.New(context.Background()), set: metrics.NewSet(), lines: map[lineKey]*line{}}
 	t.m = counters{t.set.NewCounter("starling_tunnel_flows_total"), t.set.NewCounter("starling_tunnel_refused_total"),
-		t.set.NewCounter("starling_tunnel_failed_total"), t.set.NewCounter("starling_tunnel_grants_total"), t.set.NewHistogram("starling_tunnel_open_seconds")}
+		t.set.NewCounter("starling_tunnel_failed_total"), t.set.NewCounter("starling_tunnel_grants_total"), t.set.NewCounter("starling_tunnel_moved_total"),
+		t.set.NewCounter("starling_tunnel_stayed_total"), t.set.NewHistogram("starling_tunnel_open_seconds")}
 	t.set.NewGauge("starling_tunnel_connections", func() float64 {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -103,6 +105,7 @@ type Way struct {
 	err     error         // of the last question
 	asked   time.Time
 	through bool
+	limited time.Time // when a gateway last said that a limit is reached
 }
 
 // Way returns where the flows of an attachment go, and asks for its grant at once.
@@ -194,39 +197,69 @@ func (w *Way) grant(ctx context.Context) ([]byte, error) {
 // there.
 func (w *Way) Open(ctx context.Context, kind header.Kind, to netip.AddrPort) (transport.Stream, error) {
 	began := time.Now()
+	if err := w.within(began); err != nil {
+		w.tunnel.m.refused.Inc()
+		return nil, err
+	}
 	raw, err := w.grant(ctx)
 	if err != nil {
 		w.tunnel.m.failed.Inc()
 		return nil, err
 	}
-	s, err := w.tunnel.open(ctx, w.as.Ref(), header.Append(nil, header.Header{Kind: kind, Grant: raw, To: to}))
+	s, err := w.tunnel.open(ctx, w.as.Ref(), header.Header{Kind: kind, Grant: raw, To: to})
 	switch {
 	case err == nil:
 		w.tunnel.m.flows.Inc()
 		w.tunnel.m.opening.UpdateDuration(began)
 	case starling.KindOf(err) == starling.Denied:
 		w.tunnel.m.refused.Inc()
+		if starling.ReasonOf(err) == header.Limit.String() {
+			w.mu.Lock()
+			w.limited = time.Now()
+			w.mu.Unlock()
+		}
 	default:
 		w.tunnel.m.failed.Inc()
 	}
 	return s, err
 }
 
+// within refuses what a gateway would refuse: an instance that begins flows far faster than it may costs its host and the gateway
+// little, and others nothing that they notice.
+func (w *Way) within(now time.Time) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.Sub(w.limited) < limitTime {
+		return refusal(header.Limit)
+	}
+	return nil
+}
+
+func refusal(a header.Answer) error {
+	return starling.Errorf(starling.Denied, "open flow", "the gateway answers: %s", a).With(a.String())
+}
+
 // open tries the gateways of a network in order.
-func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, head []byte) (transport.Stream, error) {
+func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, h header.Header) (transport.Stream, error) {
 	var last error = starling.Errorf(starling.Unavailable, "open flow", "no gateway is alive")
 	for i, g := range t.candidates(network) {
 		if i == triesMax || ctx.Err() != nil {
 			break
 		}
-		s, answer, err := t.try(ctx, lineKey{network, g.ID}, g.Addr, head)
+		f, answer, err := t.try(ctx, lineKey{network: network, gateway: g.ID}, g.Addr, func(watched bool) []byte {
+			h := h
+			if watched {
+				h.Version = header.Movable
+			}
+			return header.Append(nil, h)
+		})
 		switch {
+		case err == nil && answer == header.Open:
+			return f.begin(h.Kind)
 		case err != nil:
 			last = err
-		case answer == header.Open:
-			return s, nil
 		default:
-			last = starling.Errorf(starling.Denied, "open flow", "the gateway answers: %s", answer).With(answer.String())
+			last = refusal(answer)
 			if answer != header.NoUplink {
 				return nil, last
 			}
@@ -235,7 +268,22 @@ func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, head []b
 	return nil, last
 }
 
-// candidates returns the living gateways in the network's order, those that did not answer a moment ago last.
+// begin reads what a gateway says after its answer.
+func (f *flow) begin(kind header.Kind) (transport.Stream, error) {
+	if kind != header.TCP || !f.line.watched {
+		_ = f.SetReadDeadline(time.Time{}) // fails on a stream that has ended, which the reading says
+		return f, nil
+	}
+	if _, err := io.ReadFull(f, f.token[:]); err != nil {
+		f.Cancel()
+		return nil, err
+	}
+	_ = f.SetReadDeadline(time.Time{})
+	return movable{f}, nil
+}
+
+// candidates returns the living gateways in the network's order, those that are being emptied behind them, and those that did not answer
+// a moment ago last.
 func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
 	byID := map[starling.NodeID]starling.Node{}
 	var ids []starling.NodeID
@@ -243,19 +291,23 @@ func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
 		byID[n.ID] = n
 		ids = append(ids, n.ID)
 	}
-	var shunned []starling.Node
+	var leaving, shunned []starling.Node
 	for _, id := range place.Rank(network, ids) {
-		if t.shuns(lineKey{network, id}) {
-			shunned = append(shunned, byID[id])
-		} else {
-			out = append(out, byID[id])
+		switch n := byID[id]; {
+		case t.shuns(lineKey{network: network, gateway: id}):
+			shunned = append(shunned, n)
+		case n.Draining:
+			leaving = append(leaving, n)
+		default:
+			out = append(out, n)
 		}
 	}
-	return append(out, shunned...)
+	return append(append(out, leaving...), shunned...)
 }
 
-// try opens one stream and reads the gateway's answer. After an error nothing was let through, or it ends with the stream.
-func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, head []byte) (transport.Stream, header.Answer, error) {
+// try opens one stream and reads the gateway's answer; head is told whether the gateway can ask for a move. After an error nothing was let
+// through, or it ends with the stream. The stream's reads have a deadline still.
+func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, head func(watched bool) []byte) (*flow, header.Answer, error) {
 	l, err := t.line(ctx, k, addr)
 	if err != nil {
 		return nil, 0, err
@@ -269,13 +321,12 @@ func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, head []byte) (
 	defer context.AfterFunc(ctx, s.Cancel)()
 	var b [1]byte
 	_ = s.SetReadDeadline(time.Now().Add(answerTime)) // fails on a stream that has ended, which the reading says
-	if _, err = s.Write(head); err == nil {
+	if _, err = s.Write(head(l.watched)); err == nil {
 		_, err = io.ReadFull(s, b[:])
 	}
 	if err != nil || header.Answer(b[0]) != header.Open {
 		f.Cancel()
 		return nil, header.Answer(b[0]), err
 	}
-	_ = s.SetReadDeadline(time.Time{})
 	return f, header.Open, nil
 }

@@ -40,6 +40,7 @@ type Config struct {
 	PoolStrong   int                 // warm sandboxes kept for each runtime of every isolation but process, at most Pool
 	SharedKernel bool                // functions of several accounts may share this host's kernel
 	Uplinks      string              // file that plugs a gateway into networks (role gateway)
+	Handover     string              // directory in which the gateways of this machine find each other; "" for none
 	KataImages   string              // folder of what microVMs boot; the user's cache when empty
 	KataMemory   int                 // MiB of the largest function in a microVM; the driver's own when 0
 

@@ -146,14 +146,27 @@ func (n *Node) openGateway(context.Context) error {
 	g := gateway.New(gateway.Config{Uplinks: uplinks, Network: func(ctx context.Context, ref starling.NetworkRef) (*starling.Network, error) {
 		return n.view.Network(ctx, ref)
 	},
-		Key: n.desk.Key, Cluster: n.clusterAddrs, Log: n.log("gateway")})
+		Key: n.desk.Key, Cluster: n.clusterAddrs, Log: n.log("gateway"),
+		Handover: gateway.Handover{Dir: n.cfg.Handover, Self: n.ID(), Successors: n.successors}})
 	n.endpoint.Handle(transport.ChannelTunnel, g.Serve)
 	n.endpoint.Handle(transport.ChannelProbe, g.ServeProbe)
 	if err := g.Open(); err != nil {
 		return fmt.Errorf("open gateway: %w", err)
 	}
 	n.opened("gateway", g.Metrics(), g.Close)
+	n.gateway = g
 	return nil
+}
+
+// successors returns the living gateways that may go on with flows of this one, and whether it is to be emptied.
+func (n *Node) successors() (out []starling.NodeID, leaving bool) {
+	for _, g := range n.gateways() {
+		if !g.Draining {
+			out = append(out, g.ID)
+		}
+	}
+	self, known := n.view.Node(n.ID())
+	return out, known && self.Draining
 }
 
 // probe asks a gateway what a connection would meet.

@@ -28,6 +28,7 @@ import (
 	"starling/transport"
 	"starling/transport/quic"
 	"starling/vpcproxy/desk"
+	"starling/vpcproxy/gateway"
 )
 
 // A Node is one running node. Open starts its parts, Close ends them in reverse; what runs between is theirs, and
@@ -50,7 +51,8 @@ type Node struct {
 	hub      *actors.Hub
 	code     *code.Store
 	logs     *logs.Store
-	desk     *desk.Client // where grants of networks are asked for
+	desk     *desk.Client     // where grants of networks are asked for
+	gateway  *gateway.Gateway // nil for none
 	host     *host.Host
 	parts    actors.Parts
 	audit    *audit.Log // nil for none

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"starling"
+	"starling/vpcproxy/netns"
+	"starling/vpcproxy/place"
+)
+
+// echoFunction sends numbers over one connection, and wants them back, for as long as its event says.
+const echoFunction = `
+import socket, struct, time
+
+def handler(event, context):
+    s = socket.create_connection(("10.7.0.10", 9100), timeout=20)
+    end, n, gap = time.monotonic() + event["seconds"], 0, 0
+    while time.monotonic() < end:
+        n, at = n + 1, time.monotonic()
+        s.sendall(struct.pack(">Q", n))
+        back = b""
+        while len(back) < 8:
+            more = s.recv(8 - len(back))
+            if not more:
+                return {"echoes": n, "error": "end"}
+            back += more
+        if struct.unpack(">Q", back)[0] != n:
+            return {"echoes": n, "error": "another number"}
+        gap = max(gap, time.monotonic() - at)
+        time.sleep(0.002)
+    return {"echoes": n, "gap": gap, "error": ""}
+`
+
+// TestE2EDrainedGatewayGivesItsConnections empties the gateway that carries a function's connection, ends its process, and the
+// connection goes on at the gateway beside it.
+func TestE2EDrainedGatewayGivesItsConnections(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: real nodes take seconds")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("real sandboxes need root")
+	}
+	tenant := newNetTenant(t, "acme")
+	listenEcho(t, tenant)
+	file := filepath.Join(t.TempDir(), "uplinks.json")
+	text := fmt.Sprintf(`{"acme/db": {"namespace": "/proc/%d/fd/%d"}}`, os.Getpid(), tenant.uplink.Fd())
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--uplinks", file, "--handover", filepath.Join(t.TempDir(), "gateways")}
+	w := &netWorld{testCluster: startNodes(t, testKind{roles: "manager,frontend,scheduler,host"}, testKind{roles: "gateway", args: args}, testKind{roles: "gateway", args: args}),
+		env: map[string][]string{}}
+	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
+	starlingCLI(t, admin, "account", "create", "acme")
+	w.env["acme"] = []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + strings.TrimSpace(starlingCLI(t, admin, "account", "key", "create", "acme"))}
+	starlingCLI(t, w.env["acme"], "network", "create", "db", "--cidr", "10.7.0.0/24")
+	w.deployNet(t, "acme", "echo", "main.py", echoFunction, "db")
+	var a struct {
+		Echoes int
+		Gap    float64
+		Error  string
+	}
+	w.call(t, "acme", "echo", `{"seconds":0.1}`, &a) // the sandbox, the grant and the connection to the gateway
+	if a.Error != "" || a.Echoes == 0 {
+		t.Fatalf("before: %+v", a)
+	}
+	first := place.Rank(starling.NetworkRef{Account: "acme", Name: "db"}, []starling.NodeID{2, 3})[0]
+	answer := make(chan string, 1)
+	go func() { answer <- starlingCLI(t, w.env["acme"], "invoke", "echo", `{"seconds":6}`) }()
+	time.Sleep(time.Second)
+	began := time.Now()
+	starlingCLI(t, admin, "node", "drain", first.String(), "--wait", "20s")
+	took := time.Since(began)
+	w.nodes[first-1].kill(t)
+	if err := json.Unmarshal([]byte(<-answer), &a); err != nil || a.Error != "" {
+		t.Fatalf("over the drain and the end of its gateway: %+v, %v", a, err)
+	}
+	t.Logf("empty after %v; %d numbers came back, the longest on its way for %.1f ms", took.Round(time.Millisecond), a.Echoes, a.Gap*1000)
+}
+
+// listenEcho has the tenant send everything back on port 9100.
+func listenEcho(t *testing.T, tenant *netTenant) {
+	t.Helper()
+	var l net.Listener
+	if err := netns.Do(tenant.inside, func() (err error) {
+		l, err = net.Listen("tcp4", "0.0.0.0:9100")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+}
