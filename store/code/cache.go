@@ -75,7 +75,8 @@ func (s *Store) hold(k packKey, version starling.VersionID, fresh []byte) (*pack
 		// A failure is told to those who waited for it, and tried again by the next. What was shown and is lost is shown anew.
 		s.strike(p)
 		if ok = false; p.err == nil && p.refs == 0 {
-			s.working.Go(func() { s.end(p) })
+			lost := p // p is the next one's soon
+			s.working.Go(func() { s.end(lost) })
 		}
 	}
 	if ok {
