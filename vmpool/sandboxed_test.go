@@ -2,7 +2,6 @@ package vmpool_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,12 +11,9 @@ import (
 
 	"starling"
 	"starling/vmpool"
-	"starling/vmpool/gvisor"
 	"starling/vmpool/kata"
 	"starling/vmpool/kata/katatest"
-	"starling/vmpool/process"
 	"starling/vmpool/process/processtest"
-	"starling/vmpool/runtimes"
 )
 
 // sandboxedPool returns an open pool over a real driver.
@@ -37,7 +33,7 @@ func recordedPool(t testing.TB, isolation starling.Isolation, sizes map[starling
 	if isolation == starling.IsolationKata {
 		cfg.Driver, cfg.ReadyTime = kata.New(katatest.Config(t)), katatest.Patience
 	} else {
-		cfg.Driver = jailDriver(t, isolation, log)
+		cfg.Driver = processtest.Jail(t, isolation, log)
 	}
 	d := cfg.Driver
 	r := &recorder{Driver: d}
@@ -61,37 +57,6 @@ func openPool(t testing.TB, cfg vmpool.PoolConfig, d vmpool.Driver) *vmpool.Pool
 		}
 	})
 	return p
-}
-
-// jailDriver returns the driver of isolation process or gvisor.
-func jailDriver(t testing.TB, isolation starling.Isolation, log *slog.Logger) *process.Driver {
-	t.Helper()
-	dir := t.TempDir()
-	guest, err := processtest.Build(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	programs := filepath.Join(dir, "runtimes")
-	if err := runtimes.Write(programs); err != nil {
-		t.Fatal(err)
-	}
-	cfg := process.DefaultConfig()
-	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "process"), guest, programs, log
-	cfg.Tag = fmt.Sprintf("pool-%d-%d", os.Getpid(), time.Now().UnixNano()%1_000_000)
-	cfg.Command = func(rt starling.Runtime) []string {
-		return runtimes.Command(rt, runtimes.Dir, "/usr/bin/python3", "/usr/bin/node")
-	}
-	if isolation == starling.IsolationGVisor {
-		runsc, err := filepath.Abs("../bin/runsc")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := os.Stat(runsc); err != nil {
-			t.Skip("no bin/runsc: run \"make runsc\"")
-		}
-		cfg = gvisor.Config(cfg, runsc)
-	}
-	return process.New(cfg)
 }
 
 // TestSandboxedInstances drives the runtimes, contracts and instances through the sandboxes they are made for.

@@ -6,19 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"starling"
 	"starling/transport"
 	"starling/vmpool"
-	"starling/vmpool/gvisor"
 	"starling/vmpool/kata"
 	"starling/vmpool/kata/katatest"
-	"starling/vmpool/process"
 	"starling/vmpool/process/processtest"
-	"starling/vmpool/runtimes"
 )
 
 const slotBytes = 320 << 20 // kata.DefaultConfig().CodeMiB
@@ -45,7 +41,7 @@ func sandboxes(t *testing.T, isolation starling.Isolation) *vmpool.Pool {
 		}
 		cfg.Driver, cfg.ReadyTime = kata.New(katatest.Config(t)), katatest.Patience
 	} else {
-		cfg.Driver = jails(t, isolation)
+		cfg.Driver = processtest.Jail(t, isolation, cfg.Log)
 	}
 	p := vmpool.NewPool(cfg)
 	if err := p.Open(context.Background()); err != nil {
@@ -60,36 +56,6 @@ func sandboxes(t *testing.T, isolation starling.Isolation) *vmpool.Pool {
 		}
 	})
 	return p
-}
-
-// jails makes the driver of isolation process or gvisor.
-func jails(t *testing.T, isolation starling.Isolation) vmpool.Driver {
-	dir := t.TempDir()
-	guest, err := processtest.Build(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	programs := filepath.Join(dir, "runtimes")
-	if err := runtimes.Write(programs); err != nil {
-		t.Fatal(err)
-	}
-	cfg := process.DefaultConfig()
-	cfg.Dir, cfg.GuestPath, cfg.RuntimeDir, cfg.Log = filepath.Join(dir, "process"), guest, programs, slog.New(slog.DiscardHandler)
-	cfg.Tag = fmt.Sprintf("code-%d", os.Getpid())
-	cfg.Command = func(rt starling.Runtime) []string {
-		return runtimes.Command(rt, runtimes.Dir, "/usr/bin/python3", "/usr/bin/node")
-	}
-	if isolation == starling.IsolationGVisor {
-		runsc, err := filepath.Abs("../../bin/runsc")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := os.Stat(runsc); err != nil {
-			t.Skip("no bin/runsc: run \"make runsc\"")
-		}
-		cfg = gvisor.Config(cfg, runsc)
-	}
-	return process.New(cfg)
 }
 
 // A run is an instance of a package and what it was told by.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,12 +32,7 @@ var (
 
 func testConfig(t testing.TB) process.Config {
 	t.Helper()
-	runsc, err := filepath.Abs("../../bin/runsc")
-	must(t, err)
-	if _, err := os.Stat(runsc); err != nil {
-		t.Skip("no bin/runsc: run \"make runsc\"")
-	}
-	return gvisor.Config(processtest.Config(t), runsc)
+	return gvisor.Config(processtest.Config(t), processtest.Runsc(t))
 }
 
 func must(t testing.TB, err error) {
