@@ -108,28 +108,36 @@ func TestStartsOfOneAccountTakeTurnsBesideOthers(t *testing.T) {
 		if took := start(10); took > 150*time.Millisecond {
 			t.Errorf("eight starts took %v where nobody else called", took)
 		}
-		stop := make(chan struct{})
-		var calls sync.WaitGroup
-		calls.Go(func() {
-			for id := uint64(1); ; id++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if _, err := r.Invoke(t.Context(), lease(id, 1, slow), invocation(slow, "q"), &sink{}); err != nil {
-					t.Errorf("the quiet account: %v", err)
-					return
-				}
-			}
-		})
+		stop := r.keepCalling(t)
 		time.Sleep(time.Second)
 		if took := start(20); took < 400*time.Millisecond || took > 800*time.Millisecond {
 			t.Errorf("eight starts, two at once, took %v beside another account", took)
 		}
-		close(stop)
-		calls.Wait()
+		stop()
 	})
+}
+
+// keepCalling calls the quiet account's function, one call after the other, until the returned function is called.
+func (r *rig) keepCalling(t *testing.T) (stop func()) {
+	ended := make(chan struct{})
+	var calls sync.WaitGroup
+	calls.Go(func() {
+		for id := uint64(1); ; id++ {
+			select {
+			case <-ended:
+				return
+			default:
+			}
+			if _, err := r.Invoke(t.Context(), lease(id, 1, slow), invocation(slow, "q"), &sink{}); err != nil {
+				t.Errorf("the quiet account: %v", err)
+				return
+			}
+		}
+	})
+	return func() {
+		close(ended)
+		calls.Wait()
+	}
 }
 
 // TestStartsOfOneAccountRestOnACrowdedHost: where processors are queued for and another account calls, an account that has
@@ -145,21 +153,7 @@ func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
 		r.driver.AttachTime = 100 * time.Millisecond
 		r.Receive(1, []wire.Message{startMsg(1, slow)})
 		time.Sleep(time.Second)
-		stop := make(chan struct{})
-		var calls sync.WaitGroup
-		calls.Go(func() {
-			for id := uint64(1); ; id++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if _, err := r.Invoke(t.Context(), lease(id, 1, slow), invocation(slow, "q"), &sink{}); err != nil {
-					t.Errorf("the quiet account: %v", err)
-					return
-				}
-			}
-		})
+		stop := r.keepCalling(t)
 		time.Sleep(time.Second)
 		started := func(from uint64, in time.Duration) int {
 			r.post.take()
@@ -180,7 +174,6 @@ func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
 		if time.Sleep(4 * time.Second); len(r.post.take()) != 3 {
 			t.Error("those that waited did not start in four seconds")
 		}
-		close(stop)
-		calls.Wait()
+		stop()
 	})
 }
