@@ -275,7 +275,7 @@ func field(dir, file, key string) int64 {
 func killAll(dir string, between func()) error {
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		b, err := os.ReadFile(dir + "/cgroup.procs")
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) { // removed before it was opened, or before it was read
 			return nil
 		}
 		if err != nil {
