@@ -47,6 +47,7 @@ func newOperator(t *testing.T) *operator {
 	}))
 	before := o.devices()
 	t.Cleanup(func() {
+		unix.Unmount(o.board.Namespaces, unix.MNT_DETACH)
 		for _, pattern := range []string{"records/starling*", "netns/*"} {
 			left, _ := filepath.Glob(filepath.Join(dir, pattern))
 			for _, path := range left {

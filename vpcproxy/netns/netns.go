@@ -21,6 +21,9 @@ import (
 // home is the namespace of this process.
 var home = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") })
 
+// ErrNone says of what there is at a path that it is no network namespace.
+var ErrNone = errors.New("it is no network namespace")
+
 // Open returns the namespace at a path, such as one that "ip netns" made, or this process's own for "host".
 func Open(path string) (*os.File, error) {
 	if path == "host" {
@@ -32,7 +35,7 @@ func Open(path string) (*os.File, error) {
 	}
 	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
 		f.Close()
-		return nil, starling.Errorf(starling.Invalid, "open network namespace", "%s is none", path)
+		return nil, starling.Errorf(starling.Invalid, "open network namespace", "%s: %w", path, ErrNone)
 	}
 	return f, nil
 }

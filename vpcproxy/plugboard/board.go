@@ -219,8 +219,8 @@ func (b *Board) clear(f *os.File, name string) (*record, error) {
 
 // show makes a new namespace and gives it its name among the machine's.
 func (b *Board) show(name string) (ns *os.File, err error) {
-	if err := os.MkdirAll(b.Namespaces, 0o755); err != nil {
-		return nil, err
+	if err := b.shared(); err != nil {
+		return nil, fmt.Errorf("prepare %s: %w", b.Namespaces, err)
 	}
 	if ns, err = netns.New(); err != nil {
 		return nil, err
@@ -235,6 +235,22 @@ func (b *Board) show(name string) (ns *os.File, err error) {
 		return nil, errors.Join(fmt.Errorf("name namespace %s: %w", path, err), ns.Close(), os.Remove(path))
 	}
 	return ns, nil
+}
+
+// shared makes the folder of namespaces one whose mounts are seen, and end, in all of the machine's mount namespaces, as "ip netns" does before the
+// first of its own: had it to do so over ours, it would cover them.
+func (b *Board) shared() error {
+	if err := os.MkdirAll(b.Namespaces, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", b.Namespaces, "none", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) { // which says that it is no mount yet
+		return err
+	}
+	if err := unix.Mount(b.Namespaces, b.Namespaces, "none", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", b.Namespaces, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
 // hide takes a namespace's name away; the namespace ends with its last user.

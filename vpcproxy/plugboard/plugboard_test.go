@@ -118,6 +118,7 @@ func (m *machine) clean() {
 			}
 		}
 	}
+	unix.Unmount(m.board.Namespaces, unix.MNT_DETACH) // as it is for "ip netns", too
 	if got := m.devices(); got != "br-lab eth1 lo port" {
 		m.t.Errorf("devices: %s", got)
 	}
@@ -179,6 +180,8 @@ func TestKindsReachTheTenant(t *testing.T) {
 		"bridge":  {bridged, "10.3.0.10:80", "10.1.0.10:80"},
 		"device":  {moved, "10.1.0.10:80", "10.3.0.10:80"},
 		"macvlan": {`{"macvlan": {"parent": "eth1"}, "addresses": ["10.1.0.9/24"], "gateway": "10.1.0.10"}`, "10.1.0.10:80", "10.3.0.10:80"},
+		"both families": {`{"bridge": "br-lab", "addresses": ["10.3.0.9/24", "fd00:3::9/64"], "gateway": "10.3.0.10", "routes": [{"to": "::/0", "via": "fd00:3::10"}, {"to": "10.9.0.0/16"}]}`,
+			"10.3.0.10:80", "10.1.0.10:80"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
@@ -323,6 +326,59 @@ func TestLostDeviceIsMissed(t *testing.T) {
 		t.Errorf("without its device: %v", err)
 	}
 	must(t, m.board.Pull(p))
+}
+
+// A gateway may be killed at any step of plugging in: what there is by then is taken away, and the operator has his devices.
+func TestHalfMadeUplinksAreSwept(t *testing.T) {
+	for name, entry := range map[string]string{"bridge": bridged, "device": moved, "macvlan": `{"macvlan": {"parent": "eth1"}, "addresses": ["10.1.0.9/24"]}`} {
+		for steps := range 6 {
+			m, u := newMachine(t), parse(t, entry)
+			id, err := m.board.name(acme)
+			must(t, err)
+			must(t, os.MkdirAll(m.board.Dir, 0o700))
+			f, _, err := m.board.open(id)
+			must(t, err)
+			on, err := m.board.find(u)
+			must(t, err)
+			r := &record{Network: acme, Uplink: u, Device: on.lent}
+			var ns *os.File
+			for _, step := range []func() error{
+				func() error { _, err := f.WriteString(`{"network": {"acc`); return err },
+				func() error { return r.write(f) },
+				func() error {
+					return errors.Join(os.Mkdir(m.board.Namespaces, 0o755), os.WriteFile(filepath.Join(m.board.Namespaces, id), nil, 0o444))
+				},
+				func() (err error) { ns, err = m.board.show(id); return err },
+				func() error { return m.board.connect(ns, id, u, on) },
+				func() error { return furnish(ns, u) },
+			}[:steps+1] {
+				must(t, step())
+			}
+			if ns != nil {
+				must(t, ns.Close())
+			}
+			must(t, f.Close())
+			if swept, err := m.board.Sweep(); err != nil || len(swept) != min(steps, 1) {
+				t.Errorf("%s after %d steps: swept %v, %v", name, steps+1, swept, err)
+			}
+		}
+	}
+}
+
+// A device whose name another has meanwhile stays in its namespace, is not forgotten, and comes home when the name is free.
+func TestDeviceWaitsForItsName(t *testing.T) {
+	m := newMachine(t)
+	p := m.plug(moved)
+	other := netlink.NewLinkAttrs()
+	other.Name = "eth1"
+	must(t, netns.Do(m.home, func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: other}) }))
+	if err := m.board.Pull(p); err == nil || !strings.Contains(err.Error(), "eth1") {
+		t.Errorf("pulled out: %v", err)
+	}
+	must(t, netns.Do(m.home, func() error { return remove("eth1") }))
+	if swept, err := m.board.Sweep(); err != nil || len(swept) != 1 {
+		t.Errorf("swept %v, %v", swept, err)
+	}
 }
 
 // killedBoard is the environment of a process that plugs in and waits to be killed.

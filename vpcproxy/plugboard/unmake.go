@@ -1,6 +1,8 @@
 package plugboard
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
@@ -42,8 +44,8 @@ func remove(name string) error {
 // inNamed runs f in the board's namespace of a name, when there is one.
 func (b *Board) inNamed(name string, f func() error) error {
 	ns, err := netns.Open(filepath.Join(b.Namespaces, name))
-	if starling.KindOf(err) == starling.Invalid {
-		return nil // it was never mounted
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, netns.ErrNone) {
+		return nil // it was never mounted; of another error it may be, with the operator's device in it
 	}
 	if err != nil {
 		return err
