@@ -243,7 +243,7 @@ func TestDeviceComesAndGoes(t *testing.T) {
 	if s := o.awaits(g, "failed"); !strings.Contains(s.Reason, "there is no device up") {
 		t.Errorf("without its device: %+v", s)
 	}
-	await(t, g, "starling_gateway_uplinks_failed 2\n")
+	await(t, g, "starling_gateway_unplugged 2\n")
 	acme, stays := o.connected("acme"), o.echo(o.connected("zeta"), "zeta")
 	if got, err := acme.name(serverAddr + ":8080"); err == nil {
 		t.Errorf("reached without its device: %q", got)

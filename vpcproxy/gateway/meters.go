@@ -36,7 +36,7 @@ func newMeters(g *Gateway) *meters {
 	m.handed, m.resumed, m.lost = m.set.NewCounter("starling_gateway_handed_total"), m.set.NewCounter("starling_gateway_resumed_total"), m.set.NewCounter("starling_gateway_lost_total")
 	m.set.NewGauge("starling_gateway_flows", func() float64 { return float64(g.Flows()) })
 	m.set.NewGauge("starling_gateway_networks", func() float64 { return float64(len(*g.plugs.Load())) })
-	m.set.NewGauge("starling_gateway_uplinks_failed", func() float64 { return float64(g.failed()) })
+	m.set.NewGauge("starling_gateway_unplugged", func() float64 { return float64(g.failed()) })
 	return m
 }
 
