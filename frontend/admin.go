@@ -27,9 +27,11 @@ type AdminDeps struct {
 	Functions func(ctx context.Context, rows int) []protocol.FunctionLoad
 	// Profiles returns what calls of one function used on this node, or of all for an empty name; nil on a node without the role host.
 	Profiles func(name starling.FunctionName) []profile.Profile
-	Ready    func() error // nil when this node can serve; the error says what is missing
-	Pprof    bool         // also /debug/pprof
-	Log      *slog.Logger
+	// Uplinks returns how this node's gateway is plugged into networks; nil on a node that has none.
+	Uplinks func() protocol.Uplinks
+	Ready   func() error // nil when this node can serve; the error says what is missing
+	Pprof   bool         // also /debug/pprof
+	Log     *slog.Logger
 }
 
 // Admin is the operators' server: metrics, health, and profiles if asked for. It has no key, so its address is
@@ -55,6 +57,7 @@ func (a *Admin) Handler() http.Handler {
 	})
 	mux.HandleFunc("GET /functions", a.functions)
 	mux.HandleFunc("GET /profiles", a.profiles)
+	mux.HandleFunc("GET /uplinks", a.uplinks)
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := a.deps.Ready(); err != nil {
@@ -98,6 +101,16 @@ func (a *Admin) profiles(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(list) // the caller left
+}
+
+// uplinks answers with a JSON object; the limits of a file of uplinks bound it.
+func (a *Admin) uplinks(w http.ResponseWriter, _ *http.Request) {
+	out := protocol.Uplinks{Uplinks: []protocol.Uplink{}}
+	if a.deps.Uplinks != nil {
+		out = a.deps.Uplinks()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(out) // the caller left
 }
 
 // functionRows bounds one answer of /functions.

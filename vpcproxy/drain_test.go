@@ -24,6 +24,7 @@ import (
 	"starling/vpcproxy/grant"
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/resume"
+	"starling/vpcproxy/uplink"
 )
 
 // serves returns the gateway that carries the network's flows, and the other.
@@ -198,7 +199,7 @@ func TestFlowsStayWhereNobodyTakesThem(t *testing.T) {
 	bare := 0
 	w2 := newWorld(t, 2, func(c *gateway.Config) {
 		if bare++; bare == 2 {
-			c.Uplinks = map[starling.NetworkRef]gateway.Uplink{}
+			c.Uplinks = map[starling.NetworkRef]uplink.Uplink{}
 		}
 	})
 	for name, w := range map[string]*world{"the other is being emptied, too": w, "the other is not plugged in": w2} {

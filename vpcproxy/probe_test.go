@@ -9,6 +9,7 @@ import (
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/policy"
 	"starling/vpcproxy/probe"
+	"starling/vpcproxy/uplink"
 )
 
 func (w *world) ask(account starling.AccountID, host string, port uint16) (probe.Answer, error) {
@@ -55,7 +56,7 @@ func TestProbeSaysWhyThereIsNothingToConnectTo(t *testing.T) {
 	n := 0
 	w := newWorld(t, 2, func(c *gateway.Config) {
 		if n++; n == 1 {
-			c.Uplinks = map[starling.NetworkRef]gateway.Uplink{}
+			c.Uplinks = map[starling.NetworkRef]uplink.Uplink{}
 		}
 	})
 	if a, err := w.ask("acme", serverAddr, 8080); err != nil || a.Answer != header.Open || a.Gateway != 11 {

@@ -17,6 +17,7 @@ import (
 	"starling"
 	"starling/vpcproxy/flowtable"
 	"starling/vpcproxy/gateway"
+	"starling/vpcproxy/uplink"
 )
 
 func TestCodeReachesItsNetworkAndOnlyThat(t *testing.T) {
@@ -304,7 +305,7 @@ func TestGatewayThatIsNotPluggedInIsPassedOver(t *testing.T) {
 		n := 0
 		w := newWorld(t, 2, func(c *gateway.Config) {
 			if n == bare {
-				c.Uplinks = map[starling.NetworkRef]gateway.Uplink{}
+				c.Uplinks = map[starling.NetworkRef]uplink.Uplink{}
 			}
 			n++
 		})

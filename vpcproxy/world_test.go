@@ -28,6 +28,7 @@ import (
 	"starling/vpcproxy/gateway"
 	"starling/vpcproxy/netns"
 	"starling/vpcproxy/tunnel"
+	"starling/vpcproxy/uplink"
 )
 
 // A world is one host, some gateways and the networks of two accounts, which have the same ranges and addresses.
@@ -120,7 +121,7 @@ func (w *world) alive() (out []starling.Node) {
 }
 
 func (w *world) addGateway(ca *identity.CA, id starling.NodeID, change func(*gateway.Config)) {
-	cfg := gateway.Config{Uplinks: map[starling.NetworkRef]gateway.Uplink{}, DialTime: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	cfg := gateway.Config{Uplinks: map[starling.NetworkRef]uplink.Uplink{}, DialTime: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 		Network: func(_ context.Context, ref starling.NetworkRef) (*starling.Network, error) {
 			if n := w.networks[ref]; n != nil {
 				return n, nil
@@ -130,7 +131,7 @@ func (w *world) addGateway(ca *identity.CA, id starling.NodeID, change func(*gat
 		Key:     (&desk.Client{Self: id, Local: w.signer}).Key,
 		Cluster: func() ([]netip.Addr, uint64) { return []netip.Addr{netip.MustParseAddr("10.7.0.99")}, 1 }}
 	for account, t := range w.tenants {
-		cfg.Uplinks[starling.NetworkRef{Account: account, Name: "db"}] = gateway.Uplink{Namespace: fmt.Sprintf("/proc/self/fd/%d", t.uplink.Fd())}
+		cfg.Uplinks[starling.NetworkRef{Account: account, Name: "db"}] = uplink.Uplink{Namespace: fmt.Sprintf("/proc/self/fd/%d", t.uplink.Fd())}
 	}
 	g := &gatewayNode{}
 	cfg.Handover = gateway.Handover{Dir: w.dir, Self: id, Successors: func() (out []starling.NodeID, leaving bool) {

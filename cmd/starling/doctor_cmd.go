@@ -40,7 +40,7 @@ func broken(name, fix, format string, args ...any) finding {
 // checks are what the doctor looks at, in the order it tells. Each is bounded by its context.
 var checks = []func(ctx context.Context, a *app) []finding{
 	checkKernel, checkUser, checkNamespaces, checkCgroups, checkSeccomp, checkLandlock, checkMounts, checkRuntimes, checkImaging,
-	checkMemory, checkAwake, checkLimits, checkDisk, checkClock, checkPorts, checkVirtualization, checkNetworks, checkDriver,
+	checkMemory, checkAwake, checkLimits, checkDisk, checkClock, checkPorts, checkVirtualization, checkNetworks, checkUplinks, checkDriver,
 }
 
 const checkMax = 10 * time.Second
@@ -51,9 +51,9 @@ func doctorCommand(a *app) *cobra.Command {
 		Long: `Doctor looks at the kernel, cgroups, namespaces, runtimes, disk, clock and ports of this machine. It changes
 nothing; it writes one temporary file into the node's folder to time the disk. The exit code is 0 when functions
 can run here and 8 when they cannot.`,
-		Example: "  starling doctor\n  starling doctor -o json\n  starling doctor --data /srv/starling",
+		Example: "  starling doctor\n  starling doctor -o json\n  starling doctor --data /srv/starling\n  starling doctor --uplinks /etc/starling/uplinks.json",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context()) }}
-	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.awake", "node.python", "node.node", "node.isolation", "node.runsc", "node.kata-images"))
+	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.awake", "node.python", "node.node", "node.isolation", "node.runsc", "node.kata-images", "node.uplinks"))
 	return c
 }
 

@@ -6,9 +6,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -35,7 +37,8 @@ func nodeCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "node", Short: "Run one node of a cluster; drain and remove nodes", Args: cobra.NoArgs,
 		Long: `Node runs the node that --data holds. With --join and --token it first makes this machine a member; afterwards both are
-ignored, so the same command line starts it again. SIGTERM drains: calls in flight finish, others go elsewhere.`,
+ignored, so the same command line starts it again. SIGTERM drains: calls in flight finish, others go elsewhere. SIGHUP lets a gateway
+read its file of uplinks again.`,
 		Example: "  starling node --data /var/lib/starling --listen 10.0.0.1:7400\n  starling node --listen 10.0.0.2:7400 --join 10.0.0.1:7400 --token TOKEN\n  starling node --roles host --listen 10.0.0.3:7400 --join 10.0.0.1:7400 --token TOKEN",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.nodeConfig()
@@ -51,7 +54,7 @@ ignored, so the same command line starts it again. SIGTERM drains: calls in flig
 			return runNode(cmd.Context(), cfg, nil)
 		}}
 	addSettingFlags(c.Flags(), nodeSettings)
-	c.AddCommand(nodeDrain(a), nodeUndrain(a), nodeRemove(a))
+	c.AddCommand(nodeDrain(a), nodeUndrain(a), nodeRemove(a), nodeUplinks(a))
 	return c
 }
 
@@ -182,6 +185,8 @@ func runNode(ctx context.Context, cfg node.Config, ready func(*node.Node) error)
 	if cfg.Roles.Has(starling.RoleHost) {
 		prefer()
 	}
+	again, deaf := hangups(cfg)
+	defer deaf()
 	n, err := node.Open(ctx, cfg)
 	if err != nil {
 		return err
@@ -195,7 +200,7 @@ func runNode(ctx context.Context, cfg node.Config, ready func(*node.Node) error)
 	}
 	if err == nil {
 		daemon.SdNotify(false, daemon.SdNotifyReady)
-		<-ctx.Done()
+		serve(ctx, n, again)
 	}
 	daemon.SdNotify(false, daemon.SdNotifyStopping)
 	cfg.Log.Info("stopping: calls in flight finish", slog.Duration("at most", cfg.Drain))
@@ -206,6 +211,27 @@ func runNode(ctx context.Context, cfg node.Config, ready func(*node.Node) error)
 		return nil
 	}
 	return err
+}
+
+// hangups returns where SIGHUP comes for a node that reads something again, and what ends that. It ends one that does not, as ever.
+func hangups(cfg node.Config) (<-chan os.Signal, func()) {
+	c := make(chan os.Signal, 1)
+	if cfg.Reloads() {
+		signal.Notify(c, syscall.SIGHUP)
+	}
+	return c, func() { signal.Stop(c) }
+}
+
+// serve waits for ctx, and lets the node read again what it reads again.
+func serve(ctx context.Context, n *node.Node, again <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+			n.Reload(ctx)
+		}
+	}
 }
 
 // awaitReady waits until the node serves or ctx ends, and says now and then what is missing.

@@ -32,7 +32,7 @@ var nodeSettings = []setting{
 	{key: "node.kata-images", def: "", usage: "folder of what microVMs boot, made by 'make guest-images' (default: the user's cache)"},
 	{key: "node.kata-memory", def: 256, usage: "MiB of the largest function in a microVM"},
 	{key: "node.handover", def: "", usage: "directory of this cluster in which the gateways of one machine find each other: 'starling node drain' of one gives its live connections to another"},
-	{key: "node.uplinks", def: "", usage: "file that plugs a gateway into networks: {\"account/network\": {\"namespace\": \"/run/netns/name\"}, \"internet\": {\"namespace\": \"host\", \"dns\": [\"address\"]}}"},
+	{key: "node.uplinks", def: "", usage: "file that plugs a gateway into networks, read again at SIGHUP: {\"account/network\": {\"bridge\": \"br-db\", \"addresses\": [\"10.0.0.9/24\"]}}; all of it: 'starling node uplinks --help'"},
 	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},
 	{key: "node.node", def: "/usr/bin/node", usage: "interpreter of runtime nodejs20"},
 	{key: "node.record", def: "", usage: "folder to record calls to, for 'starling analyze' (default: none are recorded)"},

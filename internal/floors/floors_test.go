@@ -38,7 +38,7 @@ var vocabulary = map[string]string{
 // pure packages have no goroutine, channel, clock, global random number, file or socket.
 var pure = []string{"", "sched", "sched/advise", "sched/flow", "sched/ledger", "sched/place", "sched/scale", "cluster/partmap", "cluster/registry",
 	"cluster/balance", "actors/wire", "vmpool/lifecycle", "frontend/leases", "actors/host/guard", "actors/partition/handover", "sim", "sim/load", "sim/rival", "sim/compare",
-	"vpcproxy/policy", "vpcproxy/flowtable", "vpcproxy/grant", "vpcproxy/header", "vpcproxy/place", "vpcproxy/resume"}
+	"vpcproxy/uplink", "vpcproxy/policy", "vpcproxy/flowtable", "vpcproxy/grant", "vpcproxy/header", "vpcproxy/place", "vpcproxy/resume"}
 
 var impureImports = map[string]string{"os": "files", "net": "sockets", "os/exec": "processes", "sync": "locks", "sync/atomic": "shared state",
 	"net/http": "sockets", "syscall": "the kernel", "golang.org/x/sys/unix": "the kernel", "context": "waiting"}
@@ -63,6 +63,7 @@ var door = map[string][]string{
 	"github.com/lib/pq":                          {"bench/functions/customers-go"},
 	"github.com/anishathalye/porcupine":          {"internal/judge"},
 	"github.com/kata-containers/kata-containers": {"cmd/starling-vmd"},
+	"github.com/vishvananda/netlink":             {"vpcproxy/plugboard"},
 }
 
 const (

@@ -96,9 +96,9 @@ func (f *attempt) plugIn(ctx context.Context) (flowtable.Limits, error) {
 // plug returns how the gateway is plugged into an account's network; nil when it is not.
 func (g *Gateway) plug(ref starling.NetworkRef) *plug {
 	if ref.Name == starling.Internet {
-		return g.plugs[internet]
+		ref = internet
 	}
-	return g.plugs[ref]
+	return (*g.plugs.Load())[ref]
 }
 
 func (f *attempt) key() flowtable.Key {
@@ -195,24 +195,4 @@ func (g *Gateway) open(raw []byte, host starling.NodeID) (grant.Grant, error) {
 	g.grants[string(raw)] = fresh
 	g.mu.Unlock()
 	return fresh, nil
-}
-
-// rules returns what a network may reach as the catalog and the cluster are now.
-func (g *Gateway) rules(p *plug, n *starling.Network) (*policy.Rules, error) {
-	nodes, version := g.cfg.Cluster()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.rules != nil && p.network == n && p.nodes == version {
-		return p.rules, nil
-	}
-	own := append(append([]netip.Addr{}, nodes...), p.own...)
-	r := policy.Public(own)
-	if n != nil {
-		var err error
-		if r, err = policy.Compile(*n, own); err != nil {
-			return nil, err
-		}
-	}
-	p.rules, p.network, p.nodes = r, n, version
-	return r, nil
 }

@@ -88,7 +88,7 @@ func (f *attempt) serveName(s transport.Stream) {
 // servers returns whom the network asks for names.
 func (f *attempt) servers() (out []netip.AddrPort) {
 	if f.network == nil || len(f.network.DNS) == 0 {
-		return f.plug.servers
+		return f.plug.nameServers()
 	}
 	for _, text := range f.network.DNS {
 		a, err := netip.ParseAddr(text)

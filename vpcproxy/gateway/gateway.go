@@ -22,10 +22,10 @@ import (
 	"starling/vpcproxy/grant"
 	"starling/vpcproxy/handover"
 	"starling/vpcproxy/header"
-	"starling/vpcproxy/netns"
-	"starling/vpcproxy/policy"
+	"starling/vpcproxy/plugboard"
 	"starling/vpcproxy/resume"
 	"starling/vpcproxy/splice"
+	"starling/vpcproxy/uplink"
 )
 
 const (
@@ -35,19 +35,12 @@ const (
 	grantsMax = 8192                   // grants that are remembered as good
 )
 
-// An Uplink is how a gateway is plugged into one network.
-type Uplink struct {
-	// Namespace is the path of a network namespace that the operator made and connected ("ip netns add"), or "host".
-	Namespace string
-	// Servers are asked for names when the network lists none of its own, as host:port or address. They are the operator's word and are not
-	// judged by the network's rules.
-	Servers []netip.AddrPort
-}
-
 // Config is what a gateway works with. Limits, times and Now have defaults.
 type Config struct {
-	// Uplinks by network; that of starling.Internet has no account.
-	Uplinks map[starling.NetworkRef]Uplink
+	// Uplinks by network at the start; that of starling.Internet has no account. Each has been validated.
+	Uplinks map[starling.NetworkRef]uplink.Uplink
+	// Board is where they are plugged in; without a folder only namespaces of the operator are. Its home is this process's namespace when it has none.
+	Board plugboard.Board
 	// Network returns what the catalog says of a network; shared, not changed. NotFound when there is none.
 	Network func(ctx context.Context, ref starling.NetworkRef) (*starling.Network, error)
 	// Key returns what grants are signed with, and what a manager's clock says.
@@ -62,6 +55,7 @@ type Config struct {
 	IdleTime       time.Duration    // of a flow in which nothing moves; 0 means 10 min
 	DgramTime      time.Duration    // the same for datagrams; 0 means 1 min
 	FlowTime       time.Duration    // of any flow; 0 means grant.LifeMax
+	TryTime        time.Duration    // between tries to plug in what could not be; 0 means 2 s
 	Log            *slog.Logger
 	Now            func() time.Time
 
@@ -84,6 +78,7 @@ func (c Config) withDefaults() Config {
 	set(&c.IdleTime, 10*time.Minute)
 	set(&c.DgramTime, time.Minute)
 	set(&c.FlowTime, grant.LifeMax)
+	set(&c.TryTime, 2*time.Second)
 	limit(&c.AccountLimits, 20_000, 2_000)
 	limit(&c.FunctionLimits, 10_000, 1_000)
 	limit(&c.InternetLimits, starling.NetworkConnNormal, starling.NetworkRateNormal)
@@ -93,17 +88,21 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// A Gateway lets flows out. Create it with New, start it with Open, and Close it; it has one goroutine that keeps the key, and two for
-// each flow, of which one is the endpoint's. With Handover it has two more, and one for each flow that another gateway takes. Close ends every
-// flow and waits for its own.
+// A Gateway lets flows out. Create it with New, start it with Open, and Close it; it has one goroutine that keeps the key, one that keeps the
+// uplinks, and two for each flow, of which one is the endpoint's. With Handover it has two more, and one for each flow that another gateway
+// takes. Close ends every flow and waits for its own.
 type Gateway struct {
 	cfg   Config
 	group *run.Group
 	m     *meters
-	plugs map[starling.NetworkRef]*plug
+	plugs atomic.Pointer[map[starling.NetworkRef]*plug] // those that are plugged in; replaced whole
+	own   atomic.Pointer[own]                           // this machine's addresses
 	key   atomic.Pointer[key]
+	wants chan want // to the goroutine that keeps the uplinks
 
-	desk *handover.Listener // nil without Handover
+	home  *os.File                      // this process's namespace; nil when the configuration names one
+	lines map[starling.NetworkRef]*line // every uplink that is wanted; of Open, then of the goroutine that keeps them, then of Close
+	desk  *handover.Listener            // nil without Handover
 
 	mu        sync.Mutex // guards the rest; a leaf
 	table     *flowtable.Table
@@ -112,6 +111,7 @@ type Gateway struct {
 	movables  map[resume.Token]*movable
 	watches   map[*watch]struct{}
 	successor starling.NodeID // where flows should go on; 0 for here
+	states    []State         // of all uplinks, in the order of names; replaced whole
 }
 
 // A key is what grants are judged by.
@@ -120,43 +120,24 @@ type key struct {
 	ahead  time.Duration // of the managers' clock against ours
 }
 
-// A plug is one resident network.
-type plug struct {
-	ns      *os.File
-	servers []netip.AddrPort
-	own     []netip.Addr
-	flows   *flowCounters
-
-	mu      sync.Mutex // guards the rest; a leaf
-	network *starling.Network
-	nodes   uint64
-	rules   *policy.Rules
-}
-
 // New returns a gateway that does nothing yet.
 func New(cfg Config) *Gateway {
-	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), plugs: map[starling.NetworkRef]*plug{}, grants: map[string]grant.Grant{},
+	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), wants: make(chan want), lines: map[starling.NetworkRef]*line{}, grants: map[string]grant.Grant{},
 		movables: map[resume.Token]*movable{}, watches: map[*watch]struct{}{}}
+	g.plugs.Store(&map[starling.NetworkRef]*plug{})
 	g.table = flowtable.New(g.cfg.AccountLimits, g.cfg.FunctionLimits)
 	g.m = newMeters(g)
 	return g
 }
 
-// Open plugs the gateway into its networks and begins to keep the key. A namespace that is not there is an error: a gateway that
-// serves less than it was told to would be found out by its tenants.
+// Open plugs the gateway into its networks and begins to keep the key. What cannot be plugged in is tried again, and Uplinks says why: the
+// others' networks do not wait for it, and hosts ask another gateway.
 func (g *Gateway) Open() error {
-	for ref, u := range g.cfg.Uplinks {
-		ns, err := netns.Open(u.Namespace)
-		if err != nil {
-			return errors.Join(starling.Errorf(starling.Invalid, "open uplink", "%s: %w", ref, err), g.Close())
-		}
-		p := &plug{ns: ns, servers: u.Servers, flows: g.m.network(ref)}
-		g.plugs[ref] = p
-		if p.own, err = netns.Addresses(ns); err != nil {
-			return errors.Join(starling.Errorf(starling.Internal, "open uplink", "%s: %w", ref, err), g.Close())
-		}
+	if err := g.openUplinks(); err != nil {
+		return errors.Join(err, g.Close())
 	}
 	g.group.Go(g.keepKey)
+	g.group.Go(g.keepUplinks)
 	if err := g.openHandover(); err != nil {
 		return errors.Join(err, g.Close())
 	}
@@ -170,10 +151,7 @@ func (g *Gateway) Close() error {
 		errs = append(errs, g.desk.Close())
 	}
 	g.group.Stop()
-	for _, p := range g.plugs {
-		errs = append(errs, p.ns.Close())
-	}
-	g.plugs = map[starling.NetworkRef]*plug{}
+	errs = append(errs, g.closeUplinks())
 	return errors.Join(errs...)
 }
 
@@ -234,6 +212,7 @@ func (g *Gateway) serveFlow(s transport.Stream, f *attempt) {
 		return
 	}
 	defer f.end()
+	defer context.AfterFunc(f.plug.ctx, cancel)()
 	if f.Kind == header.DNS {
 		f.serveName(s)
 		return

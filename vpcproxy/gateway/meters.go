@@ -35,16 +35,24 @@ func newMeters(g *Gateway) *meters {
 	m.dialled = m.set.NewHistogram("starling_gateway_dial_seconds")
 	m.handed, m.resumed, m.lost = m.set.NewCounter("starling_gateway_handed_total"), m.set.NewCounter("starling_gateway_resumed_total"), m.set.NewCounter("starling_gateway_lost_total")
 	m.set.NewGauge("starling_gateway_flows", func() float64 { return float64(g.Flows()) })
-	m.set.NewGauge("starling_gateway_networks", func() float64 { return float64(len(g.cfg.Uplinks)) })
+	m.set.NewGauge("starling_gateway_networks", func() float64 { return float64(len(*g.plugs.Load())) })
+	m.set.NewGauge("starling_gateway_unplugged", func() float64 { return float64(g.failed()) })
 	return m
 }
 
-// network makes the counters of one network.
+// network returns the counters of one network, which stay when it is plugged in anew.
 func (m *meters) network(ref starling.NetworkRef) *flowCounters {
-	bytes := func(direction string) *metrics.Counter {
-		return m.set.NewCounter(fmt.Sprintf("starling_gateway_bytes_total{network=%q,direction=%q}", ref.String(), direction))
-	}
-	return &flowCounters{bytes("out"), bytes("in")}
+	return &flowCounters{m.set.GetOrCreateCounter(bytesOf(ref, "out")), m.set.GetOrCreateCounter(bytesOf(ref, "in"))}
+}
+
+// forget ends the counters of a network that is no more.
+func (m *meters) forget(ref starling.NetworkRef) {
+	m.set.UnregisterMetric(bytesOf(ref, "out"))
+	m.set.UnregisterMetric(bytesOf(ref, "in"))
+}
+
+func bytesOf(ref starling.NetworkRef, direction string) string {
+	return fmt.Sprintf("starling_gateway_bytes_total{network=%q,direction=%q}", ref.String(), direction)
 }
 
 func (m *meters) begun(k header.Kind) { m.kinds[k].Inc() }

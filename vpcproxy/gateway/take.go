@@ -32,6 +32,7 @@ func (g *Gateway) serveResume(s transport.Stream, h header.Header) {
 	g.m.resumed.Inc()
 	ctx, cancel := context.WithDeadline(g.group.Context(), f.began.Add(g.cfg.FlowTime))
 	defer cancel()
+	defer context.AfterFunc(f.plug.ctx, cancel)()
 	defer context.AfterFunc(ctx, s.Cancel)()
 	if _, err := s.Write(header.AppendSent([]byte{byte(header.Open)}, account.Sent())); err != nil {
 		_ = c.SetLinger(0) // fails when it has been reset already

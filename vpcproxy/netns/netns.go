@@ -3,6 +3,7 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -20,6 +21,9 @@ import (
 // home is the namespace of this process.
 var home = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") })
 
+// ErrNone says of what there is at a path that it is no network namespace.
+var ErrNone = errors.New("it is no network namespace")
+
 // Open returns the namespace at a path, such as one that "ip netns" made, or this process's own for "host".
 func Open(path string) (*os.File, error) {
 	if path == "host" {
@@ -31,7 +35,7 @@ func Open(path string) (*os.File, error) {
 	}
 	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
 		f.Close()
-		return nil, starling.Errorf(starling.Invalid, "open network namespace", "%s is none", path)
+		return nil, starling.Errorf(starling.Invalid, "open network namespace", "%s: %w", path, ErrNone)
 	}
 	return f, nil
 }
@@ -85,14 +89,15 @@ func IsHome(ns *os.File) bool {
 }
 
 // Do runs f with its thread in ns. f must not start anything that stays on the thread, and should take microseconds: the
-// thread serves nothing else meanwhile. A thread that cannot come back ends.
+// thread serves nothing else meanwhile. A thread that cannot come back ends. When ns was closed it is an error, even beside Do: the number of
+// its descriptor may be another namespace's by then.
 func Do(ns *os.File, f func() error) error {
 	h, err := home()
 	if err != nil {
 		return fmt.Errorf("find own network namespace: %w", err)
 	}
 	runtime.LockOSThread()
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+	if err := enter(ns); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
@@ -102,6 +107,17 @@ func Do(ns *os.File, f func() error) error {
 	}
 	runtime.UnlockOSThread()
 	return err
+}
+
+// enter moves the calling thread, for which it keeps ns open.
+func enter(ns *os.File) error {
+	raw, err := ns.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var refused error
+	err = raw.Control(func(fd uintptr) { refused = unix.Setns(int(fd), unix.CLONE_NEWNET) })
+	return errors.Join(err, refused)
 }
 
 // Addresses returns the addresses of ns's own interfaces.

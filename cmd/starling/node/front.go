@@ -26,7 +26,7 @@ func (n *Node) openAdmin(ctx context.Context) error {
 		return nil
 	}
 	n.admin = frontend.NewAdmin(frontend.AdminDeps{Addr: n.cfg.Admin, Metrics: func(w io.Writer) error { return n.registry.WritePrometheus(w) },
-		Functions: n.functions, Profiles: n.profiles, Ready: n.Ready, Pprof: true, Log: n.log("admin")})
+		Functions: n.functions, Profiles: n.profiles, Uplinks: n.uplinks, Ready: n.Ready, Pprof: true, Log: n.log("admin")})
 	if err := n.admin.Open(ctx); err != nil {
 		return err
 	}

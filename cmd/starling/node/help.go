@@ -156,6 +156,7 @@ var networkHelp = map[string]string{
 	"starling_gateway_networks":      "Networks that are plugged into this gateway.",
 	"starling_gateway_refused_total": "Flows that this gateway refused, by reason.",
 	"starling_gateway_resumed_total": "Flows of another gateway of this machine that went on here.",
+	"starling_gateway_unplugged":     "Networks of the file of uplinks that this gateway is not plugged into; 'starling node uplinks' says why.",
 	"starling_tunnel_connections":    "Connections of this host to gateways, one for each network and 128 flows.",
 	"starling_tunnel_failed_total":   "Flows of this host's functions that no gateway took.",
 	"starling_tunnel_flows_total":    "Flows of this host's functions that gateways were asked for.",

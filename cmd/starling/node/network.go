@@ -2,11 +2,8 @@ package node
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"starling"
@@ -16,61 +13,11 @@ import (
 	"starling/vmpool"
 	"starling/vpcproxy/capture"
 	"starling/vpcproxy/desk"
-	"starling/vpcproxy/gateway"
 	"starling/vpcproxy/grant"
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/probe"
 	"starling/vpcproxy/tunnel"
 )
-
-// An uplinkFile is what an operator says of a gateway's networks, by "account/network" or "internet".
-type uplinkFile map[string]struct {
-	Namespace string   `json:"namespace"`     // path of a network namespace, or "host"
-	DNS       []string `json:"dns,omitempty"` // name servers where the network lists none, as address or address:port
-}
-
-// ReadUplinks reads the file of --uplinks.
-func ReadUplinks(path string) (map[starling.NetworkRef]gateway.Uplink, error) {
-	const op = "read uplinks"
-	out := map[starling.NetworkRef]gateway.Uplink{}
-	if path == "" {
-		return out, nil
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, starling.Errorf(starling.Invalid, op, "--uplinks: %w", err)
-	}
-	var file uplinkFile
-	if err := json.Unmarshal(text, &file); err != nil {
-		return nil, starling.Errorf(starling.Invalid, op, "--uplinks %s: %w", path, err)
-	}
-	for name, u := range file {
-		account, network, owned := strings.Cut(name, "/")
-		ref := starling.NetworkRef{Account: starling.AccountID(account), Name: starling.NetworkName(network)}
-		if !owned && name == string(starling.Internet) {
-			ref = starling.NetworkRef{Name: starling.Internet}
-		} else if !owned || ref.Account.Validate() != nil || ref.Name == starling.Internet || ref.Name.Validate() != nil {
-			return nil, starling.Errorf(starling.Invalid, op, "--uplinks %s: %q is no account/network and not internet", path, name)
-		}
-		if u.Namespace == "host" && owned {
-			return nil, starling.Errorf(starling.Invalid, op, "--uplinks %s: %s: only internet may leave by the host's own network", path, name)
-		}
-		up := gateway.Uplink{Namespace: u.Namespace}
-		for _, server := range u.DNS {
-			to, err := netip.ParseAddrPort(server)
-			if err != nil {
-				a, aerr := netip.ParseAddr(server)
-				if aerr != nil {
-					return nil, starling.Errorf(starling.Invalid, op, "--uplinks %s: %s: dns %q is no address", path, name, server)
-				}
-				to = netip.AddrPortFrom(a, 53)
-			}
-			up.Servers = append(up.Servers, to)
-		}
-		out[ref] = up
-	}
-	return out, nil
-}
 
 // openDesk makes what signs grants, on managers, and what asks for them.
 func (n *Node) openDesk(context.Context) error {
@@ -132,30 +79,6 @@ func (n *Node) gateways() (out []starling.Node) {
 		}
 	}
 	return out
-}
-
-// openGateway lets flows out, on a node with that role.
-func (n *Node) openGateway(context.Context) error {
-	if !n.cfg.Roles.Has(starling.RoleGateway) {
-		return nil
-	}
-	uplinks, err := ReadUplinks(n.cfg.Uplinks)
-	if err != nil {
-		return err
-	}
-	g := gateway.New(gateway.Config{Uplinks: uplinks, Network: func(ctx context.Context, ref starling.NetworkRef) (*starling.Network, error) {
-		return n.view.Network(ctx, ref)
-	},
-		Key: n.desk.Key, Cluster: n.clusterAddrs, Log: n.log("gateway"),
-		Handover: gateway.Handover{Dir: n.cfg.Handover, Self: n.ID(), Successors: n.successors}})
-	n.endpoint.Handle(transport.ChannelTunnel, g.Serve)
-	n.endpoint.Handle(transport.ChannelProbe, g.ServeProbe)
-	if err := g.Open(); err != nil {
-		return fmt.Errorf("open gateway: %w", err)
-	}
-	n.opened("gateway", g.Metrics(), g.Close)
-	n.gateway = g
-	return nil
 }
 
 // successors returns the living gateways that may go on with flows of this one, and whether it is to be emptied.

@@ -51,8 +51,7 @@ type Node struct {
 	hub      *actors.Hub
 	code     *code.Store
 	logs     *logs.Store
-	desk     *desk.Client     // where grants of networks are asked for
-	gateway  *gateway.Gateway // nil for none
+	desk     *desk.Client // where grants of networks are asked for
 	host     *host.Host
 	parts    actors.Parts
 	audit    *audit.Log // nil for none
@@ -60,6 +59,8 @@ type Node struct {
 	admin    *frontend.Admin
 	working  atomic.Pointer[host.Host]        // the same
 	keeper   atomic.Pointer[partition.Keeper] // of the partitions; the admin server opens before it
+	gateway  atomic.Pointer[gateway.Gateway]  // nil for none; the same
+	refused  atomic.Pointer[string]           // why the last reload of uplinks was refused; nil before the first
 }
 
 // A closer ends one part.

@@ -189,8 +189,8 @@ func (n *Node) load() cluster.Load {
 		l.Instances, l.FreeMiB, l.TotalMiB = uint32(instances), uint32(free), uint32(total)
 		l.Isolations = h.Isolations()
 	}
-	if n.gateway != nil {
-		l.Flows = uint32(n.gateway.Flows())
+	if g := n.gateway.Load(); g != nil {
+		l.Flows = uint32(g.Flows())
 	}
 	return l
 }
