@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"starling"
 	"starling/vmpool/kata/katatest"
+	"starling/vpcproxy/capture"
 	"starling/vpcproxy/netns"
 	"starling/vpcproxy/place"
 )
@@ -204,7 +206,8 @@ func resolveAll(q []byte) []byte {
 	return append(append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4), addr...)
 }
 
-// netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta. The first is the host.
+// netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta. The first is the host,
+// with settings of its own.
 type netWorld struct {
 	*testCluster
 	isolation starling.Isolation
@@ -212,7 +215,7 @@ type netWorld struct {
 	tenants   map[string]*netTenant // by account
 }
 
-func startNetWorld(t *testing.T, isolation starling.Isolation) *netWorld {
+func startNetWorld(t *testing.T, isolation starling.Isolation, host ...string) *netWorld {
 	if os.Getuid() != 0 {
 		t.Skip("real sandboxes need root")
 	}
@@ -231,7 +234,7 @@ func startNetWorld(t *testing.T, isolation starling.Isolation) *netWorld {
 		t.Fatal(err)
 	}
 	args := []string{"--uplinks", file}
-	c := startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: append([]string{"--isolation", string(isolation)}, args...)}, testKind{roles: "gateway", args: args})
+	c := startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: slices.Concat([]string{"--isolation", string(isolation)}, host, args)}, testKind{roles: "gateway", args: args})
 	w := &netWorld{c, isolation, map[string][]string{}, tenants}
 	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
 	for _, account := range []string{"acme", "zeta"} {
@@ -271,7 +274,19 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	startNetWorld(t, starling.IsolationProcess).reachesItsNetwork(t)
+	byEachMeans(t, (*netWorld).reachesItsNetwork)
+}
+
+// byEachMeans runs a test of functions in processes with all that can catch their connections on this machine.
+func byEachMeans(t *testing.T, f func(*netWorld, *testing.T)) {
+	for _, means := range []capture.Means{capture.Lookup, capture.TPROXY} {
+		t.Run(string(means), func(t *testing.T) {
+			if err := means.Try(); os.Getuid() == 0 && err != nil {
+				t.Skipf("%s does not work here: %v", means, err)
+			}
+			f(startNetWorld(t, starling.IsolationProcess, "--capture", string(means)), t)
+		})
+	}
 }
 
 // TestE2EMicroVMsReachTheirNetworkAndNothingElse does the same in microVMs, whose own kernels catch what the programs send out, and
