@@ -75,7 +75,10 @@ def handler(event, context):
     out["names"] = {n: attempt(lambda: socket.gethostbyname(n)) for n in event.get("names", [])}
     out["ms"] = sorted(first_byte("10.7.0.10", 8080) for _ in range(event.get("time", 0)))
     if event.get("raw"):
-        out["raw"] = {k: attempt(lambda: raw(*v)) for k, v in {"packet": (17, 3, 0), "raw": (2, 3, 1), "vsock": (40, 1, 0), "alg": (38, 5, 0), "netlink": (16, 3, 0)}.items()}
+        out["raw"] = {k: attempt(lambda: raw(*v)) for k, v in {"packet": (17, 3, 0), "raw": (2, 3, 1), "vsock": (40, 1, 0), "alg": (38, 5, 0), "netlink routes": (16, 3, 0), "netlink rules": (16, 3, 12)}.items()}
+        # what the host's own sockets are: transparent, marked by nobody, and at an address and port that nobody has
+        out["raw"].update({k: attempt(lambda: socket.socket().setsockopt(*v, 1)) for k, v in {"transparent": (0, 19), "mark": (1, 36)}.items()})
+        out["raw"].update({a: attempt(lambda: socket.socket().bind((a, 1))) for a in ("192.0.0.8", "127.0.0.1", "10.7.0.10")})
     return out
 `
 
@@ -356,7 +359,8 @@ func (w *netWorld) reachesItsNetwork(t *testing.T) {
 		t.Errorf("%s: datagrams %v, names %v", account, a.Tell, a.Names)
 	}
 	if w.isolation == starling.IsolationKata {
-		delete(a.Raw, "netlink") // asks the guest's own kernel, without a right to change anything
+		delete(a.Raw, "netlink routes") // asks the guest's own kernel, without a right to change anything
+		delete(a.Raw, "netlink rules")
 	}
 	for _, refused := range []map[string]string{a.Reach, a.Raw, {"UDP metadata": a.Tell["169.254.169.254"], "UDP denied": a.Tell["10.7.0.66"]}} {
 		for to, says := range refused {
