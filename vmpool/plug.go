@@ -94,7 +94,7 @@ func (i *Instance) connect() error {
 	return i.plug.Connect(as)
 }
 
-// shed takes out what was prepared for a network that the version does not have: six descriptors of the node.
+// shed takes out what was prepared for a network that the version does not have: up to six descriptors of the node.
 func (i *Instance) shed() {
 	if i.cfg.Version.Config.Network == starling.NoNetwork {
 		i.unplug(false)

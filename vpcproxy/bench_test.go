@@ -7,8 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"starling/vpcproxy/flowtable"
-	"starling/vpcproxy/gateway"
+	"starling/vpcproxy/capture"
 )
 
 // report gives the middle and the 99th of a hundred.
@@ -18,18 +17,27 @@ func report(b *testing.B, name string, all []time.Duration) {
 	b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), name+"-p99-µs")
 }
 
+// benchEachMeans runs a benchmark with all that can catch connections.
+func benchEachMeans(b *testing.B, f func(*testing.B, *world)) {
+	for _, m := range []capture.Means{capture.Lookup, capture.TPROXY} {
+		b.Run(string(m), func(b *testing.B) {
+			w := wide(b)
+			w.maker.Means = m
+			f(b, w)
+		})
+	}
+}
+
 // BenchmarkAttach gives sandboxes of the pool their network, and has the code of each connect to a server of the tenant. Preparing is the
 // pool's, attaching a start's; first is from the code's connect to the server's first byte, through the grant's question when it comes
-// right behind the attaching (cold), and again (warm).
-func BenchmarkAttach(b *testing.B) {
-	w := newWorld(b, 1, nil)
-	for _, n := range w.networks {
-		n.RateMax = 100_000
-	}
+// right behind the attaching (cold), and again (warm). Shed is what a prepared sandbox costs whose version has no network.
+func BenchmarkAttach(b *testing.B) { benchEachMeans(b, attach) }
+
+func attach(b *testing.B, w *world) {
 	if _, err := w.connected("acme").name(serverAddr + ":8080"); err != nil { // the connection to the gateway
 		b.Fatal(err)
 	}
-	var prepared, attached, cold, warm []time.Duration
+	var prepared, attached, cold, warm, shed []time.Duration
 	for b.Loop() {
 		at := time.Now()
 		s := w.sandbox()
@@ -45,20 +53,22 @@ func BenchmarkAttach(b *testing.B) {
 			}
 			*times = append(*times, time.Since(at))
 		}
+		unused := w.sandbox()
+		at = time.Now()
+		must(b, unused.outlet.Close())
+		shed = append(shed, time.Since(at))
 	}
 	report(b, "prepare", prepared)
 	report(b, "attach", attached)
 	report(b, "first-cold", cold)
 	report(b, "first-warm", warm)
+	report(b, "shed", shed)
 }
 
 // BenchmarkConnections is a connection, the server's name and its end, one after the other.
-func BenchmarkConnections(b *testing.B) {
-	wide := flowtable.Limits{Conns: 100_000, Rate: 100_000}
-	w := newWorld(b, 1, func(c *gateway.Config) { c.AccountLimits, c.FunctionLimits = wide, wide })
-	for _, n := range w.networks {
-		n.RateMax = 100_000
-	}
+func BenchmarkConnections(b *testing.B) { benchEachMeans(b, connections) }
+
+func connections(b *testing.B, w *world) {
 	s := w.connected("acme")
 	for b.Loop() {
 		if got, err := s.name(serverAddr + ":8080"); got != "acme" {
@@ -68,8 +78,9 @@ func BenchmarkConnections(b *testing.B) {
 }
 
 // BenchmarkThroughput reads from a server of the tenant.
-func BenchmarkThroughput(b *testing.B) {
-	w := newWorld(b, 1, nil)
+func BenchmarkThroughput(b *testing.B) { benchEachMeans(b, throughput) }
+
+func throughput(b *testing.B, w *world) {
 	s := w.connected("acme")
 	c, err := s.dial("tcp", serverAddr+":8081")
 	must(b, err)

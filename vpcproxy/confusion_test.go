@@ -17,8 +17,9 @@ import (
 
 // What a connection carries never says whose it is or where it goes (row D7 of the list of attacks): every byte that would tell a
 // proxy another destination, or a gateway another account, arrives where the connection went, as it was sent.
-func TestNothingInAConnectionSteersIt(t *testing.T) {
-	w := newWorld(t, 1, nil)
+func TestNothingInAConnectionSteersIt(t *testing.T) { byEachMeans(t, 1, steersNothing) }
+
+func steersNothing(t *testing.T, w *world) {
 	zeta := w.attachment("zeta", "db")
 	theirs := grant.Sign(ed25519.NewKeyFromSeed(w.signer.Seed), grant.Grant{Attachment: zeta, Host: 1, First: time.Now().Unix(), Until: time.Now().Add(time.Hour).Unix()})
 	s := w.connected("acme")

@@ -335,9 +335,10 @@ func (m memory) report(b *testing.B, since memory, n int, name string) {
 
 // BenchmarkIdleInstances attaches 2,000 sandboxes of one host to a network: what each costs while it does nothing, and how long attaching
 // takes with so many there.
-func BenchmarkIdleInstances(b *testing.B) {
+func BenchmarkIdleInstances(b *testing.B) { benchEachMeans(b, idleInstances) }
+
+func idleInstances(b *testing.B, w *world) {
 	const n = 2000
-	w := wide(b)
 	for b.Loop() {
 		start := measure(b)
 		boxes := make([]*sandbox, n)

@@ -75,6 +75,20 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// byEachMeans runs a test with all that can catch connections on this machine.
+func byEachMeans(t *testing.T, gateways int, f func(*testing.T, *world)) {
+	for _, m := range []capture.Means{capture.Lookup, capture.TPROXY} {
+		t.Run(string(m), func(t *testing.T) {
+			w := newWorld(t, gateways, nil)
+			if err := m.Try(); err != nil {
+				t.Skipf("%s does not work here: %v", m, err)
+			}
+			w.maker.Means = m
+			f(t, w)
+		})
+	}
+}
+
 func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")

@@ -12,12 +12,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"starling"
 	"starling/bench"
 	"starling/frontend/protocol"
+	"starling/vpcproxy/capture"
 )
 
 // cluster is the HTTP interface of a frontend with functions in memory, as far as the command line uses it.
@@ -404,6 +406,24 @@ func TestDoctorTellsEveryCheck(t *testing.T) {
 	}
 	if failed != (code == exitUnavailable) || !failed && code != 0 {
 		t.Errorf("exit %d, failed %v", code, failed)
+	}
+}
+
+// The doctor says what would catch functions' connections, and whether what the operator wants can.
+func TestDoctorSaysWhatCatchesConnections(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+	for _, means := range []capture.Means{capture.Lookup, capture.TPROXY} {
+		_, out, errs := newCLI(t).run("", "doctor", "-o", "json", "--capture", string(means), "--data", t.TempDir())
+		var list []finding
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			t.Fatalf("%v: %s %s", err, out, errs)
+		}
+		i := slices.IndexFunc(list, func(f finding) bool { return f.Name == "networks of functions" })
+		if i < 0 || !strings.Contains(list[i].Detail, means.String()) || (list[i].Level == levelOK) != (means.Try() == nil) {
+			t.Errorf("--capture %s: %+v", means, list)
+		}
 	}
 }
 

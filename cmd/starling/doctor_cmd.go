@@ -53,7 +53,7 @@ nothing; it writes one temporary file into the node's folder to time the disk. T
 can run here and 8 when they cannot.`,
 		Example: "  starling doctor\n  starling doctor -o json\n  starling doctor --data /srv/starling\n  starling doctor --uplinks /etc/starling/uplinks.json",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context()) }}
-	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.awake", "node.python", "node.node", "node.isolation", "node.runsc", "node.kata-images", "node.uplinks"))
+	addSettingFlags(c.Flags(), nodeSettingsNamed("node.data", "node.listen", "node.http", "node.admin", "node.awake", "node.python", "node.node", "node.isolation", "node.runsc", "node.kata-images", "node.capture", "node.uplinks"))
 	return c
 }
 

@@ -8,13 +8,14 @@ import (
 )
 
 // checkNetworks tries what lets functions out into networks.
-func checkNetworks(context.Context, *app) []finding {
+func checkNetworks(_ context.Context, a *app) []finding {
 	const name = "networks of functions"
 	if os.Geteuid() != 0 {
 		return []finding{noteworthy(name, "run the doctor as root", "can only be tried as root")}
 	}
-	if err := capture.Supported(); err != nil {
-		return []finding{noteworthy(name, "use a kernel from 5.9 on with CONFIG_BPF_SYSCALL and CONFIG_NET_NS", "functions with a network cannot run here: %v", err)}
+	means, err := capture.Choose(a.set.text("node.capture"))
+	if err != nil {
+		return []finding{noteworthy(name, "use a kernel with CONFIG_NET_NS and either CONFIG_BPF_SYSCALL (from 5.9 on) or CONFIG_NFT_TPROXY, and --capture auto", "functions with a network cannot run here in isolation process: %v", err)}
 	}
-	return []finding{healthy(name, "captured by BPF sk_lookup (isolation process; microVMs capture by themselves)")}
+	return []finding{healthy(name, "captured by %s (isolation process; microVMs capture by themselves, with BPF sk_lookup of their own kernel)", means)}
 }

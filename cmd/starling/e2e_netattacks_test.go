@@ -6,8 +6,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-
-	"starling"
 )
 
 // lurkFunction listens on an abstract socket of its own, tries those of others, and speaks with sources that are not its own.
@@ -64,7 +62,7 @@ func TestE2ENeighboursAreNotHeardOrImitated(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	startNetWorld(t, starling.IsolationProcess).hidesNeighbours(t)
+	byEachMeans(t, (*netWorld).hidesNeighbours)
 }
 
 func (w *netWorld) hidesNeighbours(t *testing.T) {

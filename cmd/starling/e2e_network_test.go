@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"starling"
 	"starling/vmpool/kata/katatest"
+	"starling/vpcproxy/capture"
 	"starling/vpcproxy/netns"
 	"starling/vpcproxy/place"
 )
@@ -73,7 +75,10 @@ def handler(event, context):
     out["names"] = {n: attempt(lambda: socket.gethostbyname(n)) for n in event.get("names", [])}
     out["ms"] = sorted(first_byte("10.7.0.10", 8080) for _ in range(event.get("time", 0)))
     if event.get("raw"):
-        out["raw"] = {k: attempt(lambda: raw(*v)) for k, v in {"packet": (17, 3, 0), "raw": (2, 3, 1), "vsock": (40, 1, 0), "alg": (38, 5, 0), "netlink": (16, 3, 0)}.items()}
+        out["raw"] = {k: attempt(lambda: raw(*v)) for k, v in {"packet": (17, 3, 0), "raw": (2, 3, 1), "vsock": (40, 1, 0), "alg": (38, 5, 0), "netlink routes": (16, 3, 0), "netlink rules": (16, 3, 12)}.items()}
+        # what the host's own sockets are: transparent, marked by nobody, and at an address and port that nobody has
+        out["raw"].update({k: attempt(lambda: socket.socket().setsockopt(*v, 1)) for k, v in {"transparent": (0, 19), "mark": (1, 36)}.items()})
+        out["raw"].update({a: attempt(lambda: socket.socket().bind((a, 1))) for a in ("192.0.0.8", "127.0.0.1", "10.7.0.10")})
     return out
 `
 
@@ -204,7 +209,8 @@ func resolveAll(q []byte) []byte {
 	return append(append(a, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4), addr...)
 }
 
-// netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta. The first is the host.
+// netWorld is a cluster of two nodes, both gateways, plugged into the networks "db" of the accounts acme and zeta. The first is the host,
+// with settings of its own.
 type netWorld struct {
 	*testCluster
 	isolation starling.Isolation
@@ -212,7 +218,7 @@ type netWorld struct {
 	tenants   map[string]*netTenant // by account
 }
 
-func startNetWorld(t *testing.T, isolation starling.Isolation) *netWorld {
+func startNetWorld(t *testing.T, isolation starling.Isolation, host ...string) *netWorld {
 	if os.Getuid() != 0 {
 		t.Skip("real sandboxes need root")
 	}
@@ -231,7 +237,7 @@ func startNetWorld(t *testing.T, isolation starling.Isolation) *netWorld {
 		t.Fatal(err)
 	}
 	args := []string{"--uplinks", file}
-	c := startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: append([]string{"--isolation", string(isolation)}, args...)}, testKind{roles: "gateway", args: args})
+	c := startNodes(t, testKind{roles: "manager,frontend,scheduler,host,gateway", args: slices.Concat([]string{"--isolation", string(isolation)}, host, args)}, testKind{roles: "gateway", args: args})
 	w := &netWorld{c, isolation, map[string][]string{}, tenants}
 	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
 	for _, account := range []string{"acme", "zeta"} {
@@ -271,7 +277,19 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	startNetWorld(t, starling.IsolationProcess).reachesItsNetwork(t)
+	byEachMeans(t, (*netWorld).reachesItsNetwork)
+}
+
+// byEachMeans runs a test of functions in processes with all that can catch their connections on this machine.
+func byEachMeans(t *testing.T, f func(*netWorld, *testing.T)) {
+	for _, means := range []capture.Means{capture.Lookup, capture.TPROXY} {
+		t.Run(string(means), func(t *testing.T) {
+			if err := means.Try(); os.Getuid() == 0 && err != nil {
+				t.Skipf("%s does not work here: %v", means, err)
+			}
+			f(startNetWorld(t, starling.IsolationProcess, "--capture", string(means)), t)
+		})
+	}
 }
 
 // TestE2EMicroVMsReachTheirNetworkAndNothingElse does the same in microVMs, whose own kernels catch what the programs send out, and
@@ -341,7 +359,8 @@ func (w *netWorld) reachesItsNetwork(t *testing.T) {
 		t.Errorf("%s: datagrams %v, names %v", account, a.Tell, a.Names)
 	}
 	if w.isolation == starling.IsolationKata {
-		delete(a.Raw, "netlink") // asks the guest's own kernel, without a right to change anything
+		delete(a.Raw, "netlink routes") // asks the guest's own kernel, without a right to change anything
+		delete(a.Raw, "netlink rules")
 	}
 	for _, refused := range []map[string]string{a.Reach, a.Raw, {"UDP metadata": a.Tell["169.254.169.254"], "UDP denied": a.Tell["10.7.0.66"]}} {
 		for to, says := range refused {

@@ -148,7 +148,7 @@ func (a *app) nodeConfig() (node.Config, error) {
 		KataImages: s.text("node.kata-images"), KataMemory: s.number("node.kata-memory"),
 		Record: s.text("node.record"), Scaling: s.text("node.scale-config"), Audit: s.text("node.audit"),
 		Isolations: isolations, Runsc: s.text("node.runsc"), PoolStrong: s.number("node.pool-strong"), SharedKernel: s.flagged("node.allow-shared-kernel"),
-		Uplinks: s.text("node.uplinks"), Handover: s.text("node.handover"),
+		Uplinks: s.text("node.uplinks"), Handover: s.text("node.handover"), Capture: s.text("node.capture"),
 	}, nil
 }
 

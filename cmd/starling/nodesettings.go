@@ -31,6 +31,7 @@ var nodeSettings = []setting{
 	{key: "node.runsc", def: "", usage: "gVisor's runsc (default: beside starling, then in PATH)"},
 	{key: "node.kata-images", def: "", usage: "folder of what microVMs boot, made by 'make guest-images' (default: the user's cache)"},
 	{key: "node.kata-memory", def: 256, usage: "MiB of the largest function in a microVM"},
+	{key: "node.capture", def: "auto", usage: "what catches the connections of functions with a network in isolation process: lookup (BPF sk_lookup), tproxy (nftables), or auto: the first that works here"},
 	{key: "node.handover", def: "", usage: "directory of this cluster in which the gateways of one machine find each other: 'starling node drain' of one gives its live connections to another"},
 	{key: "node.uplinks", def: "", usage: "file that plugs a gateway into networks, read again at SIGHUP: {\"account/network\": {\"bridge\": \"br-db\", \"addresses\": [\"10.0.0.9/24\"]}}; all of it: 'starling node uplinks --help'"},
 	{key: "node.python", def: "/usr/bin/python3", usage: "interpreter of runtime python3.11"},

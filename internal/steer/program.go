@@ -164,7 +164,6 @@ func resolverWord() int32 {
 // instructions: what is not IPv4 passes. On loopback addresses the sockets' own port is refused as if nobody listened, that of
 // the resolver is steered, and the rest passes. All other addresses are steered.
 func instructions(sockets int32) []instruction {
-	const loopbackNet = 127
 	return []instruction{
 		{op: opMove, dst: r6, src: r1},
 		{op: opLoad, dst: r2, src: r6, off: offFamily},

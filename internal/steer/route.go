@@ -11,49 +11,41 @@ import (
 const loopback = 1
 
 // A Router is what the route out of one namespace is made over.
-type Router struct{ fd int }
+type Router struct{ routes kernel }
 
 // OpenRouter opens the router of the caller's namespace.
 func OpenRouter() (*Router, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	k, err := dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open routes: %w", err)
 	}
-	return &Router{fd}, nil
+	return &Router{k}, nil
 }
 
 // Close closes the router; its route stays.
-func (r *Router) Close() error { return unix.Close(r.fd) }
+func (r *Router) Close() error { return r.routes.close() }
 
-// LetOut makes every IPv4 address one of lo's own, so that what is sent to it arrives, from 127.0.0.1, at the program.
+// LetOut makes every IPv4 address one of lo's own, so that what is sent to it arrives there, from 127.0.0.1, and is steered. lo must be up.
 func (r *Router) LetOut() error {
-	attr := func(m []byte, kind uint16, value ...byte) []byte {
-		m = binary.NativeEndian.AppendUint16(m, uint16(4+len(value)))
-		return append(binary.NativeEndian.AppendUint16(m, kind), value...)
-	}
-	// struct nlmsghdr, its length set below; struct rtmsg of a destination of no bits; attributes of four bytes each
-	m := make([]byte, 4, 64)
-	m = binary.NativeEndian.AppendUint16(m, unix.RTM_NEWROUTE)
-	m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	m = append(m, make([]byte, 8)...)
-	m = append(m, unix.AF_INET, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, 0, 0, 0, 0)
-	m = attr(m, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, loopback)...)
-	m = attr(m, unix.RTA_PREFSRC, Resolver.Addr().AsSlice()...)
-	binary.NativeEndian.PutUint32(m, uint32(len(m)))
-	if err := unix.Sendto(r.fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("add route: %w", err)
-	}
-	var answer [512]byte
-	n, _, err := unix.Recvfrom(r.fd, answer[:], 0)
+	// struct rtmsg of a destination of no bits
+	everywhere := []byte{unix.AF_INET, 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, 0, 0, 0, 0}
+	err := r.routes.ask(message(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, everywhere,
+		attribute(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, loopback)),
+		attribute(unix.RTA_PREFSRC, Resolver.Addr().AsSlice())))
 	if err != nil {
 		return fmt.Errorf("add route: %w", err)
 	}
-	const header = unix.SizeofNlMsghdr
-	if n < header+4 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
-		return fmt.Errorf("add route: the kernel answers %x", answer[:n])
-	}
-	if code := int32(binary.NativeEndian.Uint32(answer[header:])); code != 0 {
-		return fmt.Errorf("add route: %w", unix.Errno(-code))
+	return nil
+}
+
+// Raise brings lo up.
+func (r *Router) Raise() error {
+	// struct ifinfomsg; the last word says which of the flags are meant
+	up := binary.NativeEndian.AppendUint32(make([]byte, 4), loopback)
+	up = binary.NativeEndian.AppendUint32(up, unix.IFF_UP)
+	up = binary.NativeEndian.AppendUint32(up, unix.IFF_UP)
+	if err := r.routes.ask(message(unix.RTM_NEWLINK, unix.NLM_F_ACK, up)); err != nil {
+		return fmt.Errorf("raise loopback: %w", err)
 	}
 	return nil
 }

@@ -1,15 +1,15 @@
 // Package steer makes one network namespace give whatever the code in it sends out to two sockets: every IPv4 address becomes one of
-// lo's own, and a BPF program in the kernel's socket lookup hands over what is for any of them. The host uses it in the namespaces of
-// sandboxes, and the agent of a microVM in its guest.
+// lo's own, and the kernel hands over what is for any of them, by a BPF program in its socket lookup ([Program]) or by rules of
+// nftables ([Rules]). The host uses it in the namespaces of sandboxes, and the agent of a microVM, with the program, in its guest.
 //
-// It speaks bpf(2) and rtnetlink by itself, four calls in all: the libraries for them bring parsers and cryptography, which every
-// sandbox's first process would set up.
+// It speaks bpf(2), rtnetlink and nftables by itself, a few messages in all: the libraries for them bring parsers and cryptography, which
+// every sandbox's first process would set up.
 package steer
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
@@ -18,25 +18,35 @@ import (
 )
 
 const (
-	ownPort = 1 // of the two sockets: nothing without privileges can want it, and the program refuses whoever connects to it
+	ownPort = 1 // of the two sockets: nothing without privileges can want it
 	dnsPort = 53
+
+	loopbackNet = 127 // the first byte of loopback addresses
 )
 
 // Resolver is where the code inside asks for names.
 var Resolver = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
 
-// Listen makes the two sockets in the caller's namespace. Where a connection was made to is its local address; where a datagram was
-// sent to says Destination.
+// Listen makes the two sockets for a program in the caller's namespace. Where a connection was made to is its local address; where a
+// datagram was sent to says Destination. The program refuses whoever connects to the sockets' own address.
 func Listen() (tcp *net.TCPListener, udp *net.UDPConn, err error) {
-	var lc net.ListenConfig
+	return listen(netip.AddrPortFrom(Resolver.Addr(), ownPort))
+}
+
+// ListenApart makes the two sockets for rules, with the same to say.
+func ListenApart() (tcp *net.TCPListener, udp *net.UDPConn, err error) {
+	return listen(apart, option{unix.SOL_IP, unix.IP_FREEBIND}) // the address is not there
+}
+
+func listen(own netip.AddrPort, options ...option) (tcp *net.TCPListener, udp *net.UDPConn, err error) {
+	lc := net.ListenConfig{Control: with(options...)}
 	lc.SetMultipathTCP(false) // a map of sockets takes no others
-	own := fmt.Sprintf("127.0.0.1:%d", ownPort)
-	l, err := lc.Listen(context.Background(), "tcp4", own)
+	l, err := lc.Listen(context.Background(), "tcp4", own.String())
 	if err != nil {
 		return nil, nil, err
 	}
-	lc = net.ListenConfig{Control: option(unix.SOL_IP, unix.IP_RECVORIGDSTADDR)}
-	pc, err := lc.ListenPacket(context.Background(), "udp4", own)
+	lc = net.ListenConfig{Control: with(append(options, option{unix.SOL_IP, unix.IP_RECVORIGDSTADDR})...)}
+	pc, err := lc.ListenPacket(context.Background(), "udp4", own.String())
 	if err != nil {
 		l.Close()
 		return nil, nil, err
@@ -46,7 +56,7 @@ func Listen() (tcp *net.TCPListener, udp *net.UDPConn, err error) {
 
 // Answering makes a socket in the caller's namespace that sends as addr, which any address is once LetOut was called.
 func Answering(addr netip.AddrPort) (*net.UDPConn, error) {
-	lc := net.ListenConfig{Control: option(unix.SOL_SOCKET, unix.SO_REUSEADDR)}
+	lc := net.ListenConfig{Control: with(option{unix.SOL_SOCKET, unix.SO_REUSEADDR})}
 	pc, err := lc.ListenPacket(context.Background(), "udp4", addr.String())
 	if err != nil {
 		return nil, err
@@ -54,12 +64,20 @@ func Answering(addr netip.AddrPort) (*net.UDPConn, error) {
 	return pc.(*net.UDPConn), nil
 }
 
-func option(level, name int) func(string, string, syscall.RawConn) error {
+// An option is one of a socket's that is set to 1.
+type option struct{ level, name int }
+
+// with sets options of a socket.
+func with(options ...option) func(network, address string, rc syscall.RawConn) error {
 	return func(_, _ string, rc syscall.RawConn) (err error) {
-		if ctl := rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, name, 1) }); ctl != nil {
-			return ctl
-		}
-		return err
+		ctl := rc.Control(func(fd uintptr) {
+			for _, o := range options {
+				if err = unix.SetsockoptInt(int(fd), o.level, o.name, 1); err != nil {
+					return
+				}
+			}
+		})
+		return cmp.Or(ctl, err)
 	}
 }
 

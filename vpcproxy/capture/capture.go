@@ -17,7 +17,6 @@ import (
 	"starling/internal/run"
 	"starling/transport"
 	"starling/vpcproxy/header"
-	"starling/vpcproxy/netns"
 )
 
 // The limits of one sandbox. What comes over them is reset, or dropped.
@@ -42,7 +41,9 @@ type Way interface {
 type Maker struct {
 	// Way returns where the flows of an attachment go.
 	Way func(starling.Attachment) Way
-	Log *slog.Logger
+	// Means are what catches in namespaces; Lookup when empty.
+	Means Means
+	Log   *slog.Logger
 }
 
 // An Outlet is where one sandbox lets its code out. Prepare or Caught makes it, Connect lets the code inside out, Close ends it. With
@@ -72,7 +73,7 @@ func (m *Maker) outlet() *Outlet {
 func (m *Maker) Prepare(ns *os.File) (*Outlet, error) {
 	o := m.outlet()
 	o.sockets = &sockets{ns: ns}
-	if err := o.sockets.prepare(); err != nil {
+	if err := o.sockets.prepare(m.Means); err != nil {
 		return nil, errors.Join(starling.Errorf(starling.Unavailable, "prepare sandbox's network", "%w", err), o.Close())
 	}
 	return o, nil
@@ -122,17 +123,4 @@ func (o *Outlet) Close() error {
 		errs = append(errs, o.sockets.close())
 	}
 	return errors.Join(errs...)
-}
-
-// Supported says what this machine lacks to capture; nil for nothing. It makes a namespace and forgets it.
-func Supported() error {
-	ns, err := netns.New()
-	if err != nil {
-		return err
-	}
-	o, err := (&Maker{Log: slog.New(slog.DiscardHandler)}).Prepare(ns)
-	if err != nil {
-		return err
-	}
-	return o.Close()
 }

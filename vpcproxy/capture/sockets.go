@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"starling/internal/steer"
 	"starling/vpcproxy/netns"
@@ -12,34 +13,57 @@ import (
 
 // sockets are the host's hand in one sandbox's network namespace.
 type sockets struct {
-	ns      *os.File
-	tcp     *net.TCPListener
-	udp     *net.UDPConn
-	routes  *steer.Router
-	program *steer.Program
+	ns       *os.File
+	tcp      *net.TCPListener
+	udp      *net.UDPConn
+	routes   *steer.Router
+	steering steering
 }
 
-// prepare puts into a namespace what lets code out later.
-func (s *sockets) prepare() (err error) {
+// steering is what the kernel hands over to the two sockets with, from Steer on.
+type steering interface {
+	Steer(tcp, udp syscall.Conn) error
+	Close() error
+}
+
+// prepare puts into a namespace what lets code out later, by means m.
+func (s *sockets) prepare(m Means) (err error) {
 	if netns.IsHome(s.ns) {
 		return errors.New("it has the host's network namespace")
 	}
+	listen := steer.Listen
+	if m == TPROXY {
+		listen = steer.ListenApart
+	}
 	err = netns.Do(s.ns, func() (err error) {
-		if s.tcp, s.udp, err = steer.Listen(); err != nil {
+		if s.tcp, s.udp, err = listen(); err != nil {
 			return err
 		}
 		s.routes, err = steer.OpenRouter()
 		return err
 	})
 	if err == nil {
-		s.program, err = steer.Load(s.ns)
+		err = s.load(m)
+	}
+	return err
+}
+
+// load tells the kernel what it will have to hand over.
+func (s *sockets) load(m Means) error {
+	if m == TPROXY {
+		s.steering = steer.Rules{}
+		return netns.Do(s.ns, steer.AddRules)
+	}
+	program, err := steer.Load(s.ns)
+	if err == nil {
+		s.steering = program
 	}
 	return err
 }
 
 // letOut has everything that is sent out come to the two sockets.
 func (s *sockets) letOut() error {
-	if err := s.program.Steer(s.tcp, s.udp); err != nil {
+	if err := s.steering.Steer(s.tcp, s.udp); err != nil {
 		return err
 	}
 	return s.routes.LetOut()
@@ -65,8 +89,8 @@ func (s *sockets) deafen() error {
 // close takes the rest out of the namespace.
 func (s *sockets) close() error {
 	var errs []error
-	if s.program != nil {
-		errs = append(errs, s.program.Close())
+	if s.steering != nil {
+		errs = append(errs, s.steering.Close())
 	}
 	if s.routes != nil {
 		errs = append(errs, s.routes.Close())

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"starling"
+	"starling/vpcproxy/capture"
 )
 
 // Config is what an operator says of one node. Dir, Listen and Roles are required.
@@ -41,6 +42,7 @@ type Config struct {
 	SharedKernel bool                // functions of several accounts may share this host's kernel
 	Uplinks      string              // file that plugs a gateway into networks (role gateway)
 	Handover     string              // directory in which the gateways of this machine find each other; "" for none
+	Capture      string              // what catches connections in isolation process: lookup, tproxy, or auto and "" for the first that works
 	KataImages   string              // folder of what microVMs boot; the user's cache when empty
 	KataMemory   int                 // MiB of the largest function in a microVM; the driver's own when 0
 
@@ -81,6 +83,9 @@ func (c Config) Validate() error {
 	}
 	if c.Awake < 0 || c.Awake > time.Second {
 		return starling.Errorf(starling.Invalid, op, "--awake %v: use 0 to 1s", c.Awake)
+	}
+	if err := capture.Valid(c.Capture); err != nil {
+		return starling.Errorf(starling.Invalid, op, "--capture: %w", err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
@@ -55,14 +56,25 @@ func (n *Node) openTunnel() *capture.Maker {
 }
 
 // plugIn sets how the sandboxes of a pool get their networks: gVisor's have none.
-func (n *Node) plugIn(cfg *vmpool.PoolConfig, i starling.Isolation, m *capture.Maker) {
+func (n *Node) plugIn(cfg *vmpool.PoolConfig, i starling.Isolation, m *capture.Maker) error {
 	switch i {
 	case starling.IsolationProcess:
+		means, err := capture.Choose(n.cfg.Capture)
+		if err != nil && n.cfg.Capture != "" && n.cfg.Capture != capture.Auto {
+			return fmt.Errorf("--capture %s: %w", n.cfg.Capture, err)
+		}
+		if err != nil {
+			n.log("capture").Warn("functions with a network cannot run here in isolation process", "error", err)
+			return nil
+		}
+		n.log("capture").Info("functions' connections are caught", "by", means.String())
+		m.Means = means
 		cfg.Plug = func(ns *os.File) (vmpool.Plug, error) { return m.Prepare(ns) }
 		cfg.PlugAhead = func() bool { return len(n.gateways()) > 0 }
 	case starling.IsolationKata:
 		cfg.PlugGuest = func(say func(as, to netip.AddrPort, d []byte)) vmpool.GuestPlug { return guestPlug{m.Caught(say)} }
 	}
+	return nil
 }
 
 // guestPlug is an outlet as a pool knows it.

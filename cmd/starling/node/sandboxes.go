@@ -40,7 +40,9 @@ func (n *Node) openPools(ctx context.Context) (map[starling.Isolation]*vmpool.Po
 			}
 		}
 		cfg := vmpool.PoolConfig{Driver: d, Sizes: sizes, Log: n.log("pool")}
-		n.plugIn(&cfg, i, outlets)
+		if err := n.plugIn(&cfg, i, outlets); err != nil {
+			return nil, err
+		}
 		if i == starling.IsolationKata {
 			cfg.ReadyTime = vmCloneTime
 		}
