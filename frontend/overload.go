@@ -27,6 +27,7 @@ func (s *Server) watch(ctx context.Context) {
 		if n%overload.Samples == 0 {
 			full := overload.Full(float64(s.inFlight.Load()) / float64(s.deps.InFlightMax))
 			s.gate.Decide(max(p.window(), full), s.deps.Visits())
+			s.deps.Callers(s.gate.Callers())
 		}
 	}
 }

@@ -62,6 +62,8 @@ type Deps struct {
 
 	// Visits tells what frontends of other nodes asked of this node's host since it was asked last; nil without a host.
 	Visits func() []flow.Demand
+	// Callers hears every flow.Window which accounts call at this node's door, in no order; nil without a host.
+	Callers func([]starling.AccountID)
 }
 
 // Server is the public side of one frontend. Create it with New, Handle clients on the node's endpoint with
@@ -92,6 +94,9 @@ type Server struct {
 func New(d Deps) *Server {
 	if d.MemoryMax == 0 {
 		d.MemoryMax = memoryMax
+	}
+	if d.Callers == nil {
+		d.Callers = func([]starling.AccountID) {}
 	}
 	if d.Visits == nil {
 		d.Visits = func() []flow.Demand { return nil }

@@ -132,7 +132,7 @@ func (h *host) bring() {
 	}
 }
 
-// startWait is how long a start waits for its account to be within its bound and rested, as in actors/host.
+// startWait is how long a start waits for its account to be within its bound, as in actors/host.
 const startWait = 10 * time.Second
 
 // nextStart returns the place in the queue of the first start that may begin, -1 for none.

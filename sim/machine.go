@@ -121,14 +121,14 @@ func (t *tenant) room() bool { return int64(t.Running+t.starting) < t.Bound }
 // mayStart reports whether an instance of f that has waited so long may be started now, as actors/host has it.
 func (m *machine) mayStart(f *function, waited time.Duration) bool {
 	t := m.tenant(f)
-	return int64(t.starting) < m.level.Starts(&t.Tenant, int(m.cores)) && (t.room() && m.w.now >= t.rested || waited >= startWait)
+	return int64(t.starting) < m.level.Starts(&t.Tenant, int(m.cores)) && m.w.now >= t.rested && (t.room() || waited >= startWait)
 }
 
-// started counts the end of a start of f that took so long.
+// started counts the end of a start of f that took so long, the making of its sandbox included.
 func (m *machine) started(f *function, took time.Duration) {
 	t := m.tenant(f)
 	t.starting--
-	if rest := m.level.Rest(&t.Tenant, took); rest > 0 {
+	if rest := m.level.Rest(&t.Tenant, took, 0); rest > 0 {
 		t.rested = m.w.now + rest
 	}
 }

@@ -37,9 +37,15 @@ type Template interface {
 }
 
 // A BehindCloner is a Template that can also clone at the expense of nobody who waits: the sandbox gets little of a
-// busy machine until it has code.
+// busy machine until it has code, and where it is a Forwarder nothing that anybody else wants, until Forward or for two seconds.
 type BehindCloner interface {
 	CloneBehind(ctx context.Context) (Sandbox, error)
+}
+
+// A Forwarder is a Sandbox that may have been cloned behind everything else on the machine. Forward ends that. It may
+// sleep for some milliseconds and be called again; not concurrently with Attach, Pause, Resume and Close.
+type Forwarder interface {
+	Forward() error
 }
 
 // A Settler is a Sandbox that has more CPU from Attach on than its function's calls may use, so that the

@@ -150,6 +150,14 @@ func (p *Pool) Resize(rt starling.Runtime, size int) error {
 	return nil
 }
 
+// Cost returns what a sandbox of a runtime lately took of a processor until it was warm; 0 while none was made.
+func (p *Pool) Cost(rt starling.Runtime) time.Duration {
+	if s := p.shelves[rt]; s != nil {
+		return time.Duration(s.cost.Load())
+	}
+	return 0
+}
+
 // Stock returns how many sandboxes of each runtime are warm now.
 func (p *Pool) Stock() map[starling.Runtime]int {
 	out := map[starling.Runtime]int{}
@@ -244,8 +252,8 @@ func (p *Pool) isCalm() bool {
 	return p.begun.Load() == 0 && int64(time.Since(p.made)) >= p.quiet.Load() && !p.crowded.Load()
 }
 
-// Crowded says whether processors are queued for on this machine: then the fillers leave them to calls while half of the stock is
-// left. It may be called from anywhere, as often as one likes.
+// Crowded says whether the machine is to be left to calls, because processors are queued for or would be: then the fillers stand back
+// while half of the stock is left. It may be called from anywhere, as often as one likes.
 func (p *Pool) Crowded(is bool) {
 	if p.crowded.Swap(is) && !is {
 		p.nudge()
@@ -327,18 +335,29 @@ func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, e
 		return nil, fmt.Errorf("clone sandbox: %w", err)
 	}
 	w := &warm{sandbox: sb, born: begun}
-	if nc := sb.Channel(); nc != nil {
-		w.framed = framed.New(nc, framed.Setup{})
-		if err := w.framed.Ready(ctx); err != nil {
-			w.close(p.cfg.Log)
-			return nil, fmt.Errorf("wait for %s: %w", rt, err)
-		}
+	if err := w.ready(ctx); err != nil {
+		w.close(p.cfg.Log)
+		return nil, fmt.Errorf("wait for %s: %w", rt, err)
 	}
 	if p.cfg.PlugAhead != nil && p.cfg.PlugAhead() {
 		w.plug = p.plug(sb)
 	}
 	p.meters.clone.UpdateDuration(begun)
 	return w, nil
+}
+
+// ready returns when the interpreter is warm, and no longer stands behind the rest of the machine.
+func (w *warm) ready(ctx context.Context) error {
+	if nc := w.sandbox.Channel(); nc != nil {
+		w.framed = framed.New(nc, framed.Setup{})
+		if err := w.framed.Ready(ctx); err != nil {
+			return err
+		}
+	}
+	if f, ok := w.sandbox.(Forwarder); ok {
+		return f.Forward()
+	}
+	return nil
 }
 
 func (w *warm) close(log *slog.Logger) {

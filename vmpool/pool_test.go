@@ -301,3 +301,64 @@ func TestClosingEndsStartsUnderWay(t *testing.T) {
 		}
 	})
 }
+
+// behindDriver counts what is cloned behind and brought forward.
+type behindDriver struct {
+	*fake.Driver
+	behind, forward atomic.Int64
+}
+
+type behindTemplate struct {
+	vmpool.Template
+	d *behindDriver
+}
+
+func (d *behindDriver) BuildTemplate(ctx context.Context, spec vmpool.TemplateSpec) (vmpool.Template, error) {
+	t, err := d.Driver.BuildTemplate(ctx, spec)
+	return &behindTemplate{t, d}, err
+}
+
+func (t *behindTemplate) CloneBehind(ctx context.Context) (vmpool.Sandbox, error) {
+	s, err := t.Template.Clone(ctx)
+	t.d.behind.Add(1)
+	return &behindSandbox{s, t.d}, err
+}
+
+type behindSandbox struct {
+	vmpool.Sandbox
+	d *behindDriver
+}
+
+func (s *behindSandbox) Forward() error {
+	s.d.forward.Add(1)
+	return nil
+}
+
+// TestARefillStandsBehindUntilItIsWarm: what is cloned for the stock is brought forward before a start can take it, and a start that
+// waits for a clone has one that never stood behind.
+func TestARefillStandsBehindUntilItIsWarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &behindDriver{Driver: &fake.Driver{BootTime: 50 * time.Millisecond, Handlers: map[string]fake.Handler{"h": fake.Echo}}}
+		p := vmpool.NewPool(vmpool.PoolConfig{Driver: d, Sizes: map[starling.Runtime]int{starling.Python311: 1}})
+		if err := p.Open(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		defer closePool(t, p, d.Driver)
+		time.Sleep(time.Second)
+		if n := p.Stock()[starling.Python311]; n != 1 || d.behind.Load() != 1 || d.forward.Load() != 1 {
+			t.Errorf("%d warm, %d cloned behind, %d brought forward, want one each", n, d.behind.Load(), d.forward.Load())
+		}
+		if err := p.Resize(starling.Python311, 0); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		i, err := p.Start(t.Context(), vmpool.InstanceConfig{Version: fakeVersion("h")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.Close()
+		if n := d.behind.Load(); n != 1 {
+			t.Errorf("%d cloned behind, though a start waited for the second", n)
+		}
+	})
+}

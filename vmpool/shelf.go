@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"starling"
@@ -17,6 +18,7 @@ type shelf struct {
 	pool *Pool
 	rt   starling.Runtime
 	wake chan struct{} // capacity 1: the stock or the wish changed
+	cost atomic.Int64  // ns of a processor that the last refill took
 
 	mu       sync.Mutex // guards what follows; a leaf
 	size     int
@@ -203,7 +205,13 @@ func (s *shelf) refill(ctx context.Context) (*warm, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	return s.make(ctx, true)
+	w, err := s.make(ctx, true)
+	if err == nil {
+		if stats, err := w.sandbox.Stats(); err == nil { // otherwise what is known stands: it is an estimate
+			s.cost.Store(int64(stats.CPU))
+		}
+	}
+	return w, err
 }
 
 func (s *shelf) wait(ctx context.Context, tick *time.Ticker) {

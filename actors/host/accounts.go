@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,7 +13,7 @@ import (
 	"starling/sched/flow"
 )
 
-// startWait is how long a start waits for its account to be within its bound and rested; then it waits for other starts only.
+// startWait is how long a start waits for its account to be within its bound; then it waits for other starts and their rests only.
 const startWait = 10 * time.Second
 
 // errShare refuses a call of an account that has as much at work on a crowded host as each may have.
@@ -48,12 +49,12 @@ func (a *account) enter() bool {
 
 func (a *account) leave() { a.running.Add(-1) }
 
-// start takes a place for a start. It waits while the account has as many starts at work as it may, and for startWait at
-// most while it has none left for a call or start, or rests.
+// start takes a place for a start. It waits while the account has as many starts at work as it may or rests, which is bounded, and for
+// startWait at most while it has no place left for a call or start.
 func (s *accounts) start(ctx context.Context, a *account) {
 	for until := time.Now().Add(startWait); ; {
 		n, now := a.starting.Add(1), time.Now()
-		if n <= a.starts.Load() && (n+a.running.Load() <= a.bound.Load() && now.UnixNano() >= a.rested.Load() || now.After(until)) {
+		if n <= a.starts.Load() && now.UnixNano() >= a.rested.Load() && (n+a.running.Load() <= a.bound.Load() || now.After(until)) {
 			return
 		}
 		a.starting.Add(-1)
@@ -68,10 +69,10 @@ func (s *accounts) start(ctx context.Context, a *account) {
 	}
 }
 
-// started gives back the place of a start that took so long.
-func (s *accounts) started(a *account, took time.Duration) {
+// started gives back the place of a start that took so long, with a sandbox of such a cost.
+func (s *accounts) started(a *account, took, sandbox time.Duration) {
 	s.mu.Lock()
-	rest := s.level.Rest(&a.tenant, took)
+	rest := s.level.Rest(&a.tenant, took, sandbox)
 	s.mu.Unlock()
 	if rest > 0 {
 		a.rested.Store(time.Now().Add(rest).UnixNano())
@@ -86,7 +87,8 @@ type accounts struct {
 	mu    sync.Mutex // guards what follows; a leaf
 	byID  map[starling.AccountID]*account
 	level flow.Level
-	all   []*flow.Tenant // of the look under way
+	all   []*flow.Tenant       // of the look under way
+	door  []starling.AccountID // who calls at the door of this node; replaced whole, never edited
 }
 
 // join counts one more entry of an account.
@@ -95,13 +97,18 @@ func (s *accounts) join(id starling.AccountID) *account {
 	defer s.mu.Unlock()
 	a := s.byID[id]
 	if a == nil {
-		a = &account{id: id, tenant: flow.Tenant{Part: 1, Bound: flow.NoBound}}
+		a = &account{id: id, tenant: flow.Tenant{Part: 1, Beside: s.beside(id), Bound: flow.NoBound}}
 		a.bound.Store(flow.NoBound)
 		a.starts.Store(s.level.Starts(&a.tenant, s.processors))
 		s.byID[id] = a
 	}
 	a.entries++
 	return a
+}
+
+// beside reports whether an account other than id calls at the door. The caller holds s.mu.
+func (s *accounts) beside(id starling.AccountID) bool {
+	return slices.ContainsFunc(s.door, func(o starling.AccountID) bool { return o != id })
 }
 
 // part counts one entry less.
@@ -130,21 +137,25 @@ func (s *accounts) used(id starling.AccountID, t *profile.Tally) {
 // leastPart is the least that a call at work is taken to want of a processor.
 const leastPart = 1e-3
 
-// look sets the bounds by how many threads want to run for each processor now, and reports whether those are queued for.
-func (s *accounts) look(crowd float64) (crowded bool) {
+// look sets the bounds by how many threads want to run for each processor now, and reports whether the pools are to leave
+// those to calls: they are queued for, or an account has just begun to start instances beside others and rests.
+func (s *accounts) look(crowd float64) (spare bool) {
+	now := time.Now().UnixNano()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = s.all[:0]
 	for _, a := range s.byID {
-		a.tenant.Running, a.tenant.Refused = int(a.running.Load()), int(a.refused.Swap(0))
+		a.tenant.Running, a.tenant.Refused, a.tenant.Beside = int(a.running.Load()), int(a.refused.Swap(0)), s.beside(a.id)
 		s.all = append(s.all, &a.tenant)
 	}
 	s.level.Look(crowd, s.all)
+	spare = s.level.Crowded()
 	for _, a := range s.byID {
 		a.bound.Store(a.tenant.Bound)
 		a.starts.Store(s.level.Starts(&a.tenant, s.processors))
+		spare = spare || now < a.rested.Load()
 	}
-	return s.level.Crowded()
+	return spare
 }
 
 // standing returns the crowd and the level.
@@ -169,9 +180,9 @@ func (h *Host) watchLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-t.C:
-			crowded := h.accounts.look(crowd())
+			spare := h.accounts.look(crowd())
 			for _, p := range h.cfg.Pools {
-				p.Crowded(crowded)
+				p.Crowded(spare)
 			}
 		}
 	}

@@ -177,3 +177,81 @@ func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
 		stop()
 	})
 }
+
+// TestAStartCountsWithItsSandbox: a start that finds a warm sandbox is over in a moment, but another sandbox has to be made for it.
+// Where somebody else calls, the account's next start waits as long as that takes, on a crowded host several times as long,
+// and the pool leaves the machine to calls meanwhile.
+func TestAStartCountsWithItsSandbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var crowd atomic.Int64
+		r := newRig(t, func(c *host.Config) {
+			c.Crowd = func() float64 { return float64(crowd.Load()) }
+			c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2
+		})
+		defer r.close(t)
+		r.driver.BootTime = 200 * time.Millisecond
+		if err := r.pool.Resize(starling.Python311, 4); err != nil {
+			t.Fatal(err)
+		}
+		r.Receive(1, []wire.Message{startMsg(1, slow)})
+		time.Sleep(time.Second)
+		stop := r.keepCalling(t)
+		time.Sleep(3 * time.Second)
+		started := func(from uint64, in time.Duration) int {
+			r.post.take()
+			for n := range uint64(3) {
+				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
+			}
+			time.Sleep(in)
+			return len(r.post.take())
+		}
+		if n := started(10, 300*time.Millisecond); n != 2 {
+			t.Errorf("%d starts in 300 ms on a host with time, want the first and one when its sandbox could have been made", n)
+		}
+		if n := r.pool.Stock()[starling.Python311]; n != 2 {
+			t.Errorf("%d warm sandboxes while the account rests, want the two that are left", n)
+		}
+		time.Sleep(3 * time.Second)
+		if n := r.pool.Stock()[starling.Python311]; n != 4 {
+			t.Errorf("%d warm sandboxes a while later, want all four", n)
+		}
+		crowd.Store(8)
+		time.Sleep(time.Second)
+		if n := started(20, 1300*time.Millisecond); n != 1 {
+			t.Errorf("%d starts in 1.3 s on a crowded host, want the first", n)
+		}
+		if time.Sleep(400 * time.Millisecond); len(r.post.take()) != 1 {
+			t.Error("the second did not start after seven times the cost of a sandbox")
+		}
+		stop()
+	})
+}
+
+// TestWhoCallsAtTheDoorCounts: where the calls of another account pass this node on their way to other hosts, an account has
+// not the machine for itself, though nobody else has an instance here: it starts in turn.
+func TestWhoCallsAtTheDoorCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(c *host.Config) { c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2 })
+		defer r.close(t)
+		r.driver.AttachTime = 100 * time.Millisecond
+		started := func(from uint64) int {
+			r.post.take()
+			for n := range uint64(4) {
+				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
+			}
+			time.Sleep(150 * time.Millisecond)
+			n := len(r.post.take())
+			time.Sleep(2 * time.Second)
+			return n
+		}
+		r.Callers([]starling.AccountID{"loud"})
+		if n := started(10); n != 4 {
+			t.Errorf("%d of four starts of 100 ms in 150 beside nobody", n)
+		}
+		r.Callers([]starling.AccountID{"loud", "acme"})
+		time.Sleep(100 * time.Millisecond)
+		if n := started(20); n != 1 {
+			t.Errorf("%d starts at once while another account calls at the door, want one", n)
+		}
+	})
+}

@@ -90,7 +90,7 @@ func (h *Host) bring(ctx context.Context, e *entry) {
 	a := h.join(e, v)
 	h.accounts.start(ctx, a)
 	begun := time.Now()
-	defer func() { h.accounts.started(a, time.Since(begun)) }()
+	defer func() { h.accounts.started(a, time.Since(begun), pool.Cost(v.Config.Runtime)) }()
 	select {
 	case h.starts <- struct{}{}:
 		defer func() { <-h.starts }()

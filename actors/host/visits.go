@@ -27,3 +27,11 @@ func (h *Host) Visits() []flow.Demand {
 	}
 	return out
 }
+
+// Callers takes the accounts that call at this node's door, in any order: their calls pass this machine wherever they run, so an
+// account beside them has not the machine for itself, either.
+func (h *Host) Callers(ids []starling.AccountID) {
+	h.accounts.mu.Lock()
+	defer h.accounts.mu.Unlock()
+	h.accounts.door = ids
+}

@@ -357,6 +357,11 @@ func (n *testNode) noOrphans(t testing.TB, family []testProcess, since time.Time
 		if err != nil {
 			t.Fatal(err)
 		}
+		behind, err := filepath.Glob("/sys/fs/cgroup/*/starling-*-" + port + "-behind")
+		if err != nil {
+			t.Fatal(err)
+		}
+		groups = append(groups, behind...)
 		if len(left) == 0 && len(groups) == 0 {
 			t.Logf("%s: %d processes and their cgroups are gone %v after its death", n.name, len(family), time.Since(since).Round(time.Millisecond))
 			return

@@ -159,6 +159,21 @@ func (g *Gate) asked() []flow.Demand {
 	return ds
 }
 
+// calling is how many calls in a window of about the last second make an account one that calls: one a second.
+const calling = 0.1
+
+// Callers returns the accounts that called here lately, in no order and some of them more than once.
+func (g *Gate) Callers() (out []starling.AccountID) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	for f, t := range g.tallies {
+		if t.usual >= calling {
+			out = append(out, f.Account)
+		}
+	}
+	return out
+}
+
 // next begins a window.
 func (g *Gate) next() {
 	g.mu.Lock()

@@ -143,3 +143,28 @@ func BenchmarkPass(b *testing.B) {
 		}
 	})
 }
+
+// TestCallersAreWhoCallsNow: whoever calls once a second or more is one of those who call here, and none who left off.
+func TestCallersAreWhoCallsNow(t *testing.T) {
+	g := &Gate{Now: func() int64 { return 0 }}
+	window := func(names ...starling.AccountID) {
+		for _, n := range names {
+			if err := g.Pass(starling.FunctionRef{Account: n, Name: "f"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g.Decide(0, nil)
+	}
+	for range 20 {
+		window("a", "b")
+	}
+	if got := g.Callers(); len(got) != 2 {
+		t.Errorf("%v call, want a and b", got)
+	}
+	for range 50 {
+		window("a")
+	}
+	if got := g.Callers(); len(got) != 1 || got[0] != "a" {
+		t.Errorf("%v call five seconds after b left off, want a", got)
+	}
+}

@@ -21,18 +21,19 @@ const (
 	freeWants = 1                      // processors that an account may want whatever the level is
 	rest      = time.Second / LookTime // looks without anybody above the level before it is gone
 	present   = 1e-3                   // processors: who wanted less lately does not count among the accounts
-	restTimes = 7                      // as long as a start took its account waits before the next on a crowded host: starts get an eighth of its time
+	restTimes = 7                      // times what a start took its account waits before the next on a crowded host: starts get an eighth of its time
 	restMost  = 2 * time.Second        // of that
 )
 
 // NoBound is the Bound of who may run as many calls as come.
 const NoBound = math.MaxInt64
 
-// A Tenant is one account on a host. Its owner sets Running, Refused and Part before each Look; the Level sets Bound.
+// A Tenant is one account on a host. Its owner sets Running, Refused, Part and Beside before each Look; the Level sets Bound.
 type Tenant struct {
 	Running int     // calls at work
 	Refused int     // calls that its bound refused since the last Look
 	Part    float64 // of a processor that one of its calls got while it was at work lately, in (0, 1]
+	Beside  bool    // another account's calls pass the machine, wherever they run
 	Bound   int64   // calls at work at once, at least 1; NoBound for most
 
 	slow, fast float64 // processors that it wanted, by two memories
@@ -59,26 +60,32 @@ func (l *Level) Crowd() float64 { return l.crowd }
 func (l *Level) Crowded() bool { return l.crowd > crowded }
 
 // Starts returns how many instances t may start at once on a machine of so many processors: half of them, at least 1,
-// where another account called lately, and as many as come where none did. A start computes from its first to its last
+// where another account called lately or calls pass to other hosts, and as many as come where none did. A start computes from its first to its last
 // moment, so it takes a processor from those who call; that is known before the crowd that it makes is seen.
 func (l *Level) Starts(t *Tenant, processors int) int64 {
 	others := len(l.wants)
 	if t.wants > present {
 		others--
 	}
-	if others > 0 {
+	if others > 0 || t.Beside {
 		return int64(max(processors/2, 1))
 	}
 	return NoBound
 }
 
-// Rest returns how long t is to wait before its next start after one that took so long: nothing where nobody else called
-// lately or processors are not queued for. In turn and one right after the other, starts still compute all the time; what they are wanted for, on a crowded host, is mostly the queue that they make.
-func (l *Level) Rest(t *Tenant, took time.Duration) time.Duration {
-	if !l.Crowded() || l.Starts(t, 0) == NoBound {
+// Rest returns how long t is to wait before its next start after one that took so long and used a warm sandbox that takes so
+// much of a processor to make again. It is nothing where nobody else called lately; else as long as the sandbox, because starts
+// are what a crowd comes from before it is seen; and where processors are queued for, several times the longer of both:
+// in turn and one right after the other, starts still compute all the time, and what they are wanted for then is mostly the
+// queue that they make.
+func (l *Level) Rest(t *Tenant, took, sandbox time.Duration) time.Duration {
+	switch {
+	case l.Starts(t, 0) == NoBound:
 		return 0
+	case l.Crowded():
+		return min(restTimes*max(took, sandbox), restMost)
 	}
-	return min(restTimes*took, restMost)
+	return min(sandbox, restMost)
 }
 
 // Height returns how many processors one account may want; 0 while nobody is bounded.

@@ -12,7 +12,8 @@ import (
 
 // TestLevels replays testdata/level: each command is some looks at a host, the crowd in per cent of the processors; each
 // line is an account with its calls at work, those refused since the last look and what part of a processor a call gets. The
-// starts are those of the first account on eight processors, 99 for as many as come, and its rest is after a start of 100 ms.
+// starts are those of the first account on eight processors, 99 for as many as come, and its rest is after a start of
+// 100 ms in a sandbox of 40.
 func TestLevels(t *testing.T) {
 	l, tenants := &Level{}, map[string]*Tenant{}
 	datadriven.RunTest(t, "testdata/level", func(t *testing.T, d *datadriven.TestData) string {
@@ -40,7 +41,7 @@ func TestLevels(t *testing.T) {
 		for range looks {
 			l.Look(float64(percent)/100, ts)
 		}
-		fmt.Fprintf(&b, "crowd %.2f level %.2f starts %d rest %v\n", l.Crowd(), l.Height(), min(l.Starts(ts[0], 8), 99), l.Rest(ts[0], 100*time.Millisecond))
+		fmt.Fprintf(&b, "crowd %.2f level %.2f starts %d rest %v\n", l.Crowd(), l.Height(), min(l.Starts(ts[0], 8), 99), l.Rest(ts[0], 100*time.Millisecond, 40*time.Millisecond))
 		for i, m := range ts {
 			if m.Bound != NoBound {
 				fmt.Fprintf(&b, "%s: %d\n", names[i], m.Bound)

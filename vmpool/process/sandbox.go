@@ -48,7 +48,7 @@ func (t *template) clone(ctx context.Context, weight float64) (vmpool.Sandbox, e
 	if err != nil {
 		return nil, err
 	}
-	b := &sandbox{driver: d, runtime: t.runtime, life: l, done: make(chan struct{})}
+	b := &sandbox{driver: d, runtime: t.runtime, life: l, behind: weight == behindWeight, done: make(chan struct{})}
 	fds, err := b.Plumb(t.runtime != starling.Provided)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("clone sandbox: %w", err), b.Release())
@@ -84,6 +84,7 @@ type sandbox struct {
 	life    *life // the warden that made it
 	id      uint64
 	group   cgroup.Group
+	behind  bool // was cloned so
 
 	attached  bool
 	memoryMiB int // of the function, once attached
@@ -161,6 +162,19 @@ func place(m *link.Message, code vmpool.Code) (mounts []int) {
 // cpu returns how many CPUs the calls of a function with so much memory may use.
 func (d *Driver) cpu(memoryMiB int) float64 {
 	return max(d.cfg.CPUMin, float64(memoryMiB)/starling.MemoryOfCPU)
+}
+
+var _ vmpool.Forwarder = (*sandbox)(nil)
+
+// Forward lets a sandbox that was cloned behind have its part of the machine.
+func (b *sandbox) Forward() error {
+	if !b.behind {
+		return nil
+	}
+	if err := b.group.Forward(); err != nil {
+		return fmt.Errorf("bring sandbox %d forward: %w", b.id, err)
+	}
+	return nil
 }
 
 var _ vmpool.Settler = (*sandbox)(nil)

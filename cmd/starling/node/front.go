@@ -94,7 +94,7 @@ func (n *Node) openServer(ctx context.Context, d frontend.Dispatcher) error {
 		Logs: logReader{&logs.Fanout{Local: n.logs, Self: n.ID(), Hosts: n.hosts, Open: n.endpoint.Open, Log: n.log("logs")}},
 	}}
 	if n.host != nil {
-		deps.Visits = n.host.Visits
+		deps.Visits, deps.Callers = n.host.Visits, n.host.Callers
 	}
 	if n.cfg.TLSCert != "" {
 		cert, err := tls.LoadX509KeyPair(n.cfg.TLSCert, n.cfg.TLSKey)

@@ -120,7 +120,37 @@ func (t *Tree) Open() error {
 	if err := t.weigh(float64(runtime.NumCPU())); err != nil {
 		return fmt.Errorf("set weight: %w", err)
 	}
+	if err := t.openBehind(); err != nil {
+		return fmt.Errorf("make the group behind all: %w", err)
+	}
 	return nil
+}
+
+// behind is the folder of processes that stand behind everything else on the machine, "" in version 2. It lies beside the parent group
+// and not below it: a group counts as idle only against its siblings, and those of the parent are everything else.
+func (t *Tree) behind() string {
+	if t.version == 2 {
+		return ""
+	}
+	return filepath.Join(t.mounts["cpu"], t.parent+"-behind")
+}
+
+// behindShares is the weight of the group behind all where the kernel knows no idle groups (before 5.15): a tenth of a CPU's.
+const behindShares = weightUnit / 10
+
+func (t *Tree) openBehind() error {
+	d := t.behind()
+	if d == "" {
+		return nil
+	}
+	if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	err := write(d, "cpu.idle", "1")
+	if errors.Is(err, os.ErrNotExist) {
+		return write(d, "cpu.shares", strconv.Itoa(behindShares))
+	}
+	return err
 }
 
 // weigh gives the parent group the weight of cpus whole CPUs. By default a group weighs as much as one thread beside
@@ -187,15 +217,21 @@ func (t *Tree) Sweep() error {
 	return errors.Join(errs...)
 }
 
-// Remove removes the parent group, which must be empty.
-func (t *Tree) Remove() error { return t.Group("").Remove() }
+// Remove removes the parent group, which must be empty, and the group behind all, which goes first: with the parent goes the lock.
+func (t *Tree) Remove() error {
+	var err error
+	if d := t.behind(); d != "" {
+		err = removeAll([]string{d})
+	}
+	return errors.Join(err, t.Group("").Remove())
+}
 
 // Group names one group; it need not exist yet.
 func (t *Tree) Group(name string) Group {
 	if t.version == 2 {
 		return &v2{dir: t.dirs(name)[0]}
 	}
-	g := &v1{dirs: t.dirs(name)}
+	g := &v1{dirs: t.dirs(name), behind: t.behind()}
 	at := func(c string) string { return filepath.Join(t.mounts[c], t.parent, name) }
 	g.memory, g.cpu, g.cpuacct, g.pids, g.freezer = at("memory"), at("cpu"), at("cpuacct"), at("pids"), at("freezer")
 	return g
@@ -213,6 +249,11 @@ type Group interface {
 	LimitCPU(cpu, weight float64) error
 	// Place moves the process pid into the group. Its future children are born there.
 	Place(pid int) error
+	// PlaceBehind is Place, but until Forward the process gets only those CPUs that nothing else on the machine wants. In
+	// version 2 a process has one group for everything, and nothing differs: there weight has to do.
+	PlaceBehind(pid int) error
+	// Forward ends what PlaceBehind began, for every process of the group. In version 1 it may sleep for some 10 ms.
+	Forward() error
 	// Freeze stops every process until Thaw; it returns when all are stopped.
 	Freeze() error
 	Thaw() error

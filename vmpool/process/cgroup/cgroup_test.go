@@ -141,3 +141,50 @@ func TestKillReachesFrozenProcesses(t *testing.T) {
 		t.Error("the parent group is still there")
 	}
 }
+
+// TestForwardMovesEveryProcess uses the machine's own cgroups: what is placed behind lies in a group that is idle to the kernel,
+// beside the parent group; Forward moves it and what it forked, and nothing is left in the end.
+func TestForwardMovesEveryProcess(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("making cgroups needs root")
+	}
+	tree, err := Find("/sys/fs/cgroup", "starling-forward-test")
+	if err != nil || tree.Version() != 1 {
+		t.Skip("no cgroups of version 1: ", err)
+	}
+	lock, err := tree.Lock(time.Second)
+	must(t, err)
+	defer lock.Close()
+	g := tree.Group("1")
+	must(t, g.Create(Limits{MemoryBytes: 64 << 20, CPU: 1, Weight: .1, Processes: 8}))
+	cmd := exec.Command("/bin/sh", "-c", "read x; sleep 100 & sleep 100")
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	must(t, g.PlaceBehind(cmd.Process.Pid))
+	if _, err := in.Write([]byte("\n")); err != nil {
+		t.Fatal(err)
+	}
+	for until := time.Now().Add(10 * time.Second); len(g.Processes()) < 3 && time.Now().Before(until); {
+		time.Sleep(time.Millisecond)
+	}
+	behind, own := "/sys/fs/cgroup/cpu/starling-forward-test-behind", "/sys/fs/cgroup/cpu/starling-forward-test/1"
+	if n := strings.TrimSpace(content(t, behind, "cpu.idle")); n != "1" {
+		t.Errorf("cpu.idle of the group behind is %s", n)
+	}
+	if a, b := len(processes(behind)), len(processes(own)); a != 3 || b != 0 {
+		t.Errorf("%d processes behind, %d in their own group", a, b)
+	}
+	must(t, g.Forward())
+	if a, b := len(processes(behind)), len(processes(own)); a != 0 || b != 3 {
+		t.Errorf("after Forward %d processes behind, %d in their own group", a, b)
+	}
+	must(t, tree.Sweep())
+	_ = cmd.Wait() // it was killed
+	must(t, tree.Remove())
+	for _, d := range []string{behind, own} {
+		if _, err := os.Stat(d); err == nil {
+			t.Errorf("%s is still there", d)
+		}
+	}
+}

@@ -8,12 +8,15 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // v1 is one group in five hierarchies.
 type v1 struct {
 	dirs                                []string
 	memory, cpu, cpuacct, pids, freezer string
+	behind                              string // in place of cpu until Forward
 
 	have Limits // as this value set them; zero when it did not
 }
@@ -90,6 +93,41 @@ func (g *v1) Place(pid int) error {
 	for _, d := range g.dirs {
 		if err := write(d, "cgroup.procs", strconv.Itoa(pid)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func (g *v1) PlaceBehind(pid int) error {
+	for _, d := range g.dirs {
+		if d == g.cpu {
+			d = g.behind
+		}
+		if err := write(d, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forwardRounds bounds how often Forward looks: a process that ended and is not collected yet is listed and cannot be moved.
+const forwardRounds = 5
+
+// Forward looks again after it has moved what it saw: a child may have been born behind meanwhile.
+func (g *v1) Forward() error {
+	for range forwardRounds {
+		there, moved := processes(g.cpu), false
+		for _, pid := range processes(g.pids) {
+			if slices.Contains(there, pid) {
+				continue
+			}
+			moved = true
+			if err := write(g.cpu, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+		if !moved {
+			break
 		}
 	}
 	return nil

@@ -71,6 +71,10 @@ func weight2(cpus float64) int { return min(10_000, max(1, int(cpus*100))) }
 
 func (g *v2) Place(pid int) error { return write(g.dir, "cgroup.procs", strconv.Itoa(pid)) }
 
+func (g *v2) PlaceBehind(pid int) error { return g.Place(pid) }
+
+func (g *v2) Forward() error { return nil }
+
 func (g *v2) Freeze() error {
 	if err := write(g.dir, "cgroup.freeze", "1"); err != nil {
 		return err
