@@ -64,6 +64,7 @@ func TestE2ENeighboursAreNotHeardOrImitated(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	t.Parallel()
 	startNetWorld(t, starling.IsolationProcess).hidesNeighbours(t)
 }
 

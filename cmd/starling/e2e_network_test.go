@@ -271,6 +271,7 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	t.Parallel()
 	startNetWorld(t, starling.IsolationProcess).reachesItsNetwork(t)
 }
 
