@@ -95,7 +95,7 @@ func TestAccountsWithTheSameAddressesNeverMeet(t *testing.T) {
 	boxes := map[starling.AccountID]*sandbox{"acme": w.connected("acme"), "zeta": w.connected("zeta")}
 	tries := make(chan func(), 64)
 	var wg sync.WaitGroup
-	for range 16 {
+	for range 64 { // most wait for an answer that does not come
 		wg.Go(func() {
 			for f := range tries {
 				f()
