@@ -143,7 +143,7 @@ func neverMeets(t *testing.T, w *world) {
 	boxes := map[starling.AccountID]*sandbox{"acme": w.connected("acme"), "zeta": w.connected("zeta")}
 	tries := make(chan func(), 64)
 	var wg sync.WaitGroup
-	for range 16 {
+	for range 64 { // most wait for an answer that does not come
 		wg.Go(func() {
 			for f := range tries {
 				f()

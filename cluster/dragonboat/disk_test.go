@@ -76,6 +76,7 @@ func (c *trio) powerCut() {
 
 // TestPowerCuts cuts the power at random instants under load: what was acknowledged before must be there afterwards.
 func TestPowerCuts(t *testing.T) {
+	t.Parallel()
 	acked, lost := 0, 0
 	for _, n := range []uint64{1, 3} {
 		rng := rand.New(rand.NewPCG(*diskSeed, n))
@@ -199,6 +200,7 @@ func TestFailedWritesAreFatal(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a process for each fault; nothing in them runs under the race detector")
 	}
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(*diskSeed, 16))
 	fired, ended, acked, falsely, lost := 0, 0, 0, 0, 0
 	for i := range *faults {
@@ -277,6 +279,7 @@ func TestSeededDamage(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a process for each damage; nothing in them runs under the race detector")
 	}
+	t.Parallel()
 	const words = 150
 	whole := t.TempDir()
 	end := inmem.New(inmem.Config{}).Endpoint(transport.Peer{Node: 1})

@@ -251,6 +251,7 @@ func (c *trio) anyBut(i uint64) *Host {
 }
 
 func TestEveryReplicaReadsWhatOneProposed(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 3, true).openAll()
 	index := propose(t, c.hosts[1], "a")
 	if more := propose(t, c.hosts[2], "b"); more <= index {
@@ -273,6 +274,7 @@ func TestEveryReplicaReadsWhatOneProposed(t *testing.T) {
 }
 
 func TestLeaderLeavesAndAcknowledgedWritesStay(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 3, true)
 	leaders := make(chan uint64, 64)
 	c.onLeader = func(replica, leader uint64) {
@@ -310,6 +312,7 @@ func TestLeaderLeavesAndAcknowledgedWritesStay(t *testing.T) {
 }
 
 func TestWholeShardRestartsWithSnapshotAndLog(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 3, false)
 	c.every = 25
 	c.openAll()
@@ -339,6 +342,7 @@ func TestWholeShardRestartsWithSnapshotAndLog(t *testing.T) {
 }
 
 func TestTransferAndMembership(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 3, false)
 	c.every = 20
 	c.openAll()
@@ -378,6 +382,7 @@ func TestTransferAndMembership(t *testing.T) {
 }
 
 func TestMinorityAnswersNothing(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 3, false).openAll()
 	propose(t, c.hosts[1], "before")
 	lone := c.leader()

@@ -141,6 +141,7 @@ func (l *ledger) await(t *testing.T, what string, ok func() bool) {
 }
 
 func TestKilledLeaders(t *testing.T) {
+	t.Parallel()
 	const rounds = 3
 	dir := t.TempDir()
 	ca, err := identity.NewCA("test", time.Now())
@@ -270,6 +271,7 @@ func TestDamagedFiles(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a process for each file; nothing in them runs under the race detector")
 	}
+	t.Parallel()
 	const words = 100
 	whole := t.TempDir()
 	end := inmem.New(inmem.Config{}).Endpoint(transport.Peer{Node: 1})
@@ -335,6 +337,7 @@ func TestDamagedFiles(t *testing.T) {
 }
 
 func TestLostLogDoesNotComeBack(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 1, false).openAll()
 	propose(t, c.hosts[1], "a")
 	c.stop(1)
@@ -349,6 +352,7 @@ func TestLostLogDoesNotComeBack(t *testing.T) {
 }
 
 func TestDirectoryBelongsToOneReplica(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 1, false).openAll()
 	propose(t, c.hosts[1], "a")
 	if _, err := Open(c.config(1)); starling.ReasonOf(err) != "InUse" {
@@ -377,6 +381,7 @@ func TestDirectoryBelongsToOneReplica(t *testing.T) {
 
 // TestMachineIsRenamed starts a replica whose directory was last used under another host name.
 func TestMachineIsRenamed(t *testing.T) {
+	t.Parallel()
 	c := newTrio(t, 1, false)
 	c.every = 20
 	c.openAll()

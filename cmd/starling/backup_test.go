@@ -35,8 +35,8 @@ func TestE2EBackupAndRestore(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes")
 	}
+	t.Parallel()
 	c := startCluster(t, 1)
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	old := c.nodes[0]
 	dir := t.TempDir()

@@ -65,6 +65,7 @@ func TestDiskFull(t *testing.T) {
 	if testing.Short() || os.Getuid() != 0 {
 		t.Skip("mounts a file system, which needs root, and runs a real node")
 	}
+	t.Parallel()
 	disk := t.TempDir()
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=160m"); err != nil {
 		t.Fatal(err)
@@ -127,6 +128,7 @@ func fill(t *testing.T, path string) {
 // TestCorruptData damages what a node keeps, one thing at a time. The node must say what is wrong and end with a
 // code, or serve as before; it must never panic or serve something else.
 func TestCorruptData(t *testing.T) {
+	t.Parallel()
 	w := aloneAt(t, filepath.Join(t.TempDir(), "node"))
 	w.deploy(t, "echo", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    return event\n"}, nil)
 	w.echoes(t)
@@ -257,6 +259,7 @@ func scramble(folder string) func(*testing.T, string) {
 
 // TestStreamsOverTLS runs a node with a certificate and reads a streamed answer over HTTPS, HTTP/2 and HTTP/3.
 func TestStreamsOverTLS(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	cert, key, roots := selfSigned(t, dir)
 	w := aloneAt(t, filepath.Join(dir, "node"), "--tls-cert", cert, "--tls-key", key)
@@ -326,6 +329,22 @@ func selfSigned(t *testing.T, dir string) (cert, key string, roots *x509.CertPoo
 	}
 	roots.AddCert(parsed)
 	return cert, key, roots
+}
+
+// TestNobodyToJoin starts a node whose cluster never answers: after the minute for which it asks it says so and ends. The minute passes
+// beside the tests that come after this one.
+func TestNobodyToJoin(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: a node asks for a minute")
+	}
+	n := newTestNode(t, "joiner", filepath.Join(t.TempDir(), "joiner"))
+	n.args = append(n.args, "--join", freePort(t), "--token", identity.NewToken([32]byte{1}).String())
+	n.start(t)
+	t.Cleanup(n.stop)
+	t.Parallel()
+	if code, says := n.gaveUp(2 * time.Minute); code != exitUnavailable || !strings.Contains(says, "check --join") {
+		t.Errorf("exit %d\n%s", code, says)
+	}
 }
 
 // TestCommandsSayNothingMore holds internal/quiet: a library must not write before main does.

@@ -267,13 +267,6 @@ func (w *badWorld) joins(t *testing.T) {
 	if nodes, err := w.node.admin.Nodes(t.Context()); err != nil || len(nodes) != 1 {
 		t.Errorf("the cluster has %d nodes (%v) after the strangers", len(nodes), err)
 	}
-	t.Run("nobody to join", func(t *testing.T) {
-		n := newTestNode(t, "joiner", filepath.Join(t.TempDir(), "joiner"))
-		code, _, diag := w.run(t, nil, append(n.args, "--join", freePort(t), "--token", token)...)
-		if code != exitUnavailable || !strings.Contains(diag, "--join") {
-			t.Errorf("exit %d\n%s", code, diag)
-		}
-	})
 	w.strangers(t)
 	if res, err := http.Get(w.node.health + "/readyz"); err != nil || res.StatusCode != 200 {
 		t.Errorf("the node is not ready after the strangers: %v", err)

@@ -24,6 +24,7 @@ func TestBadInput(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: a real node and its time limits take half a minute")
 	}
+	t.Parallel()
 	c := startCluster(t, 1)
 	w := &badWorld{t: t, testCluster: c, node: c.nodes[0], bootstraps: buildBootstraps(t, "rawbootstrap", "sdkstream")}
 	w.deploy(t, "echo", starling.Python311, map[string]string{"main.py": "def handler(event, context):\n    return event\n"}, nil)

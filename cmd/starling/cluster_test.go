@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -31,6 +32,7 @@ type testCluster struct {
 
 // A testNode is one process; it can be killed and started again over the same data.
 type testNode struct {
+	t           testing.TB
 	name, dir   string
 	quic        string // host:port of its QUIC endpoint
 	args        []string
@@ -63,16 +65,22 @@ func starlingBinary(t testing.TB) string {
 	return bin
 }
 
-// freePort returns a port that was free for TCP and UDP a moment ago. It lies below those that the kernel gives to whoever
-// dials: with 30 nodes one of them was taken before its node began.
+// portsGiven are those that freePort has returned: a node binds its own a while later, and tests run beside each other.
+var portsGiven sync.Map
+
+// freePort returns a port that was free for TCP and UDP a moment ago, and each only once. It lies below those that the kernel gives
+// to whoever dials: with 30 nodes one of them was taken before its node began.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 50 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(20_000)))
+		addr := fmt.Sprintf("127.0.0.1:%d", 12_000+rand.IntN(20_000))
+		if _, given := portsGiven.LoadOrStore(addr, true); given {
+			continue
+		}
+		l, err := net.Listen("tcp", addr)
 		if err != nil {
 			continue
 		}
-		addr := l.Addr().String()
 		u, err := net.ListenPacket("udp", addr)
 		l.Close()
 		if err == nil {
@@ -151,6 +159,7 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 			}
 		})
 	}
+	t.Cleanup(func() { c.end(t) })
 	for i, kind := range kinds {
 		node := newTestNode(t, fmt.Sprintf("node%d", i+1), filepath.Join(root, fmt.Sprintf("node%d", i+1)))
 		node.roles, node.bin, node.mute = kind.roles, kind.bin, kind.mute
@@ -184,7 +193,6 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 		}
 		node.http, node.admin = client.NewHTTP(node.url, c.key), client.NewHTTP(node.url, c.root)
 		node.start(t)
-		t.Cleanup(node.stop)
 		if kind.roles == "" {
 			node.ready(t, 30*time.Second)
 		} else if i == 0 {
@@ -218,9 +226,34 @@ func (c *testCluster) replicated(t *testing.T) {
 	t.Fatalf("the first node did not come to lead a group with %q", want)
 }
 
+// stop ends all nodes at once as an operator does: each waits seconds for others to take its partitions.
 func (c *testCluster) stop() {
+	var wg sync.WaitGroup
 	for _, n := range c.nodes {
-		n.stop()
+		wg.Go(n.stop)
+	}
+	wg.Wait()
+}
+
+// end stops a node that is alone; of several it kills all that still run, which saves those seconds, and nothing of them may be left.
+func (c *testCluster) end(t *testing.T) {
+	t.Helper()
+	if len(c.nodes) == 1 {
+		c.stop()
+	}
+	families := map[*testNode][]testProcess{}
+	for _, n := range c.nodes {
+		if n.cmd != nil {
+			families[n] = n.below(t)
+		}
+	}
+	since := time.Now()
+	for n := range families {
+		n.kill(t)
+	}
+	for n, family := range families {
+		n.noOrphans(t, family, since)
+		n.log.Close()
 	}
 }
 
@@ -229,7 +262,7 @@ const sharedKernel = "STARLING_NODE_ALLOW_SHARED_KERNEL=true"
 
 func newTestNode(t testing.TB, name, dir string) *testNode {
 	quic, web, health := freePort(t), freePort(t), freePort(t)
-	return &testNode{name: name, dir: dir, quic: quic, url: "http://" + web, health: "http://" + health,
+	return &testNode{t: t, name: name, dir: dir, quic: quic, url: "http://" + web, health: "http://" + health,
 		args: []string{"node", "--data", dir, "--name", name, "--listen", quic, "--http", web, "--admin", health, "--pool", "2"}}
 }
 
@@ -324,11 +357,20 @@ func processes(t testing.TB) map[testProcess]int {
 	return all
 }
 
-// family returns the processes below the node: the warden and all that runs in sandboxes.
+// family returns the processes below a node that has any: the warden and all that runs in sandboxes.
 func (n *testNode) family(t testing.TB) []testProcess {
 	t.Helper()
+	family := n.below(t)
+	if len(family) == 0 {
+		t.Fatalf("%s has no process below it: there is nothing to see die", n.name)
+	}
+	return family
+}
+
+// below returns the processes below a node.
+func (n *testNode) below(t testing.TB) (family []testProcess) {
+	t.Helper()
 	all := processes(t)
-	var family []testProcess
 	for level := []int{n.cmd.Process.Pid}; len(level) > 0; {
 		var next []int
 		for p, parent := range all {
@@ -338,9 +380,6 @@ func (n *testNode) family(t testing.TB) []testProcess {
 			}
 		}
 		level = next
-	}
-	if len(family) == 0 {
-		t.Fatalf("%s has no process below it: there is nothing to see die", n.name)
 	}
 	return family
 }
@@ -374,6 +413,17 @@ func (n *testNode) noOrphans(t testing.TB, family []testProcess, since time.Time
 	}
 }
 
+// gaveUp waits until the node has ended by itself and returns its exit code and its log; one that goes on is killed, and has no code.
+func (n *testNode) gaveUp(limit time.Duration) (code int, says string) {
+	cmd := n.cmd
+	defer time.AfterFunc(limit, func() { cmd.Process.Kill() }).Stop()
+	cmd.Wait()
+	code = cmd.ProcessState.ExitCode()
+	n.cmd = nil
+	text, _ := os.ReadFile(n.dir + ".log")
+	return code, string(text)
+}
+
 // restart ends the node as an operator does and starts it again over the same data.
 func (n *testNode) restart(t testing.TB) {
 	t.Helper()
@@ -395,7 +445,8 @@ func (n *testNode) stop() {
 	select {
 	case <-done:
 	case <-time.After(10 * time.Second):
-		n.cmd.Process.Signal(syscall.SIGQUIT) // its log shows where it hangs
+		n.t.Errorf("%s does not stop: the end of its log shows where it hangs", n.name)
+		n.cmd.Process.Signal(syscall.SIGQUIT)
 		<-done
 	}
 	n.cmd = nil

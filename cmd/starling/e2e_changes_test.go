@@ -23,7 +23,6 @@ func TestE2EPartitionsChange(t *testing.T) {
 		rounds, calm, pause = 100, 20*time.Second, time.Millisecond // about half of what two cores can do
 	}
 	c := startCluster(t, 3)
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	c.settled(t)

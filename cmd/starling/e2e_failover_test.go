@@ -28,7 +28,6 @@ func TestE2EOwnerKilled(t *testing.T) {
 	}
 	rounds := roundsOf(1, 50)
 	c := startNodes(t, testKind{roles: "manager,frontend"}, testKind{roles: "scheduler"}, testKind{roles: "scheduler"}, testKind{roles: "host,frontend"})
-	defer c.stop()
 	load := startLoad(c, c.deployEchoes(t))
 	resting := c.deployResting(t, 8)
 	owners := c.nodes[1:3]
@@ -153,7 +152,6 @@ func TestE2ELeaderKilled(t *testing.T) {
 	rounds := roundsOf(1, 50)
 	managers := testKind{roles: "manager,frontend"}
 	c := startNodes(t, managers, managers, managers, testKind{roles: "scheduler"})
-	defer c.stop()
 	w := &testWrites{cluster: c, end: func() {}, done: make(chan struct{})}
 	close(w.done)
 	var back []time.Duration
@@ -233,7 +231,6 @@ func TestE2EHostKilled(t *testing.T) {
 	}
 	rounds := roundsOf(1, 20)
 	c := startNodes(t, testKind{roles: "manager,frontend,scheduler"}, testKind{roles: "host"}, testKind{roles: "host"})
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	load := startLoad(c, functions)

@@ -25,7 +25,6 @@ func TestE2ERollingRestart(t *testing.T) {
 	}
 	rounds := roundsOf(1, 5)
 	c := startCluster(t, 3)
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	load := startLoad(c, functions)
@@ -55,7 +54,6 @@ func TestE2EAllNodesKilled(t *testing.T) {
 	}
 	rounds := roundsOf(1, 5)
 	c := startCluster(t, 3)
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	request := c.said(t, functions[0])
@@ -124,7 +122,6 @@ func TestE2EFrozenNode(t *testing.T) {
 	}
 	rounds := roundsOf(1, 6)
 	c := startCluster(t, 3)
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	load := startLoad(c, functions)
@@ -171,7 +168,6 @@ func TestE2EBusyMachine(t *testing.T) {
 		long = 20 * time.Second
 	}
 	c := startCluster(t, 3)
-	defer c.stop()
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
 	deaths, reigns := c.sum(t, "starling_manager_node_deaths_total"), c.sum(t, "starling_manager_reigns_total")

@@ -116,7 +116,6 @@ func TestE2EHotFunction(t *testing.T) {
 		t.Skip("takes up to a minute: run with -args -e2e")
 	}
 	c := startCluster(t, 3)
-	defer c.stop()
 	f := starling.FunctionRef{Account: "default", Name: "hot"}
 	c.deployHot(t, f.Name)
 	c.everyFunctionAnswers(t, []starling.FunctionName{f.Name}, nil, time.Now())

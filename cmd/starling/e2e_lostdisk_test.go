@@ -91,7 +91,6 @@ func TestE2ELostDisk(t *testing.T) {
 		t.Skip("-short: real nodes")
 	}
 	c := startCluster(t, 3)
-	defer c.stop()
 	writes := startWrites(c)
 	for round, victim := range []*testNode{c.nodes[2], c.nodes[0]} { // a replica that joined, and the first one
 		victim.kill(t)

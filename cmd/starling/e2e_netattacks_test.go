@@ -62,6 +62,7 @@ func TestE2ENeighboursAreNotHeardOrImitated(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	t.Parallel()
 	byEachMeans(t, (*netWorld).hidesNeighbours)
 }
 

@@ -277,6 +277,7 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	t.Parallel()
 	byEachMeans(t, (*netWorld).reachesItsNetwork)
 }
 
@@ -284,6 +285,7 @@ func TestE2EFunctionsReachTheirNetworkAndNothingElse(t *testing.T) {
 func byEachMeans(t *testing.T, f func(*netWorld, *testing.T)) {
 	for _, means := range []capture.Means{capture.Lookup, capture.TPROXY} {
 		t.Run(string(means), func(t *testing.T) {
+			t.Parallel()
 			if err := means.Try(); os.Getuid() == 0 && err != nil {
 				t.Skipf("%s does not work here: %v", means, err)
 			}

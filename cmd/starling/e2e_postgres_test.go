@@ -97,6 +97,7 @@ func TestE2EFunctionAsksPostgres(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	t.Parallel()
 	startNetWorld(t, starling.IsolationProcess).asksPostgres(t)
 }
 

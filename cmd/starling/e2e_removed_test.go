@@ -17,8 +17,8 @@ func TestE2ERemovedNodeIsCutOff(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes")
 	}
+	t.Parallel()
 	c := startCluster(t, 3)
-	defer c.stop()
 	victim := c.nodes[2]
 	id, err := identity.Load(filepath.Join(victim.dir, "identity"))
 	if err != nil {

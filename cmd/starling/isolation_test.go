@@ -29,6 +29,7 @@ func TestIsolationIsChosenAndShown(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real sandboxes take seconds")
 	}
+	t.Parallel()
 	c := startNodes(t, testKind{mute: true, args: []string{"--isolation", "process,gvisor", "--runsc", runscBinary(t)}})
 	n := c.nodes[0]
 	env := []string{"STARLING_SERVER=" + n.url, "STARLING_KEY=" + c.key}
@@ -83,6 +84,7 @@ func TestIsolationIsChosenAndShown(t *testing.T) {
 
 // TestAHostThatSharesItsKernelStartsOnlyWhenToldSo makes a cluster of two accounts, as an older release did, and takes back the word that permits it.
 func TestAHostThatSharesItsKernelStartsOnlyWhenToldSo(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	n := c.nodes[0]
 	if _, err := n.admin.CreateAccount(t.Context(), protocol.AccountSpec{ID: "other"}); err != nil {
@@ -94,20 +96,8 @@ func TestAHostThatSharesItsKernelStartsOnlyWhenToldSo(t *testing.T) {
 	n.stop()
 	n.mute = true
 	n.start(t)
-	ended := make(chan error, 1)
-	cmd := n.cmd
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		if err == nil {
-			t.Error("it ended without a complaint")
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("it goes on")
-	}
-	n.cmd = nil
-	if text, _ := os.ReadFile(n.dir + ".log"); !strings.Contains(string(text), "--allow-shared-kernel") {
-		t.Errorf("it does not say what to do:\n%s", text)
+	if code, says := n.gaveUp(30 * time.Second); code <= 0 || !strings.Contains(says, "--allow-shared-kernel") {
+		t.Errorf("exit %d; it does not say what to do:\n%s", code, says)
 	}
 	n.args = append(n.args, "--allow-shared-kernel")
 	n.start(t)

@@ -13,6 +13,7 @@ func TestE2ENodeJoinsAClusterThatIsNotThereYet(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
+	t.Parallel()
 	c := startNodes(t, testKind{})
 	first := c.nodes[0]
 	token := strings.TrimSpace(starlingCLI(t, []string{"STARLING_SERVER=" + first.url, "STARLING_KEY=" + c.root}, "cluster", "token"))

@@ -30,6 +30,7 @@ func TestLayersFromPublicationToDeletion(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real sandboxes take seconds")
 	}
+	t.Parallel()
 	c := startNodes(t, testKind{roles: "manager,frontend,scheduler"}, testKind{roles: "host", args: []string{"--isolation", "process,gvisor", "--runsc", runscBinary(t)}})
 	server := "STARLING_SERVER=" + c.nodes[0].url
 	env, admin := []string{server, "STARLING_KEY=" + c.key}, []string{server, "STARLING_KEY=" + c.root}

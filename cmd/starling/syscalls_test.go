@@ -48,7 +48,7 @@ func randomCalls(t *testing.T, isolation starling.Isolation) {
 	w.deploy(t, "fuzz", starling.Python311, map[string]string{"main.py": attack.Fuzzer + "\ndef handler(event, context): return fuzz(*event)\n"},
 		func(c *starling.Config) { c.MemoryMiB, c.TimeoutMS, c.Isolation = memory, 120_000, isolation })
 	w.echoes(t)
-	calls, seed := attack.Asked()
+	calls, seed := attack.Asked(20_000)
 	began, sum, failed := time.Now(), attack.Tally{}, 0
 	for round := int64(0); sum.Calls < calls; round++ {
 		r := w.call(t, "fuzz", fmt.Sprintf("[%d, %d]", seed+round, min(callsAtOnce, calls-sum.Calls)))

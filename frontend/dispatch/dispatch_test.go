@@ -381,26 +381,34 @@ func TestLeaseWithoutRenewalEnds(t *testing.T) {
 	})
 }
 
-func TestLeaseNotNamedInARenewalIsGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(10)
-		block := make(chan struct{})
-		w.run = func(*starling.Lease, *starling.Invocation, starling.Sink) (starling.Outcome, error) {
-			<-block
-			return starling.Outcome{}, nil
-		}
-		d := w.open(t)
-		done := make(chan error)
-		go func() { _, err := call(d, version(5)); done <- err }()
-		synctest.Wait()
-		w.mu.Lock()
-		clear(w.granted)
-		w.mu.Unlock()
-		time.Sleep(400 * time.Millisecond) // one renewal
+// atWork opens a dispatcher with one call at work, which end lets go on to its end.
+func (w *world) atWork(t *testing.T) (d *Dispatcher, end func()) {
+	block, done := make(chan struct{}), make(chan error)
+	w.run = func(*starling.Lease, *starling.Invocation, starling.Sink) (starling.Outcome, error) {
+		<-block
+		return starling.Outcome{}, nil
+	}
+	d = w.open(t)
+	go func() { _, err := call(d, version(5)); done <- err }()
+	synctest.Wait()
+	return d, func() {
+		t.Helper()
 		close(block)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+func TestLeaseNotNamedInARenewalIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(10)
+		d, end := w.atWork(t)
+		w.mu.Lock()
+		clear(w.granted)
+		w.mu.Unlock()
+		time.Sleep(400 * time.Millisecond) // one renewal
+		end()
 		if _, err := call(d, version(5)); err != nil {
 			t.Fatal(err)
 		}
@@ -413,15 +421,7 @@ func TestLeaseNotNamedInARenewalIsGone(t *testing.T) {
 func TestRecalledLeaseGoesBackWhenItsCallEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(10)
-		block := make(chan struct{})
-		w.run = func(*starling.Lease, *starling.Invocation, starling.Sink) (starling.Outcome, error) {
-			<-block
-			return starling.Outcome{}, nil
-		}
-		d := w.open(t)
-		done := make(chan error)
-		go func() { _, err := call(d, version(5)); done <- err }()
-		synctest.Wait()
+		d, end := w.atWork(t)
 		w.mu.Lock()
 		recall := &wire.Recall{Partition: 7, Epoch: 1}
 		for id := range w.granted {
@@ -433,10 +433,7 @@ func TestRecalledLeaseGoesBackWhenItsCallEnds(t *testing.T) {
 		if w.held() != 1 {
 			t.Fatal("returned while a call is at work")
 		}
-		close(block)
-		if err := <-done; err != nil {
-			t.Fatal(err)
-		}
+		end()
 		synctest.Wait() // no time passes
 		if w.held() != 0 {
 			t.Fatal("not returned at once when its call ended")

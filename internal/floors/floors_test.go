@@ -123,6 +123,60 @@ func files(t *testing.T) []goFile {
 	return out
 }
 
+// unraced are packages that start goroutines and are not tested with the race detector.
+var unraced = map[string]string{
+	"bench":            "its clients; what they drive is raced",
+	"cmd/starling":     "its tests run nodes as processes of the binary that make build made",
+	"cmd/starling-vmd": "it is a process of its own, too",
+}
+
+// TestRaceListHoldsWhatIsConcurrent holds the Makefile's list for the race detector: all that starts goroutines, and nothing pure, which
+// would cost a minute and cannot race.
+func TestRaceListHoldsWhatIsConcurrent(t *testing.T) {
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := regexp.MustCompile(`(?m)^RACE \?= (.*)$`).FindStringSubmatch(string(makefile))
+	if list == nil {
+		t.Fatal("the Makefile has no line RACE")
+	}
+	raced := func(pkg string) bool {
+		return slices.ContainsFunc(strings.Fields(list[1]), func(pattern string) bool {
+			below, all := strings.CutSuffix(pattern, "/...")
+			return pattern == "./"+pkg || all && (below == "./"+pkg || strings.HasPrefix("./"+pkg, below+"/"))
+		})
+	}
+	for _, pkg := range pure {
+		if raced(pkg) {
+			t.Errorf("%q is pure: it has nothing for the race detector", pkg)
+		}
+	}
+	starts, tested := map[string]bool{}, map[string]bool{}
+	for _, f := range files(t) {
+		tested[f.pkg] = tested[f.pkg] || strings.HasSuffix(f.path, "_test.go")
+		if f.test {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.GoStmt:
+				starts[f.pkg] = true
+			case *ast.SelectorExpr:
+				if n.Sel.Name == "Go" {
+					starts[f.pkg] = true
+				}
+			}
+			return true
+		})
+	}
+	for pkg := range starts {
+		if tested[pkg] && !raced(pkg) && unraced[pkg] == "" {
+			t.Errorf("%s starts goroutines and is not in the Makefile's RACE", pkg)
+		}
+	}
+}
+
 func folder(pkg string) string { return strings.SplitN(pkg, "/", 2)[0] }
 
 func imports(f goFile) []string {
@@ -288,12 +342,28 @@ func TestNothingIsLeftForLater(t *testing.T) {
 	}
 }
 
+// documents returns the paths of all documents but those that tell the past: decisions and results.
+func documents(t *testing.T) (paths []string) {
+	t.Helper()
+	err := filepath.WalkDir("../..", func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && p != "../.." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "bin" || d.Name() == "docs" || d.Name() == "results") {
+			return filepath.SkipDir
+		}
+		if strings.HasSuffix(p, ".md") {
+			paths = append(paths, p)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
+}
+
 // TestDocumentsNameWhatExists checks every `folder/file` that the documents put in back quotes.
 func TestDocumentsNameWhatExists(t *testing.T) {
-	docs, _ := filepath.Glob("../../*.md")
-	more, _ := filepath.Glob("../../*/DESIGN.md")
 	named := 0
-	for _, doc := range append(docs, more...) {
+	for _, doc := range documents(t) {
 		text, err := os.ReadFile(doc)
 		if err != nil {
 			t.Fatal(err)

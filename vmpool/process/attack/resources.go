@@ -116,7 +116,7 @@ func attackMemory(a *arena) result {
 		{"pipes", "import fcntl\nl = []\nwhile True:\n  p = os.pipe(); l.append(p); os.set_blocking(p[1], False)\n  try: fcntl.fcntl(p[1], 1031, 1 << 20)\n  except OSError: pass\n  try:\n    while True: os.write(p[1], bytes(65536))\n  except BlockingIOError: pass"},
 		{"sockets", "l = []\nwhile True:\n  s = socket.socketpair(); l.append(s); s[0].setblocking(False); s[0].setsockopt(1, 7, 1 << 30)\n  try:\n    while True: s[0].send(bytes(65536))\n  except BlockingIOError: pass"},
 		{"locked", "import mmap\nlibc.mlockall(3)\nl = []\nwhile True: l.append(bytearray(1 << 20))"},
-		{"children", "for i in range(8):\n  if os.fork() == 0: break\nl = []\nwhile True: l.append(bytearray(1 << 20))"},
+		{"children", "for i in range(2):\n  if os.fork() == 0: break\nl = []\nwhile True: l.append(bytearray(1 << 20))"},
 	}
 	patience := 200 * time.Millisecond
 	if a.target.OwnKernel {
