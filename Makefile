@@ -38,7 +38,7 @@ test: needs functions runsc guest-images ## everything CI checks by default: tes
 	$(MAKE) --no-print-directory race
 	internal/leaks.sh after
 
-RACE ?= ./transport/... ./metrics/... ./cluster ./cluster/backup ./cluster/dragonboat ./cluster/identity ./cluster/manager ./actors ./actors/host ./actors/partition ./actors/protoactor ./vmpool ./vmpool/framed ./vmpool/runtimeapi/... ./vmpool/process ./vmpool/kata/... ./vpcproxy ./vpcproxy/handover ./frontend ./frontend/auth ./frontend/dispatch ./frontend/lean ./frontend/overload/... ./store/... ./internal/run ./internal/crash ./cmd/starling/node
+RACE ?= ./transport/... ./metrics/... ./cluster ./cluster/backup ./cluster/dragonboat ./cluster/identity ./cluster/manager ./actors ./actors/host ./actors/partition ./actors/protoactor ./vmpool ./vmpool/framed ./vmpool/runtimeapi/... ./vmpool/process ./vmpool/kata/... ./vpcproxy ./vpcproxy/capture ./vpcproxy/handover ./vpcproxy/plugboard ./frontend ./frontend/auth ./frontend/dispatch ./frontend/lean ./frontend/overload/... ./store/... ./internal/run ./internal/crash ./cmd/starling/node
 
 race: ## tests of everything concurrent with the race detector
 	CGO_ENABLED=1 go test -race -vet=off -short -timeout 8m $(ARGS) $(RACE)
