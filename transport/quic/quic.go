@@ -33,6 +33,11 @@ const (
 	keepAlive = 150 * time.Millisecond
 	idleNode  = 800 * time.Millisecond
 
+	// Connections of flows outlive a spell in which either end, or the machine, stands still: what ends with one cannot be dialled
+	// again as a message can be sent again. Who begins a flow need not wait so long to find a gateway dead (Heard).
+	keepFlows = 500 * time.Millisecond
+	idleFlows = 3 * time.Second
+
 	idleOther     = 30 * time.Second // clients and joiners
 	handshakeTime = 2 * time.Second
 	channelTime   = 5 * time.Second // from the opening of a stream to its channel byte

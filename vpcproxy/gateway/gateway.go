@@ -286,12 +286,16 @@ func (f *attempt) carryTCP(ctx context.Context, s transport.Stream, c *net.TCPCo
 	defer context.AfterFunc(ctx, j.Abort)()
 	if f.token == (resume.Token{}) {
 		j.Carry(s)
-		return
+	} else {
+		m := f.gateway.lend(f, j, c)
+		if !j.Carry(s) {
+			m.leave(s)
+		}
+		m.end()
 	}
-	m := f.gateway.lend(f, j, c)
-	defer m.end()
-	if !j.Carry(s) {
-		m.leave(s)
+	f.gateway.m.ends[j.End()].Inc()
+	if j.End() != splice.Done {
+		f.note(slog.LevelDebug, "flow over", string(j.End()))
 	}
 }
 

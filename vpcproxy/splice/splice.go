@@ -4,6 +4,7 @@ package splice
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 	"golang.org/x/sys/unix"
 
+	"starling"
 	"starling/transport"
 	"starling/vpcproxy/resume"
 )
@@ -56,6 +58,50 @@ type Counter struct {
 	Taken *metrics.Counter // the other direction
 }
 
+// An End is why a flow is over, as metrics and logs have it.
+type End string
+
+// The ends. All but Done and Moved reset the connection.
+const (
+	Done       End = "done"       // both directions have said their last
+	Moved      End = "moved"      // another process of this machine has the connection
+	Idle       End = "idle"       // nothing moved for too long
+	Connection End = "connection" // the connection failed: its other end reset it
+	GivenUp    End = "given up"   // the node at the stream's other end gave the flow up, as it does when its own connection was reset
+	Silent     End = "silent"     // that node said nothing for too long
+	Lost       End = "lost"       // the stream failed otherwise: that node has ended
+	Stopped    End = "stopped"    // the flow's owner here ended it
+	Crowded    End = "crowded"    // it never began: its sandbox has as many as it may
+	Denied     End = "denied"     // it never began: nobody may go where it was for
+)
+
+var ends = []End{Done, Moved, Idle, Connection, GivenUp, Silent, Lost, Stopped, Crowded, Denied}
+
+// Counters makes a counter of each end.
+func Counters(set *metrics.Set, name string) map[End]*metrics.Counter {
+	m := map[End]*metrics.Counter{}
+	for _, e := range ends {
+		m[e] = set.NewCounter(fmt.Sprintf("%s{why=%q}", name, string(e)))
+	}
+	return m
+}
+
+// endOf says what an error of a connection or a stream means. Those of streams are our own.
+func endOf(err error) End {
+	var own *starling.Error
+	switch {
+	case errors.Is(err, transport.ErrSilent):
+		return Silent
+	case errors.Is(err, transport.ErrGivenUp):
+		return GivenUp
+	case errors.Is(err, transport.ErrCanceled):
+		return Stopped
+	case errors.As(err, &own):
+		return Lost
+	}
+	return Connection
+}
+
 // A Joint is one connection and what becomes of its bytes. Create it with New or Resumed, give it streams by Carry, and end it by Carry's
 // own end, Abort or Release. Carry has two goroutines, of which one is the caller's.
 type Joint struct {
@@ -70,7 +116,7 @@ type Joint struct {
 
 	mu     sync.Mutex       // guards the rest
 	stream transport.Stream // which Carry works on
-	gone   bool             // the side is no more ours
+	end    End              // why the side is no more ours; empty while it is
 }
 
 const (
@@ -96,24 +142,26 @@ func Resumed(side Side, idle time.Duration, count Counter, account resume.Accoun
 func (j *Joint) expire() {
 	j.mu.Lock()
 	still := time.Since(j.began) - time.Duration(j.moved.Load())
-	if !j.gone && still < j.idle {
+	if j.end == "" && still < j.idle {
 		j.watch.Reset(j.idle - still)
 		still = 0
 	}
 	j.mu.Unlock()
 	if still >= j.idle {
-		j.Abort()
+		j.abort(Idle)
 	}
 }
 
 // Abort resets the connection and abandons the stream, unless the joint has ended.
-func (j *Joint) Abort() {
+func (j *Joint) Abort() { j.abort(Stopped) }
+
+func (j *Joint) abort(why End) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.gone {
+	if j.end != "" {
 		return
 	}
-	j.gone = true
+	j.end = why
 	j.side.Abort()
 	if j.stream != nil {
 		j.stream.Cancel()
@@ -125,10 +173,10 @@ func (j *Joint) Abort() {
 func (j *Joint) Release() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.gone {
+	if j.end != "" {
 		return false
 	}
-	j.gone = true
+	j.end = Moved
 	_ = j.side.Close() // what it could say concerns the other process
 	j.watch.Stop()
 	return true
@@ -144,7 +192,7 @@ func (j *Joint) deadline(t time.Time) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	side, ok := j.side.(pausable)
-	if j.gone || !ok {
+	if j.end != "" || !ok {
 		return
 	}
 	_ = side.SetDeadline(t) // these fail on ends that are gone, which the carrying finds out
@@ -154,6 +202,13 @@ func (j *Joint) deadline(t time.Time) {
 	}
 }
 
+// End returns why the flow is over; empty while it is not.
+func (j *Joint) End() End {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.end
+}
+
 // Account returns the flow's account while Carry does not run.
 func (j *Joint) Account() *resume.Account { return &j.account }
 
@@ -161,7 +216,7 @@ func (j *Joint) Account() *resume.Account { return &j.account }
 // closed. It reports false when it was paused: s is as it was, and the next Carry goes on, with s or another stream.
 func (j *Joint) Carry(s transport.Stream) (over bool) {
 	j.mu.Lock()
-	if j.gone {
+	if j.end != "" {
 		j.mu.Unlock()
 		s.Cancel()
 		return true
@@ -175,10 +230,10 @@ func (j *Joint) Carry(s transport.Stream) (over bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
-	case j.gone:
+	case j.end != "":
 		return true
 	case j.ended == [2]bool{true, true}:
-		j.gone = true
+		j.end = Done
 		j.watch.Stop()
 		_ = j.side.Close() // both directions have ended: nothing is lost with it
 		return true
@@ -198,7 +253,7 @@ func (j *Joint) settle(s transport.Stream, direction int, err error) {
 		}
 		_ = err // that end is gone, which its reader sees
 	case !errors.Is(err, os.ErrDeadlineExceeded): // which is Pause
-		j.Abort()
+		j.abort(endOf(err))
 	}
 }
 

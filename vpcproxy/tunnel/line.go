@@ -32,7 +32,6 @@ type line struct {
 	made   chan struct{} // closed when tunnel or err is set
 	tunnel transport.Tunnel
 	err    error
-	failed time.Time
 	flows  int
 	idle   *time.Timer // ends it; nil while there are flows
 
@@ -108,12 +107,22 @@ func (l *line) dial(ctx context.Context, addr string) {
 	l.owner.mu.Lock()
 	l.tunnel, l.err, l.watched = c, err, watch != nil
 	if err != nil {
-		l.failed = time.Now()
+		l.owner.shuns[l.key.gateway] = time.Now().Add(shunTime)
 	}
 	l.owner.mu.Unlock()
 	close(l.made)
 	if watch != nil {
 		l.hear(ctx, watch)
+	}
+	if err != nil {
+		return
+	}
+	select { // nothing to hear, or it was the connection's end
+	case <-c.Done():
+	case <-ctx.Done():
+	}
+	if err := c.Err(); err != nil {
+		l.owner.cfg.Log.Warn("a connection to a gateway ended, and its flows with it", "network", l.key.network, "gateway", l.key.gateway, "error", err)
 	}
 }
 
@@ -156,12 +165,34 @@ func (l *line) hear(ctx context.Context, watch transport.Stream) {
 	}
 }
 
-// shuns reports whether a gateway did not answer a moment ago.
-func (t *Tunnel) shuns(k lineKey) bool {
+// shunned reports whether a gateway did not answer a moment ago.
+func (t *Tunnel) shunned(id starling.NodeID) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l := t.lines[k]
-	return l != nil && !l.failed.IsZero() && time.Since(l.failed) < shunTime
+	until, ok := t.shuns[id]
+	if ok && time.Now().After(until) {
+		delete(t.shuns, id)
+		ok = false
+	}
+	return ok
+}
+
+// doubt gives s up when nothing is heard of its gateway for silentTime, unless it is stopped before. What is sent to a living gateway it
+// acknowledges at once, whatever it does for the flow.
+func (l *line) doubt(s transport.Stream) (stop func()) {
+	heard := l.tunnel.Heard()
+	t := time.AfterFunc(silentTime, func() {
+		if l.tunnel.Heard() == heard {
+			time.Sleep(readTime)
+		}
+		if l.tunnel.Heard() == heard {
+			l.owner.mu.Lock()
+			l.owner.shuns[l.key.gateway] = time.Now().Add(shunTime)
+			l.owner.mu.Unlock()
+			s.Cancel()
+		}
+	})
+	return func() { t.Stop() }
 }
 
 // release gives a flow's place back. The last one lets the connection end after a while.
@@ -276,7 +307,7 @@ func (t *Tunnel) resume(ctx context.Context, f movable, successor starling.NodeI
 		return nil, 0, starling.Errorf(starling.Unavailable, "resume flow", "%s is no living gateway", successor)
 	}
 	head := header.Append(nil, header.Header{Version: header.Movable, Kind: header.Resume, From: f.line.key.gateway, Token: f.token, Sent: sent})
-	next, answer, err := t.try(ctx, lineKey{network: f.line.key.network, gateway: successor}, addr, func(bool) []byte { return head })
+	next, answer, err := t.try(ctx, lineKey{network: f.line.key.network, gateway: successor}, addr, false, func(bool) []byte { return head })
 	if err != nil {
 		return nil, 0, err
 	}
