@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -11,21 +12,26 @@ import (
 	"starling/vpcproxy/flowtable"
 	"starling/vpcproxy/gateway"
 	"starling/vpcproxy/header"
+	"starling/vpcproxy/netns"
 )
 
 // awaitHost waits until the host's numbers have a line.
 func awaitHost(t testing.TB, w *world, line string) {
 	t.Helper()
-	var b bytes.Buffer
 	for range 250 {
-		b.Reset()
-		w.tunnel.Metrics().WritePrometheus(&b)
-		if bytes.Contains(b.Bytes(), []byte(line+"\n")) {
+		if bytes.Contains(host(w), []byte(line+"\n")) {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Errorf("no %q:\n%s", line, b.Bytes())
+	t.Errorf("no %q:\n%s", line, host(w))
+}
+
+// host returns the host's numbers.
+func host(w *world) []byte {
+	var b bytes.Buffer
+	w.tunnel.Metrics().WritePrometheus(&b)
+	return b.Bytes()
 }
 
 // Why a connection was reset is to be seen at both ends of the tunnel.
@@ -39,6 +45,7 @@ func TestEndsOfFlowsAreCountedByReason(t *testing.T) {
 		t.Fatalf("a second connection of one: %q", got)
 	}
 	awaitHost(t, w, `starling_tunnel_refused_total{why="limit reached"} 1`)
+	time.Sleep(10 * time.Millisecond) // the host itself refuses for 5 ms after it heard of a limit
 	must(t, e.conn.(*net.TCPConn).SetLinger(0))
 	must(t, e.conn.Close()) // which resets it
 	awaitHost(t, w, `starling_tunnel_ended_total{why="connection"} 1`)
@@ -93,4 +100,46 @@ func TestEndOfAnIdleFlowIsCounted(t *testing.T) {
 	w.echo(w.connected("acme"), "acme")
 	await(t, w.gateways[0], `starling_gateway_ended_total{why="idle"} 1`)
 	awaitHost(t, w, `starling_tunnel_ended_total{why="given up"} 1`)
+}
+
+// A network's address has so many ports for one destination. Who needs one more is told that a limit is reached.
+func TestPortsOfANetworkAreALimit(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	must(t, netns.Do(w.tenants["acme"].uplink, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40001"), 0o644)
+	}))
+	s := w.connected("acme")
+	one, two := w.echo(s, "acme"), w.echo(s, "acme")
+	if got, err := s.name(serverAddr + ":8080"); err == nil {
+		t.Errorf("a third connection over two ports: %q", got)
+	}
+	awaitHost(t, w, `starling_tunnel_refused_total{why="limit reached"} 1`)
+	for _, e := range []*echo{one, two} {
+		must(t, e.once())
+	}
+	if got, err := w.connected("zeta").name(serverAddr + ":8080"); got != "zeta" {
+		t.Errorf("the other account: %q, %v", got, err)
+	}
+}
+
+// Who closes an outlet twice closes nobody else's descriptor.
+func TestOutletClosedTwiceHarmsNobody(t *testing.T) {
+	w := newWorld(t, 1, nil)
+	s := w.connected("acme")
+	must(t, s.outlet.Close())
+	var taken []*os.File // which get the numbers that the outlet's descriptors had
+	for range 64 {
+		f, err := os.Open(os.DevNull)
+		must(t, err)
+		defer f.Close()
+		taken = append(taken, f)
+	}
+	if err := s.outlet.Close(); err == nil {
+		t.Error("the second Close says that it closed something")
+	}
+	for _, f := range taken {
+		if _, err := f.Stat(); err != nil {
+			t.Errorf("another's descriptor: %v", err)
+		}
+	}
 }

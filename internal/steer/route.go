@@ -3,6 +3,7 @@ package steer
 import (
 	"encoding/binary"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,7 +12,7 @@ import (
 const loopback = 1
 
 // A Router is what the route out of one namespace is made over.
-type Router struct{ fd int }
+type Router struct{ socket *os.File }
 
 // OpenRouter opens the router of the caller's namespace.
 func OpenRouter() (*Router, error) {
@@ -19,11 +20,11 @@ func OpenRouter() (*Router, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open routes: %w", err)
 	}
-	return &Router{fd}, nil
+	return &Router{os.NewFile(uintptr(fd), "routes")}, nil
 }
 
-// Close closes the router; its route stays.
-func (r *Router) Close() error { return unix.Close(r.fd) }
+// Close closes the router; its route stays. A second Close fails and does no harm: the number of a descriptor is somebody else's soon.
+func (r *Router) Close() error { return r.socket.Close() }
 
 // LetOut makes every IPv4 address one of lo's own, so that what is sent to it arrives, from 127.0.0.1, at the program.
 func (r *Router) LetOut() error {
@@ -40,11 +41,11 @@ func (r *Router) LetOut() error {
 	m = attr(m, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, loopback)...)
 	m = attr(m, unix.RTA_PREFSRC, Resolver.Addr().AsSlice()...)
 	binary.NativeEndian.PutUint32(m, uint32(len(m)))
-	if err := unix.Sendto(r.fd, m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(int(r.socket.Fd()), m, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("add route: %w", err)
 	}
 	var answer [512]byte
-	n, _, err := unix.Recvfrom(r.fd, answer[:], 0)
+	n, _, err := unix.Recvfrom(int(r.socket.Fd()), answer[:], 0)
 	if err != nil {
 		return fmt.Errorf("add route: %w", err)
 	}

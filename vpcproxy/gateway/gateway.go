@@ -306,6 +306,8 @@ func answerOf(err error) header.Answer {
 		return header.Refused
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		return header.TimedOut
+	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS):
+		return header.Limit // the network's ports for this destination, or the gateway's descriptors or memory
 	}
 	return header.Unreachable
 }
