@@ -88,7 +88,7 @@ func TestFlowsOutliveASilence(t *testing.T) {
 		}
 	}
 	if err := <-uploaded; err != nil {
-		t.Errorf("the upload: %v", err)
+		t.Errorf("the upload: %v\n%s%s%s", err, host(w), numbers(from), numbers(to))
 	}
 	t.Logf("a new connection was served after %v of silence", served.Round(time.Millisecond))
 }

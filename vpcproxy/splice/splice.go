@@ -4,7 +4,6 @@ package splice
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 	"golang.org/x/sys/unix"
 
-	"starling"
 	"starling/transport"
 	"starling/vpcproxy/resume"
 )
@@ -34,7 +32,7 @@ type Side interface {
 type pausable interface{ SetDeadline(time.Time) error }
 
 // unsentMax is how many bytes the kernel keeps for a connection whose other end does not read, beyond what that has room for.
-const unsentMax = 128 << 10
+const unsentMax = 32 << 10
 
 // Conn makes a Side of a TCP connection, which the side owns from then on.
 func Conn(c *net.TCPConn) Side {
@@ -56,50 +54,6 @@ func (c conn) Abort() {
 type Counter struct {
 	Sent  *metrics.Counter // read from the connection and given to the stream
 	Taken *metrics.Counter // the other direction
-}
-
-// An End is why a flow is over, as metrics and logs have it.
-type End string
-
-// The ends. All but Done and Moved reset the connection.
-const (
-	Done       End = "done"       // both directions have said their last
-	Moved      End = "moved"      // another process of this machine has the connection
-	Idle       End = "idle"       // nothing moved for too long
-	Connection End = "connection" // the connection failed: its other end reset it
-	GivenUp    End = "given up"   // the node at the stream's other end gave the flow up, as it does when its own connection was reset
-	Silent     End = "silent"     // that node said nothing for too long
-	Lost       End = "lost"       // the stream failed otherwise: that node has ended
-	Stopped    End = "stopped"    // the flow's owner here ended it
-	Crowded    End = "crowded"    // it never began: its sandbox has as many as it may
-	Denied     End = "denied"     // it never began: nobody may go where it was for
-)
-
-var ends = []End{Done, Moved, Idle, Connection, GivenUp, Silent, Lost, Stopped, Crowded, Denied}
-
-// Counters makes a counter of each end.
-func Counters(set *metrics.Set, name string) map[End]*metrics.Counter {
-	m := map[End]*metrics.Counter{}
-	for _, e := range ends {
-		m[e] = set.NewCounter(fmt.Sprintf("%s{why=%q}", name, string(e)))
-	}
-	return m
-}
-
-// endOf says what an error of a connection or a stream means. Those of streams are our own.
-func endOf(err error) End {
-	var own *starling.Error
-	switch {
-	case errors.Is(err, transport.ErrSilent):
-		return Silent
-	case errors.Is(err, transport.ErrGivenUp):
-		return GivenUp
-	case errors.Is(err, transport.ErrCanceled):
-		return Stopped
-	case errors.As(err, &own):
-		return Lost
-	}
-	return Connection
 }
 
 // A Joint is one connection and what becomes of its bytes. Create it with New or Resumed, give it streams by Carry, and end it by Carry's
@@ -257,19 +211,19 @@ func (j *Joint) settle(s transport.Stream, direction int, err error) {
 	}
 }
 
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
-
 // carryOut carries to the stream until the connection's end, which is nil.
 func (j *Joint) carryOut(s transport.Stream) error {
 	if err := j.give(s, j.account.Unsent()); err != nil || j.ended[outward] {
 		return err
 	}
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := j.side.Read(buf[:])
+	b := newBuffer()
+	defer b.free()
+	for n := 0; ; {
+		var err error
+		p := b.next(n)
+		n, err = j.side.Read(p)
 		if n > 0 {
-			if werr := j.give(s, buf[:n]); werr != nil {
+			if werr := j.give(s, p[:n]); werr != nil {
 				return werr
 			}
 		}
@@ -306,14 +260,16 @@ func (j *Joint) carryIn(s transport.Stream) error {
 			return err
 		}
 	}
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := s.Read(buf[:])
+	b := newBuffer()
+	defer b.free()
+	for n := 0; ; {
+		var err error
+		p := b.next(n)
+		n, err = s.Read(p)
 		if n > 0 {
 			j.touch()
-			m, werr := j.side.Write(buf[:n])
-			j.account.Took(buf[:n], m)
+			m, werr := j.side.Write(p[:n])
+			j.account.Took(p[:n], m)
 			j.count.Taken.Add(m)
 			j.touch()
 			if werr != nil {

@@ -41,8 +41,9 @@ type line struct {
 	successor starling.NodeID    // where to
 }
 
-// line returns a connection that counts one flow more, for release.
-func (t *Tunnel) line(ctx context.Context, k lineKey, addr string) (*line, error) {
+// line returns a connection that counts one flow more, for release. With another gateway to turn to it waits no longer than silentTime for
+// one that is being made.
+func (t *Tunnel) line(ctx context.Context, k lineKey, addr string, another bool) (*line, error) {
 	t.mu.Lock()
 	l := t.lines[k]
 	for l != nil && !l.over() && l.flows >= lineFlows {
@@ -65,8 +66,16 @@ func (t *Tunnel) line(ctx context.Context, k lineKey, addr string) (*line, error
 		l.idle = nil
 	}
 	t.mu.Unlock()
+	var enough <-chan time.Time
+	if another {
+		enough = time.After(silentTime)
+	}
 	select {
 	case <-l.made:
+	case <-enough:
+		t.shun(k.gateway)
+		l.release()
+		return nil, starling.Errorf(starling.Unavailable, "open flow", "no connection to %s in %v", k.gateway, silentTime)
 	case <-ctx.Done():
 		l.release()
 		return nil, starling.Errorf(starling.Timeout, "open flow", "no connection to a gateway in time")
@@ -106,10 +115,10 @@ func (l *line) dial(ctx context.Context, addr string) {
 	}
 	l.owner.mu.Lock()
 	l.tunnel, l.err, l.watched = c, err, watch != nil
-	if err != nil {
-		l.owner.shuns[l.key.gateway] = time.Now().Add(shunTime)
-	}
 	l.owner.mu.Unlock()
+	if err != nil {
+		l.owner.shun(l.key.gateway)
+	}
 	close(l.made)
 	if watch != nil {
 		l.hear(ctx, watch)
@@ -165,6 +174,13 @@ func (l *line) hear(ctx context.Context, watch transport.Stream) {
 	}
 }
 
+// shun has a gateway that does not answer be tried last for a while.
+func (t *Tunnel) shun(id starling.NodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.shuns[id] = time.Now().Add(shunTime)
+}
+
 // shunned reports whether a gateway did not answer a moment ago.
 func (t *Tunnel) shunned(id starling.NodeID) bool {
 	t.mu.Lock()
@@ -175,24 +191,6 @@ func (t *Tunnel) shunned(id starling.NodeID) bool {
 		ok = false
 	}
 	return ok
-}
-
-// doubt gives s up when nothing is heard of its gateway for silentTime, unless it is stopped before. What is sent to a living gateway it
-// acknowledges at once, whatever it does for the flow.
-func (l *line) doubt(s transport.Stream) (stop func()) {
-	heard := l.tunnel.Heard()
-	t := time.AfterFunc(silentTime, func() {
-		if l.tunnel.Heard() == heard {
-			time.Sleep(readTime)
-		}
-		if l.tunnel.Heard() == heard {
-			l.owner.mu.Lock()
-			l.owner.shuns[l.key.gateway] = time.Now().Add(shunTime)
-			l.owner.mu.Unlock()
-			s.Cancel()
-		}
-	})
-	return func() { t.Stop() }
 }
 
 // release gives a flow's place back. The last one lets the connection end after a while.

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	dialTime   = 500 * time.Millisecond // for one gateway to answer before the next is tried
-	silentTime = 500 * time.Millisecond // in which a gateway says nothing at all before a flow tries the next
+	dialTime   = 2 * time.Second        // for a connection to be made: a gateway that is overrun takes long
+	silentTime = 500 * time.Millisecond // in which a gateway says nothing at all, or makes no connection, before a flow tries the next
 	answerTime = 15 * time.Second       // for a gateway to have connected
 	readTime   = 50 * time.Millisecond  // for what has come to be read, when it was this process that stood still
 	shunTime   = time.Second            // a gateway that did not answer is not tried first again for so long
@@ -312,7 +312,7 @@ func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
 // up a gateway of which nothing at all is heard. After an error nothing was let through, or it ends with the stream. The stream's reads have
 // a deadline still.
 func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, another bool, head func(watched bool) []byte) (*flow, header.Answer, error) {
-	l, err := t.line(ctx, k, addr)
+	l, err := t.line(ctx, k, addr, another)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -323,13 +323,17 @@ func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, another bool, 
 	}
 	f := &flow{Stream: s, line: l}
 	defer context.AfterFunc(ctx, s.Cancel)()
+	var d *doubt
 	if another {
-		defer l.doubt(s)()
+		d = l.doubt(s)
 	}
 	var b [1]byte
 	_ = s.SetReadDeadline(time.Now().Add(answerTime)) // fails on a stream that has ended, which the reading says
 	if _, err = s.Write(head(l.watched)); err == nil {
 		_, err = io.ReadFull(s, b[:])
+	}
+	if d != nil && d.end() && err == nil {
+		err = starling.Errorf(starling.Unavailable, "open flow", "nothing was heard of %s for %v", k.gateway, silentTime)
 	}
 	if err != nil || header.Answer(b[0]) != header.Open {
 		f.Cancel()
