@@ -4,6 +4,7 @@ package transport
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -37,6 +38,13 @@ type Peer struct {
 	Addr  string // where the stream came from or was opened to
 }
 
+// Causes of a failed stream, as far as they can be told apart, for errors.Is.
+var (
+	ErrSilent   = errors.New("the other node said nothing for too long")
+	ErrGivenUp  = errors.New("the other end gave the stream up")
+	ErrCanceled = errors.New("the stream was given up here")
+)
+
 // A Stream is one bidirectional flow of bytes with flow control. Read and Write may be used by one
 // goroutine each at the same time.
 type Stream interface {
@@ -67,6 +75,10 @@ type Tunnel interface {
 	Open(ctx context.Context, ch Channel) (Stream, error)
 	// Done is closed when the connection has ended.
 	Done() <-chan struct{}
+	// Err returns why it has ended; nil while it has not, and when it was closed here.
+	Err() error
+	// Heard returns how many packets have come. A living node answers what is sent to it within a few milliseconds.
+	Heard() uint64
 	// Close ends the connection and every stream on it.
 	Close()
 }

@@ -93,24 +93,20 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	w := &world{t: t, dir: filepath.Join(t.TempDir(), "gateways"), tenants: map[starling.AccountID]*tenant{}, networks: map[starling.NetworkRef]*starling.Network{}}
+	w := &world{t: t, dir: filepath.Join(t.TempDir(), "gateways"), tenants: map[starling.AccountID]*tenant{}, networks: networks(t)}
 	w.placed.Store(true)
 	for _, name := range []string{"acme", "zeta"} {
 		w.tenants[starling.AccountID(name)] = newTenant(t, name)
-		ref := starling.NetworkRef{Account: starling.AccountID(name), Name: "db"}
-		n := starling.Network{Ref: ref, CIDRs: []string{"10.7.0.0/24"}, DNS: []string{serverAddr}, Deny: []string{"10.7.0.66"}}.WithDefaults()
-		must(t, n.Validate())
-		w.networks[ref] = &n
 	}
 	ca, err := identity.NewCA("test", time.Now())
 	must(t, err)
 	w.ca = ca
-	w.signer = &desk.Signer{Seed: bytes.Repeat([]byte{3}, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		Version: func(_ context.Context, id starling.VersionID) (*starling.Version, error) {
-			v, _ := w.versions.Load(id)
-			return v.(*starling.Version), nil
-		},
-		Placed: func(context.Context, *starling.Version, starling.NodeID) bool { return w.placed.Load() }}
+	w.signer = newSigner()
+	w.signer.Version = func(_ context.Context, id starling.VersionID) (*starling.Version, error) {
+		v, _ := w.versions.Load(id)
+		return v.(*starling.Version), nil
+	}
+	w.signer.Placed = func(context.Context, *starling.Version, starling.NodeID) bool { return w.placed.Load() }
 	w.host = endpoint(t, ca, 1, starling.RoleHost, false, nil)
 	for i := range gateways {
 		w.addGateway(ca, starling.NodeID(10+i), change)
@@ -119,6 +115,23 @@ func newWorld(t testing.TB, gateways int, change func(*gateway.Config)) *world {
 	t.Cleanup(func() { w.tunnel.Close() })
 	w.maker = &capture.Maker{Way: func(a starling.Attachment) capture.Way { return w.tunnel.Way(a) }, Log: slog.New(slog.DiscardHandler)}
 	return w
+}
+
+// networks are those of the two accounts.
+func networks(t testing.TB) map[starling.NetworkRef]*starling.Network {
+	all := map[starling.NetworkRef]*starling.Network{}
+	for _, account := range []starling.AccountID{"acme", "zeta"} {
+		ref := starling.NetworkRef{Account: account, Name: "db"}
+		n := starling.Network{Ref: ref, CIDRs: []string{"10.7.0.0/24"}, DNS: []string{serverAddr}, Deny: []string{"10.7.0.66"}}.WithDefaults()
+		must(t, n.Validate())
+		all[ref] = &n
+	}
+	return all
+}
+
+// newSigner has the key that every process of a test has.
+func newSigner() *desk.Signer {
+	return &desk.Signer{Seed: bytes.Repeat([]byte{3}, 32), Now: time.Now, Log: slog.New(slog.DiscardHandler)}
 }
 
 func (w *world) alive() (out []starling.Node) {
@@ -240,40 +253,15 @@ func (c *tenant) serve(t testing.TB) {
 			return err
 		}))
 		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go f(conn)
-			}
-		}()
+		go answer(l, f)
 	}
 	listen("0.0.0.0:8080", func(conn net.Conn) {
 		defer conn.Close()
 		fmt.Fprintln(conn, c.name)
 		io.Copy(conn, conn)
 	})
-	listen("0.0.0.0:8081", func(conn net.Conn) {
-		defer conn.Close()
-		block := make([]byte, 64<<10)
-		if err := conn.(*net.TCPConn).SetWriteBuffer(256 << 10); err != nil { // a server's memory is of another machine's kernel
-			return
-		}
-		for {
-			if _, err := conn.Write(block); err != nil {
-				return
-			}
-		}
-	})
-	listen("0.0.0.0:8082", func(conn net.Conn) {
-		defer conn.Close()
-		n, err := io.Copy(io.Discard, struct{ io.Reader }{conn})
-		if err == nil {
-			fmt.Fprintln(conn, n)
-		}
-	})
+	listen("0.0.0.0:8081", func(conn net.Conn) { sendForEver(conn, 256<<10) }) // a server's memory is of another machine's kernel
+	listen("0.0.0.0:8082", countBytes)
 	packet := func(addr string, f func([]byte) []byte) {
 		var pc net.PacketConn
 		must(t, netns.Do(c.inside, func() (err error) {
@@ -294,6 +282,39 @@ func (c *tenant) serve(t testing.TB) {
 	}
 	packet("0.0.0.0:9000", func(d []byte) []byte { return append([]byte(c.name+":"), d...) })
 	packet("0.0.0.0:53", c.resolve)
+}
+
+// answer serves each connection of a listener on a goroutine of its own until the listener closes.
+func answer(l net.Listener, serve func(net.Conn)) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go serve(conn)
+	}
+}
+
+var manyBytes [64 << 10]byte
+
+func sendForEver(conn net.Conn, buffer int) {
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).SetWriteBuffer(buffer); err != nil {
+		return
+	}
+	for {
+		if _, err := conn.Write(manyBytes[:]); err != nil {
+			return
+		}
+	}
+}
+
+func countBytes(conn net.Conn) {
+	defer conn.Close()
+	n, err := io.Copy(io.Discard, struct{ io.Reader }{conn})
+	if err == nil {
+		fmt.Fprintln(conn, n)
+	}
 }
 
 func (c *tenant) resolve(q []byte) []byte {

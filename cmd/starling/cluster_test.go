@@ -280,7 +280,7 @@ func (n *testNode) start(t testing.TB) {
 	if !n.mute {
 		n.cmd.Env = append(os.Environ(), sharedKernel)
 	}
-	if err := n.cmd.Start(); err != nil {
+	if err := startChild(n.cmd); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -198,8 +198,7 @@ func burn(t *testing.T, n int) (stop func()) {
 	t.Cleanup(func() { stop() })
 	for range n {
 		b := exec.Command("/bin/sh", "-c", "while :; do :; done")
-		b.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := b.Start(); err != nil {
+		if err := startChild(b); err != nil {
 			t.Fatal(err)
 		}
 		burners = append(burners, b)

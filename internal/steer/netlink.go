@@ -4,32 +4,37 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// kernel is a netlink socket of one namespace.
-type kernel int
+// kernel is a netlink socket of one namespace. It is a file because the number of a descriptor that was closed is somebody else's soon.
+type kernel struct{ socket *os.File }
 
 // dial opens one in the caller's namespace.
 func dial(protocol int) (kernel, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
-	return kernel(fd), err
+	if err != nil {
+		return kernel{}, err
+	}
+	return kernel{os.NewFile(uintptr(fd), "netlink")}, nil
 }
 
-func (k kernel) close() error { return unix.Close(int(k)) }
+func (k kernel) close() error { return k.socket.Close() }
 
 // ask has the kernel do what messages say and returns its first refusal. It does it before it lets go of the caller, so that its answers are
 // there then: one for each message that asks for one, and one for each that it refuses.
 func (k kernel) ask(messages []byte) error {
-	if err := unix.Sendto(int(k), messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	fd := int(k.socket.Fd())
+	if err := unix.Sendto(fd, messages, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
 	const header = unix.SizeofNlMsghdr
 	refusal := errors.New("the kernel does not answer")
 	for first := true; ; first = false {
 		var answer [512]byte
-		n, _, err := unix.Recvfrom(int(k), answer[:], unix.MSG_DONTWAIT)
+		n, _, err := unix.Recvfrom(fd, answer[:], unix.MSG_DONTWAIT)
 		switch {
 		case err == unix.EAGAIN:
 			return refusal

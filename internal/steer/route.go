@@ -22,7 +22,7 @@ func OpenRouter() (*Router, error) {
 	return &Router{k}, nil
 }
 
-// Close closes the router; its route stays.
+// Close closes the router; its route stays. A second Close fails and does no harm.
 func (r *Router) Close() error { return r.routes.close() }
 
 // LetOut makes every IPv4 address one of lo's own, so that what is sent to it arrives there, from 127.0.0.1, and is steered. lo must be up.

@@ -33,6 +33,11 @@ const (
 	keepAlive = 150 * time.Millisecond
 	idleNode  = 800 * time.Millisecond
 
+	// Connections of flows outlive a spell in which either end, or the machine, stands still: what ends with one cannot be dialled
+	// again as a message can be sent again. Who begins a flow need not wait so long to find a gateway dead (Heard).
+	keepFlows = 200 * time.Millisecond
+	idleFlows = 3 * time.Second
+
 	idleOther     = 30 * time.Second // clients and joiners
 	handshakeTime = 2 * time.Second
 	channelTime   = 5 * time.Second // from the opening of a stream to its channel byte
@@ -45,8 +50,8 @@ const (
 	windowStream, windowStreamMax = 1 << 20, 16 << 20
 	windowConn, windowConnMax     = 4 << 20, 64 << 20
 
-	// Of connections with streams that may never be read: 2,000 fresh ones, or 256 that were fast before, fill one.
-	flowStream, flowStreamMax = 128 << 10, 1 << 20
+	// Of connections with streams that may never be read: 4,000 fresh ones, or 256 that were fast before, fill one.
+	flowStream, flowStreamMax = 64 << 10, 1 << 20
 	flowConn, flowConnMax     = 256 << 20, 256 << 20
 )
 

@@ -107,12 +107,16 @@ func translate(err error, addr string) error {
 		}
 		return starling.Errorf(starling.Denied, "reach "+addr, "its certificate is refused here: check that the address belongs to this cluster: %w", err)
 	}
+	var idle *quicgo.IdleTimeoutError
+	if errors.As(err, &idle) {
+		err = transport.ErrSilent
+	}
 	return starling.Errorf(starling.Unavailable, "reach "+addr, "the connection is lost: %w", err)
 }
 
 func streamError(se *quicgo.StreamError, addr string) error {
 	if !se.Remote {
-		return starling.Errorf(starling.Unavailable, "use stream", "the stream was given up here")
+		return starling.Errorf(starling.Unavailable, "use stream", "%w", transport.ErrCanceled)
 	}
 	switch se.ErrorCode {
 	case codeDenied, codeRevoked:
@@ -122,5 +126,5 @@ func streamError(se *quicgo.StreamError, addr string) error {
 	case codeOverloaded:
 		return starling.Errorf(starling.Overloaded, "reach "+addr, "too many streams at once: retry after a pause")
 	}
-	return starling.Errorf(starling.Unavailable, "reach "+addr, "it gave the stream up")
+	return starling.Errorf(starling.Unavailable, "reach "+addr, "%w", transport.ErrGivenUp)
 }

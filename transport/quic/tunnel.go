@@ -2,6 +2,7 @@ package quic
 
 import (
 	"context"
+	"errors"
 
 	quicgo "github.com/quic-go/quic-go"
 
@@ -27,7 +28,7 @@ func (e *Endpoint) Dial(ctx context.Context, addr string) (transport.Tunnel, err
 		return nil, starling.Errorf(starling.Unavailable, "reach "+addr, "this node's port is not open")
 	}
 	e.counters.dials.Inc()
-	c, who, err := e.handshake(ctx, addr, flowWindows(quicConfig(idleNode, keepAlive)))
+	c, who, err := e.handshake(ctx, addr, flowWindows(quicConfig(idleFlows, keepFlows)))
 	if err != nil {
 		e.counters.failures.Inc()
 		return nil, err
@@ -68,6 +69,19 @@ func (t *tunnel) Open(ctx context.Context, ch transport.Channel) (transport.Stre
 
 // Done is closed when the connection has ended.
 func (t *tunnel) Done() <-chan struct{} { return t.conn.Context().Done() }
+
+// Err returns why the connection has ended.
+func (t *tunnel) Err() error {
+	err := context.Cause(t.conn.Context())
+	var app *quicgo.ApplicationError
+	if err == nil || errors.As(err, &app) && !app.Remote {
+		return nil
+	}
+	return translate(err, t.who.Addr)
+}
+
+// Heard returns how many packets have come.
+func (t *tunnel) Heard() uint64 { return t.conn.ConnectionStats().PacketsReceived }
 
 // Close ends the connection.
 func (t *tunnel) Close() { t.conn.CloseWithError(codeBye, "") }

@@ -17,6 +17,7 @@ import (
 	"starling/internal/run"
 	"starling/transport"
 	"starling/vpcproxy/header"
+	"starling/vpcproxy/splice"
 )
 
 // The limits of one sandbox. What comes over them is reset, or dropped.
@@ -33,6 +34,8 @@ const (
 type Way interface {
 	// Open begins a flow and returns when the gateway has let it through.
 	Open(ctx context.Context, kind header.Kind, to netip.AddrPort) (transport.Stream, error)
+	// Ended is told why a TCP flow that began, or came to the outlet, is over.
+	Ended(why splice.End)
 	// Close ends the way; no flow is begun after it.
 	Close()
 }

@@ -37,15 +37,29 @@ func (o *Outlet) accept(ctx context.Context) {
 
 // Flow carries one connection that the code inside made to an address. It does not wait, and owns side.
 func (o *Outlet) Flow(to netip.AddrPort, side splice.Side) {
-	if o.conns.Add(1) > connMax || !o.group.Go(func(ctx context.Context) { o.serve(ctx, to, side) }) {
-		o.conns.Add(-1)
-		side.Abort()
+	why := splice.Stopped
+	if o.conns.Add(1) > connMax {
+		why = splice.Crowded
+	} else if o.group.Go(func(ctx context.Context) { o.serve(ctx, to, side) }) {
+		return
+	}
+	o.conns.Add(-1)
+	side.Abort()
+	o.ended(to, why)
+}
+
+// ended notes why a flow is over.
+func (o *Outlet) ended(to netip.AddrPort, why splice.End) {
+	o.way.Ended(why)
+	if why != splice.Done {
+		o.maker.Log.Debug("flow reset", "to", to, "why", string(why), "network", o.as.Ref(), "function", o.as.Function, "instance", o.as.Instance)
 	}
 }
 
 func (o *Outlet) serve(ctx context.Context, to netip.AddrPort, side splice.Side) {
 	defer o.conns.Add(-1)
-	defer context.AfterFunc(ctx, side.Abort)()
+	opened := context.AfterFunc(ctx, side.Abort)
+	defer opened()
 	if to == steer.Resolver {
 		o.serveNames(ctx, side)
 		return
@@ -53,18 +67,21 @@ func (o *Outlet) serve(ctx context.Context, to netip.AddrPort, side splice.Side)
 	if v := policy.Always(to); v != policy.Permitted {
 		o.deny(to, v)
 		side.Abort()
+		o.way.Ended(splice.Denied)
 		return
 	}
 	opening, cancel := context.WithTimeout(ctx, openTime)
 	s, err := o.way.Open(opening, header.TCP, to)
 	cancel()
 	if err != nil {
-		side.Abort()
+		side.Abort() // the way has counted why
 		return
 	}
 	j := splice.New(side, idleConn, splice.Counter{Sent: new(metrics.Counter), Taken: new(metrics.Counter)})
 	defer context.AfterFunc(ctx, j.Abort)()
+	opened() // from here on it is the joint that ends, and knows why
 	j.Run(ctx, s)
+	o.ended(to, j.End())
 }
 
 // deny writes down, once a second, what is refused before it leaves the host.

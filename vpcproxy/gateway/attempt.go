@@ -157,7 +157,11 @@ func (f *attempt) dial() (net.Conn, header.Answer) {
 	began := time.Now()
 	c, err := netns.Dial(f.plug.ns, network, f.from(f.To.Addr()), f.To, f.gateway.cfg.DialTime)
 	if err != nil {
-		return nil, answerOf(err)
+		answer := answerOf(err)
+		if answer == header.Limit {
+			f.seldom("limit of the gateway: " + err.Error())
+		}
+		return nil, answer
 	}
 	f.gateway.m.dialled.UpdateDuration(began)
 	return c, header.Open

@@ -265,12 +265,16 @@ func (f *attempt) carryTCP(ctx context.Context, s transport.Stream, c *net.TCPCo
 	defer context.AfterFunc(ctx, j.Abort)()
 	if f.token == (resume.Token{}) {
 		j.Carry(s)
-		return
+	} else {
+		m := f.gateway.lend(f, j, c)
+		if !j.Carry(s) {
+			m.leave(s)
+		}
+		m.end()
 	}
-	m := f.gateway.lend(f, j, c)
-	defer m.end()
-	if !j.Carry(s) {
-		m.leave(s)
+	f.gateway.m.ends[j.End()].Inc()
+	if j.End() != splice.Done {
+		f.note(slog.LevelDebug, "flow over", string(j.End()))
 	}
 }
 
@@ -281,6 +285,8 @@ func answerOf(err error) header.Answer {
 		return header.Refused
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT):
 		return header.TimedOut
+	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS):
+		return header.Limit // the network's ports for this destination, or the gateway's descriptors or memory
 	}
 	return header.Unreachable
 }

@@ -9,6 +9,7 @@ import (
 
 	"starling"
 	"starling/vpcproxy/header"
+	"starling/vpcproxy/splice"
 )
 
 // meters are a gateway's numbers. Labels are kinds, answers and the networks that the operator plugged in.
@@ -16,6 +17,7 @@ type meters struct {
 	set     *metrics.Set
 	kinds   map[header.Kind]*metrics.Counter
 	answers map[header.Answer]*metrics.Counter
+	ends    map[splice.End]*metrics.Counter
 	dialled *metrics.Histogram
 
 	handed, resumed, lost *metrics.Counter // flows that went to another gateway, came from one, were reset on the way
@@ -26,6 +28,7 @@ type flowCounters struct{ up, down *metrics.Counter }
 
 func newMeters(g *Gateway) *meters {
 	m := &meters{set: metrics.NewSet(), kinds: map[header.Kind]*metrics.Counter{}, answers: map[header.Answer]*metrics.Counter{}}
+	m.ends = splice.Counters(m.set, "starling_gateway_ended_total")
 	for k := header.TCP; k <= header.Test; k++ {
 		m.kinds[k] = m.set.NewCounter(fmt.Sprintf("starling_gateway_flows_total{kind=%q}", k.String()))
 	}

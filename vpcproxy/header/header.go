@@ -51,7 +51,7 @@ type Answer uint8
 const (
 	Open        Answer = 0
 	Denied      Answer = 1 // by the network's rules, or by those for everybody
-	Limit       Answer = 2 // of account, network or function
+	Limit       Answer = 2 // of account, network or function, or of the gateway itself: ports, descriptors
 	Refused     Answer = 3 // nobody listens there
 	Unreachable Answer = 4
 	TimedOut    Answer = 5

@@ -61,7 +61,7 @@ func (j *Joint) move(ctx context.Context, old Movable) transport.Stream {
 		return nil
 	}
 	if err := j.Take(old, theirs); err != nil {
-		j.Abort() // the next Carry finds that it is over
+		j.abort(Lost) // the next Carry finds that it is over
 	}
 	old.Cancel() // what this end sent on it has come: the successor says so by its answer
 	return next

@@ -32,7 +32,7 @@ type Side interface {
 type pausable interface{ SetDeadline(time.Time) error }
 
 // unsentMax is how many bytes the kernel keeps for a connection whose other end does not read, beyond what that has room for.
-const unsentMax = 128 << 10
+const unsentMax = 32 << 10
 
 // Conn makes a Side of a TCP connection, which the side owns from then on.
 func Conn(c *net.TCPConn) Side {
@@ -70,7 +70,7 @@ type Joint struct {
 
 	mu     sync.Mutex       // guards the rest
 	stream transport.Stream // which Carry works on
-	gone   bool             // the side is no more ours
+	end    End              // why the side is no more ours; empty while it is
 }
 
 const (
@@ -96,24 +96,26 @@ func Resumed(side Side, idle time.Duration, count Counter, account resume.Accoun
 func (j *Joint) expire() {
 	j.mu.Lock()
 	still := time.Since(j.began) - time.Duration(j.moved.Load())
-	if !j.gone && still < j.idle {
+	if j.end == "" && still < j.idle {
 		j.watch.Reset(j.idle - still)
 		still = 0
 	}
 	j.mu.Unlock()
 	if still >= j.idle {
-		j.Abort()
+		j.abort(Idle)
 	}
 }
 
 // Abort resets the connection and abandons the stream, unless the joint has ended.
-func (j *Joint) Abort() {
+func (j *Joint) Abort() { j.abort(Stopped) }
+
+func (j *Joint) abort(why End) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.gone {
+	if j.end != "" {
 		return
 	}
-	j.gone = true
+	j.end = why
 	j.side.Abort()
 	if j.stream != nil {
 		j.stream.Cancel()
@@ -125,10 +127,10 @@ func (j *Joint) Abort() {
 func (j *Joint) Release() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.gone {
+	if j.end != "" {
 		return false
 	}
-	j.gone = true
+	j.end = Moved
 	_ = j.side.Close() // what it could say concerns the other process
 	j.watch.Stop()
 	return true
@@ -144,7 +146,7 @@ func (j *Joint) deadline(t time.Time) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	side, ok := j.side.(pausable)
-	if j.gone || !ok {
+	if j.end != "" || !ok {
 		return
 	}
 	_ = side.SetDeadline(t) // these fail on ends that are gone, which the carrying finds out
@@ -154,6 +156,13 @@ func (j *Joint) deadline(t time.Time) {
 	}
 }
 
+// End returns why the flow is over; empty while it is not.
+func (j *Joint) End() End {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.end
+}
+
 // Account returns the flow's account while Carry does not run.
 func (j *Joint) Account() *resume.Account { return &j.account }
 
@@ -161,7 +170,7 @@ func (j *Joint) Account() *resume.Account { return &j.account }
 // closed. It reports false when it was paused: s is as it was, and the next Carry goes on, with s or another stream.
 func (j *Joint) Carry(s transport.Stream) (over bool) {
 	j.mu.Lock()
-	if j.gone {
+	if j.end != "" {
 		j.mu.Unlock()
 		s.Cancel()
 		return true
@@ -175,10 +184,10 @@ func (j *Joint) Carry(s transport.Stream) (over bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
-	case j.gone:
+	case j.end != "":
 		return true
 	case j.ended == [2]bool{true, true}:
-		j.gone = true
+		j.end = Done
 		j.watch.Stop()
 		_ = j.side.Close() // both directions have ended: nothing is lost with it
 		return true
@@ -198,23 +207,23 @@ func (j *Joint) settle(s transport.Stream, direction int, err error) {
 		}
 		_ = err // that end is gone, which its reader sees
 	case !errors.Is(err, os.ErrDeadlineExceeded): // which is Pause
-		j.Abort()
+		j.abort(endOf(err))
 	}
 }
-
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
 
 // carryOut carries to the stream until the connection's end, which is nil.
 func (j *Joint) carryOut(s transport.Stream) error {
 	if err := j.give(s, j.account.Unsent()); err != nil || j.ended[outward] {
 		return err
 	}
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := j.side.Read(buf[:])
+	b := newBuffer()
+	defer b.free()
+	for n := 0; ; {
+		var err error
+		p := b.next(n)
+		n, err = j.side.Read(p)
 		if n > 0 {
-			if werr := j.give(s, buf[:n]); werr != nil {
+			if werr := j.give(s, p[:n]); werr != nil {
 				return werr
 			}
 		}
@@ -251,14 +260,16 @@ func (j *Joint) carryIn(s transport.Stream) error {
 			return err
 		}
 	}
-	buf := buffers.Get().(*[32 << 10]byte)
-	defer buffers.Put(buf)
-	for {
-		n, err := s.Read(buf[:])
+	b := newBuffer()
+	defer b.free()
+	for n := 0; ; {
+		var err error
+		p := b.next(n)
+		n, err = s.Read(p)
 		if n > 0 {
 			j.touch()
-			m, werr := j.side.Write(buf[:n])
-			j.account.Took(buf[:n], m)
+			m, werr := j.side.Write(p[:n])
+			j.account.Took(p[:n], m)
 			j.count.Taken.Add(m)
 			j.touch()
 			if werr != nil {

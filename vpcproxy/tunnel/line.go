@@ -32,7 +32,6 @@ type line struct {
 	made   chan struct{} // closed when tunnel or err is set
 	tunnel transport.Tunnel
 	err    error
-	failed time.Time
 	flows  int
 	idle   *time.Timer // ends it; nil while there are flows
 
@@ -42,8 +41,9 @@ type line struct {
 	successor starling.NodeID    // where to
 }
 
-// line returns a connection that counts one flow more, for release.
-func (t *Tunnel) line(ctx context.Context, k lineKey, addr string) (*line, error) {
+// line returns a connection that counts one flow more, for release. With another gateway to turn to it waits no longer than silentTime for
+// one that is being made.
+func (t *Tunnel) line(ctx context.Context, k lineKey, addr string, another bool) (*line, error) {
 	t.mu.Lock()
 	l := t.lines[k]
 	for l != nil && !l.over() && l.flows >= lineFlows {
@@ -66,8 +66,16 @@ func (t *Tunnel) line(ctx context.Context, k lineKey, addr string) (*line, error
 		l.idle = nil
 	}
 	t.mu.Unlock()
+	var enough <-chan time.Time
+	if another {
+		enough = time.After(silentTime)
+	}
 	select {
 	case <-l.made:
+	case <-enough:
+		t.shun(k.gateway)
+		l.release()
+		return nil, starling.Errorf(starling.Unavailable, "open flow", "no connection to %s in %v", k.gateway, silentTime)
 	case <-ctx.Done():
 		l.release()
 		return nil, starling.Errorf(starling.Timeout, "open flow", "no connection to a gateway in time")
@@ -107,13 +115,23 @@ func (l *line) dial(ctx context.Context, addr string) {
 	}
 	l.owner.mu.Lock()
 	l.tunnel, l.err, l.watched = c, err, watch != nil
-	if err != nil {
-		l.failed = time.Now()
-	}
 	l.owner.mu.Unlock()
+	if err != nil {
+		l.owner.shun(l.key.gateway)
+	}
 	close(l.made)
 	if watch != nil {
 		l.hear(ctx, watch)
+	}
+	if err != nil {
+		return
+	}
+	select { // nothing to hear, or it was the connection's end
+	case <-c.Done():
+	case <-ctx.Done():
+	}
+	if err := c.Err(); err != nil {
+		l.owner.cfg.Log.Warn("a connection to a gateway ended, and its flows with it", "network", l.key.network, "gateway", l.key.gateway, "error", err)
 	}
 }
 
@@ -156,12 +174,23 @@ func (l *line) hear(ctx context.Context, watch transport.Stream) {
 	}
 }
 
-// shuns reports whether a gateway did not answer a moment ago.
-func (t *Tunnel) shuns(k lineKey) bool {
+// shun has a gateway that does not answer be tried last for a while.
+func (t *Tunnel) shun(id starling.NodeID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l := t.lines[k]
-	return l != nil && !l.failed.IsZero() && time.Since(l.failed) < shunTime
+	t.shuns[id] = time.Now().Add(shunTime)
+}
+
+// shunned reports whether a gateway did not answer a moment ago.
+func (t *Tunnel) shunned(id starling.NodeID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	until, ok := t.shuns[id]
+	if ok && time.Now().After(until) {
+		delete(t.shuns, id)
+		ok = false
+	}
+	return ok
 }
 
 // release gives a flow's place back. The last one lets the connection end after a while.
@@ -276,7 +305,7 @@ func (t *Tunnel) resume(ctx context.Context, f movable, successor starling.NodeI
 		return nil, 0, starling.Errorf(starling.Unavailable, "resume flow", "%s is no living gateway", successor)
 	}
 	head := header.Append(nil, header.Header{Version: header.Movable, Kind: header.Resume, From: f.line.key.gateway, Token: f.token, Sent: sent})
-	next, answer, err := t.try(ctx, lineKey{network: f.line.key.network, gateway: successor}, addr, func(bool) []byte { return head })
+	next, answer, err := t.try(ctx, lineKey{network: f.line.key.network, gateway: successor}, addr, false, func(bool) []byte { return head })
 	if err != nil {
 		return nil, 0, err
 	}

@@ -18,11 +18,14 @@ import (
 	"starling/vpcproxy/grant"
 	"starling/vpcproxy/header"
 	"starling/vpcproxy/place"
+	"starling/vpcproxy/splice"
 )
 
 const (
-	dialTime   = 500 * time.Millisecond // for one gateway to answer before the next is tried
+	dialTime   = 2 * time.Second        // for a connection to be made: a gateway that is overrun takes long
+	silentTime = 500 * time.Millisecond // in which a gateway says nothing at all, or makes no connection, before a flow tries the next
 	answerTime = 15 * time.Second       // for a gateway to have connected
+	readTime   = 50 * time.Millisecond  // for what has come to be read, when it was this process that stood still
 	shunTime   = time.Second            // a gateway that did not answer is not tried first again for so long
 	idleTime   = time.Minute            // after which a connection without flows ends
 	triesMax   = 3                      // gateways tried for one flow
@@ -56,19 +59,13 @@ type Tunnel struct {
 
 	mu    sync.Mutex // guards the rest; a leaf
 	lines map[lineKey]*line
-}
-
-type counters struct {
-	flows, refused, failed, grants, moved, stayed *metrics.Counter
-	opening                                       *metrics.Histogram
+	shuns map[starling.NodeID]time.Time // until when a gateway that did not answer is tried last
 }
 
 // New returns a tunnel without connections.
 func New(cfg Config) *Tunnel {
-	t := &Tunnel{cfg: cfg, group: run.New(context.Background()), set: metrics.NewSet(), lines: map[lineKey]*line{}}
-	t.m = counters{t.set.NewCounter("starling_tunnel_flows_total"), t.set.NewCounter("starling_tunnel_refused_total"),
-		t.set.NewCounter("starling_tunnel_failed_total"), t.set.NewCounter("starling_tunnel_grants_total"), t.set.NewCounter("starling_tunnel_moved_total"),
-		t.set.NewCounter("starling_tunnel_stayed_total"), t.set.NewHistogram("starling_tunnel_open_seconds")}
+	t := &Tunnel{cfg: cfg, group: run.New(context.Background()), set: metrics.NewSet(), lines: map[lineKey]*line{}, shuns: map[starling.NodeID]time.Time{}}
+	t.m = newCounters(t.set)
 	t.set.NewGauge("starling_tunnel_connections", func() float64 {
 		t.mu.Lock()
 		defer t.mu.Unlock()
@@ -116,6 +113,9 @@ func (t *Tunnel) Way(as starling.Attachment) *Way {
 	w.mu.Unlock()
 	return w
 }
+
+// Ended counts why a flow of the code inside is over.
+func (w *Way) Ended(why splice.End) { w.tunnel.m.ended[why].Inc() }
 
 // Close ends the way; no flow is begun after it.
 func (w *Way) Close() {
@@ -198,30 +198,31 @@ func (w *Way) grant(ctx context.Context) ([]byte, error) {
 func (w *Way) Open(ctx context.Context, kind header.Kind, to netip.AddrPort) (transport.Stream, error) {
 	began := time.Now()
 	if err := w.within(began); err != nil {
-		w.tunnel.m.refused.Inc()
+		w.tunnel.m.refuse(header.Limit)
 		return nil, err
 	}
 	raw, err := w.grant(ctx)
 	if err != nil {
-		w.tunnel.m.failed.Inc()
+		w.tunnel.m.failed[failedGrant].Inc()
 		return nil, err
 	}
-	s, err := w.tunnel.open(ctx, w.as.Ref(), header.Header{Kind: kind, Grant: raw, To: to})
-	switch {
-	case err == nil:
-		w.tunnel.m.flows.Inc()
-		w.tunnel.m.opening.UpdateDuration(began)
-	case starling.KindOf(err) == starling.Denied:
-		w.tunnel.m.refused.Inc()
-		if starling.ReasonOf(err) == header.Limit.String() {
-			w.mu.Lock()
-			w.limited = time.Now()
-			w.mu.Unlock()
-		}
-	default:
-		w.tunnel.m.failed.Inc()
+	s, answer, err := w.tunnel.open(ctx, w.as.Ref(), header.Header{Kind: kind, Grant: raw, To: to})
+	if err != nil {
+		w.tunnel.m.fail(err)
+		return nil, err
 	}
-	return s, err
+	if answer == header.Limit {
+		w.mu.Lock()
+		w.limited = time.Now()
+		w.mu.Unlock()
+	}
+	if answer != header.Open {
+		w.tunnel.m.refuse(answer)
+		return nil, refusal(answer)
+	}
+	w.tunnel.m.flows.Inc()
+	w.tunnel.m.opening.UpdateDuration(began)
+	return s, nil
 }
 
 // within refuses what a gateway would refuse: an instance that begins flows far faster than it may costs its host and the gateway
@@ -239,14 +240,20 @@ func refusal(a header.Answer) error {
 	return starling.Errorf(starling.Denied, "open flow", "the gateway answers: %s", a).With(a.String())
 }
 
-// open tries the gateways of a network in order.
-func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, h header.Header) (transport.Stream, error) {
-	var last error = starling.Errorf(starling.Unavailable, "open flow", "no gateway is alive")
-	for i, g := range t.candidates(network) {
-		if i == triesMax || ctx.Err() != nil {
+var errNone = starling.Errorf(starling.Unavailable, "open flow", "no gateway is alive")
+
+// open tries the gateways of a network in order, and returns the answer of the last.
+func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, h header.Header) (transport.Stream, header.Answer, error) {
+	var last error = errNone
+	answer := header.Open
+	gateways := t.candidates(network)
+	gateways = gateways[:min(len(gateways), triesMax)]
+	for i, g := range gateways {
+		if ctx.Err() != nil {
 			break
 		}
-		f, answer, err := t.try(ctx, lineKey{network: network, gateway: g.ID}, g.Addr, func(watched bool) []byte {
+		var f *flow
+		f, answer, last = t.try(ctx, lineKey{network: network, gateway: g.ID}, g.Addr, i < len(gateways)-1, func(watched bool) []byte {
 			h := h
 			if watched {
 				h.Version = header.Movable
@@ -254,18 +261,14 @@ func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, h header
 			return header.Append(nil, h)
 		})
 		switch {
-		case err == nil && answer == header.Open:
-			return f.begin(h.Kind)
-		case err != nil:
-			last = err
-		default:
-			last = refusal(answer)
-			if answer != header.NoUplink {
-				return nil, last
-			}
+		case last == nil && answer == header.Open:
+			s, err := f.begin(h.Kind)
+			return s, answer, err
+		case last == nil && answer != header.NoUplink:
+			return nil, answer, nil
 		}
 	}
-	return nil, last
+	return nil, answer, last
 }
 
 // begin reads what a gateway says after its answer.
@@ -294,7 +297,7 @@ func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
 	var leaving, shunned []starling.Node
 	for _, id := range place.Rank(network, ids) {
 		switch n := byID[id]; {
-		case t.shuns(lineKey{network: network, gateway: id}):
+		case t.shunned(id):
 			shunned = append(shunned, n)
 		case n.Draining:
 			leaving = append(leaving, n)
@@ -305,10 +308,11 @@ func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
 	return append(append(out, leaving...), shunned...)
 }
 
-// try opens one stream and reads the gateway's answer; head is told whether the gateway can ask for a move. After an error nothing was let
-// through, or it ends with the stream. The stream's reads have a deadline still.
-func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, head func(watched bool) []byte) (*flow, header.Answer, error) {
-	l, err := t.line(ctx, k, addr)
+// try opens one stream and reads the gateway's answer; head is told whether the gateway can ask for a move. With another to turn to it gives
+// up a gateway of which nothing at all is heard. After an error nothing was let through, or it ends with the stream. The stream's reads have
+// a deadline still.
+func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, another bool, head func(watched bool) []byte) (*flow, header.Answer, error) {
+	l, err := t.line(ctx, k, addr, another)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -319,10 +323,17 @@ func (t *Tunnel) try(ctx context.Context, k lineKey, addr string, head func(watc
 	}
 	f := &flow{Stream: s, line: l}
 	defer context.AfterFunc(ctx, s.Cancel)()
+	var d *doubt
+	if another {
+		d = l.doubt(s)
+	}
 	var b [1]byte
 	_ = s.SetReadDeadline(time.Now().Add(answerTime)) // fails on a stream that has ended, which the reading says
 	if _, err = s.Write(head(l.watched)); err == nil {
 		_, err = io.ReadFull(s, b[:])
+	}
+	if d != nil && d.end() && err == nil {
+		err = starling.Errorf(starling.Unavailable, "open flow", "nothing was heard of %s for %v", k.gateway, silentTime)
 	}
 	if err != nil || header.Answer(b[0]) != header.Open {
 		f.Cancel()

@@ -149,6 +149,7 @@ var partitionHelp = map[string]string{
 var networkHelp = map[string]string{
 	"starling_gateway_bytes_total":   "Bytes this gateway carried, by network and direction as the function sees it.",
 	"starling_gateway_dial_seconds":  "Time to connect to an address inside a network.",
+	"starling_gateway_ended_total":   "TCP flows that this gateway carried and that are over, by reason.",
 	"starling_gateway_flows":         "Flows of functions that this gateway carries now.",
 	"starling_gateway_flows_total":   "Flows of functions that came to this gateway, by kind.",
 	"starling_gateway_handed_total":  "Flows that went on at another gateway of this machine.",
@@ -158,11 +159,12 @@ var networkHelp = map[string]string{
 	"starling_gateway_resumed_total": "Flows of another gateway of this machine that went on here.",
 	"starling_gateway_unplugged":     "Networks of the file of uplinks that this gateway is not plugged into; 'starling node uplinks' says why.",
 	"starling_tunnel_connections":    "Connections of this host to gateways, one for each network and 128 flows.",
-	"starling_tunnel_failed_total":   "Flows of this host's functions that no gateway took.",
+	"starling_tunnel_ended_total":    "TCP flows of this host's functions that are over, by reason.",
+	"starling_tunnel_failed_total":   "Flows of this host's functions that no gateway took, by reason.",
 	"starling_tunnel_flows_total":    "Flows of this host's functions that gateways were asked for.",
 	"starling_tunnel_grants_total":   "Grants this host asked managers for.",
 	"starling_tunnel_open_seconds":   "Time until a gateway answered for a flow.",
 	"starling_tunnel_moved_total":    "Flows of this host's functions that went on at another gateway.",
-	"starling_tunnel_refused_total":  "Flows of this host's functions that a gateway refused.",
+	"starling_tunnel_refused_total":  "Flows of this host's functions that a gateway refused, by its answer.",
 	"starling_tunnel_stayed_total":   "Attempts to go on at another gateway that failed.",
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,8 +74,8 @@ func (s *stream) reset() {
 
 // openedFlow hands over a connection that the peer's code made.
 func (r *Relay) openedFlow(id uint16, body []byte) error {
-	f := &Flow{r: r, id: id, credit: window, under: window}
-	f.grown = sync.NewCond(&f.mu)
+	f := &Flow{r: r, id: id}
+	f.begin()
 	r.mu.Lock()
 	bad := r.cfg.Flow == nil || len(body) != addrSize || id < Opened || r.streams[id] != nil || len(r.resets) >= resetMax
 	full := r.flows >= flowMax
@@ -124,15 +123,11 @@ type Flow struct {
 	r  *Relay
 	id uint16
 
-	mu     sync.Mutex // guards what follows; of the relay's locks only the leaf is taken under it
-	grown  *sync.Cond // any of it changed
-	queue  []byte     // came and not read; at most window
-	took   int        // bytes read since the peer was told
-	under  int        // bytes the peer may have under way
-	credit int        // bytes that may be sent
-	last   bool       // the peer sends no more
-	closed bool       // nor do we
-	over   error      // why both directions are over
+	account        // whose lock guards what follows
+	queue   []byte // came and not read; at most window
+	last    bool   // the peer sends no more
+	closed  bool   // nor do we
+	over    error  // why both directions are over
 }
 
 // Read reads what the function wrote; io.EOF is the function's own end of it.
@@ -152,8 +147,7 @@ func (f *Flow) Read(b []byte) (int, error) {
 	if f.queue = f.queue[n:]; len(f.queue) == 0 {
 		f.queue = nil
 	}
-	f.took += n
-	if f.took >= window/4 && !f.last {
+	if f.passed(n) && !f.last {
 		f.r.owes(f)
 	}
 	return n, nil
@@ -249,35 +243,14 @@ func (f *Flow) number() uint16 { return f.id }
 func (f *Flow) deliver(b []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(b) > f.under || f.last {
+	if f.last || !f.came(len(b)) {
 		return fmt.Errorf("%w: %d bytes over the window of flow %d, or after its end", errProtocol, len(b)-f.under, f.id)
 	}
-	f.under -= len(b)
 	if f.over == nil {
 		f.queue = append(f.queue, b...)
 		f.grown.Broadcast()
 	}
 	return nil
-}
-
-func (f *Flow) allow(n uint32) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if n > window || f.credit+int(n) > window {
-		return fmt.Errorf("%w: credit over the window", errProtocol)
-	}
-	f.credit += int(n)
-	f.grown.Broadcast()
-	return nil
-}
-
-func (f *Flow) taken() uint32 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	n := f.took
-	f.took = 0
-	f.under += n
-	return uint32(n)
 }
 
 func (f *Flow) finish() {

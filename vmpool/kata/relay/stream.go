@@ -21,22 +21,18 @@ type stream struct {
 
 	reading sync.Mutex // held from a read of in until its bytes are on the connection
 
-	mu      sync.Mutex // guards what follows; a leaf
-	grown   *sync.Cond // credit, queue or the end changed
-	credit  int        // bytes that may be sent
-	queue   []byte     // received and not yet written to out; at most window
-	took    int        // bytes written to out since the peer was told
-	under   int        // bytes the peer may have under way
-	last    bool       // the peer sends no more
-	hung    bool       // and takes no more: the connection ended
+	account        // whose lock guards what follows
+	queue   []byte // received and not yet written to out; at most window
+	last    bool   // the peer sends no more
+	hung    bool   // and takes no more: the connection ended
 	closed  bool
 	inDone  bool
 	outDone bool
 }
 
 func newStream(r *Relay, id uint16, in, out *os.File) (*stream, error) {
-	s := &stream{r: r, id: id, in: in, out: out, credit: window, under: window, inDone: in == nil, outDone: out == nil}
-	s.grown = sync.NewCond(&s.mu)
+	s := &stream{r: r, id: id, in: in, out: out, inDone: in == nil, outDone: out == nil}
+	s.begin()
 	var err error
 	if s.in, s.rawIn, err = polled(in); err != nil {
 		return nil, err
@@ -158,28 +154,15 @@ func (s *stream) wait() bool {
 	return !s.closed && !s.hung
 }
 
-// allow takes credit of the peer.
-func (s *stream) allow(n uint32) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n > window || s.credit+int(n) > window {
-		return fmt.Errorf("%w: credit over the window", errProtocol)
-	}
-	s.credit += int(n)
-	s.grown.Broadcast()
-	return nil
-}
-
 func (s *stream) number() uint16 { return s.id }
 
 // deliver writes what came to out: at once what fits, the rest by the goroutine of flush.
 func (s *stream) deliver(b []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(b) > s.under {
+	if !s.came(len(b)) {
 		return fmt.Errorf("%w: %d bytes over the window of stream %d", errProtocol, len(b)-s.under, s.id)
 	}
-	s.under -= len(b)
 	if s.rawOut == nil || s.outDone {
 		return nil // nobody reads it: the peer gets no more credit
 	}
@@ -187,11 +170,10 @@ func (s *stream) deliver(b []byte) error {
 		s.rawOut.Write(func(fd uintptr) bool {
 			if n, err := unix.Write(int(fd), b); err == nil {
 				b = b[n:]
-				s.took += n
+				s.settle(n)
 			}
 			return true
 		})
-		s.settle()
 	}
 	if len(b) > 0 {
 		s.queue = append(s.queue, b...)
@@ -200,21 +182,11 @@ func (s *stream) deliver(b []byte) error {
 	return nil
 }
 
-// settle asks for credit to be sent when enough was taken; s.mu is held.
-func (s *stream) settle() {
-	if s.took >= window/4 {
+// settle notes n bytes that were written, and asks for credit to be sent when they are enough; s.mu is held.
+func (s *stream) settle(n int) {
+	if s.passed(n) {
 		s.r.owes(s)
 	}
-}
-
-// taken returns how much the peer is to be allowed more.
-func (s *stream) taken() uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.took
-	s.took = 0
-	s.under += n
-	return uint32(n)
 }
 
 // finish notes that the peer sends no more.
@@ -244,8 +216,7 @@ func (s *stream) flush() {
 		if len(s.queue) == 0 {
 			s.queue = nil
 		}
-		s.took += n
-		s.settle()
+		s.settle(n)
 		s.mu.Unlock()
 		if err != nil && s.flow {
 			s.giveUp()
