@@ -19,6 +19,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"starling/store/image"
 )
@@ -161,7 +162,7 @@ func (h *helper) open(m *message, blocks *os.File) (*os.File, error) {
 
 func (h *helper) mountOrDisk(m *message, s *served) (*os.File, error) {
 	if m.Spec.Disk > 0 {
-		return os.Open(h.show(m.ID, "disk", s, 0, m.Spec.Meta+m.Spec.Data, m.Spec.Disk)) // answered by a goroutine of go-fuse
+		return openOwn(h.show(m.ID, "disk", s, 0, m.Spec.Meta+m.Spec.Data, m.Spec.Disk))
 	}
 	options := []option{{"source", h.show(m.ID, "meta", s, 0, m.Spec.Meta, m.Spec.Meta)}}
 	if m.Spec.Data > 0 {
@@ -176,6 +177,16 @@ func (h *helper) mountOrDisk(m *message, s *served) (*os.File, error) {
 		mounted = nil
 	}
 	return mounted, err
+}
+
+// openOwn opens a file that this process itself answers for; a goroutine of go-fuse does. os.Open would besides have Go's poller look
+// at it: the kernel asks us then, while the poller is locked and a processor of Go's is held, and everything here may wait for that.
+func openOwn(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // show makes a file of the held bytes at off of the image, and zeros up to size, and returns its path.

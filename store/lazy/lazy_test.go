@@ -240,7 +240,9 @@ func TestAnOriginThatComesBackSoonWasNotAway(t *testing.T) {
 }
 
 // TestADiskIsTheImageAndZeros: what a virtual machine gets is description, content and zeros, fetched as it is read, and closing it asks nobody.
+// Its helper has one processor: if it held that while it waits for an answer of its own, it would wait forever.
 func TestADiskIsTheImageAndZeros(t *testing.T) {
+	t.Setenv("GOMAXPROCS", "1")
 	h, o := newHelper(t), newOrigin(t)
 	size := o.spec.Index.Size()
 	o.spec.Disk = 2*size + 512
