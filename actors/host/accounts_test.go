@@ -184,19 +184,18 @@ func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
 func TestAStartCountsWithItsSandbox(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var crowd atomic.Int64
-		r := newRig(t, func(c *host.Config) {
+		r := newSlowRig(t, 200*time.Millisecond, func(c *host.Config) {
 			c.Crowd = func() float64 { return float64(crowd.Load()) }
 			c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2
 		})
 		defer r.close(t)
-		r.driver.BootTime = 200 * time.Millisecond
 		if err := r.pool.Resize(starling.Python311, 4); err != nil {
 			t.Fatal(err)
 		}
 		r.Receive(1, []wire.Message{startMsg(1, slow)})
 		time.Sleep(time.Second)
 		stop := r.keepCalling(t)
-		time.Sleep(3 * time.Second)
+		time.Sleep(3*time.Second + flow.LookTime/2) // a look before the pool refills, not at the same instant
 		started := func(from uint64, in time.Duration) int {
 			r.post.take()
 			for n := range uint64(3) {

@@ -124,8 +124,14 @@ const (
 
 func newRig(t testing.TB, change ...func(*host.Config)) *rig {
 	t.Helper()
+	return newSlowRig(t, 5*time.Millisecond, change...)
+}
+
+// newSlowRig is newRig with sandboxes that take so long to make.
+func newSlowRig(t testing.TB, boot time.Duration, change ...func(*host.Config)) *rig {
+	t.Helper()
 	r := &rig{post: &post{}, code: &code{}}
-	r.driver = &fake.Driver{BootTime: 5 * time.Millisecond, Handlers: map[string]fake.Handler{
+	r.driver = &fake.Driver{BootTime: boot, Handlers: map[string]fake.Handler{
 		"main.echo": fake.Echo,
 		"main.slow": func(c *fake.Call) { c.Sleep(200 * time.Millisecond); c.Answer("text/plain", []byte("slow")) },
 		"main.boom": func(c *fake.Call) { c.Exit(3) },

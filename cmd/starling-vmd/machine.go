@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -152,8 +153,12 @@ func (t *template) adopt(ctx context.Context, vm *vc.VM, h home) (m *machine, er
 	if m.dir, err = dirOf(ctx, vm, h.of(t.config)); err != nil {
 		return m, err
 	}
-	if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", m.pid)); err != nil || !bytes.Contains(line, []byte("\x00-incoming\x00")) {
-		return m, errors.Join(errBooted, err)
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", m.pid))
+	switch {
+	case err != nil || len(line) == 0:
+		return m, fmt.Errorf("the emulator of a clone has ended at once: process %d: %w", m.pid, cmp.Or(err, error(unix.ESRCH)))
+	case !bytes.Contains(line, []byte("\x00-incoming\x00")):
+		return m, fmt.Errorf("%w: %s", errBooted, bytes.ReplaceAll(line, []byte{0}, []byte{' '}))
 	}
 	return m, nil
 }
