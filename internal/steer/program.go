@@ -102,12 +102,20 @@ func bpf(what int, attr unsafe.Pointer, size uintptr) (*os.File, error) {
 	return os.NewFile(fd, "bpf"), nil
 }
 
-func call(what int, attr unsafe.Pointer, size uintptr) (uintptr, error) {
-	r, _, e := unix.Syscall(unix.SYS_BPF, uintptr(what), uintptr(attr), size)
-	if e != 0 {
-		return 0, e
+// callTries bounds how often the kernel is asked again: it gives up checking a program when a signal comes, and Go's scheduler sends such.
+const callTries = 20
+
+func call(what int, attr unsafe.Pointer, size uintptr) (r uintptr, err error) {
+	for range callTries {
+		var e unix.Errno
+		if r, _, e = unix.Syscall(unix.SYS_BPF, uintptr(what), uintptr(attr), size); e == 0 {
+			return r, nil
+		}
+		if err = e; e != unix.EAGAIN {
+			break
+		}
 	}
-	return r, nil
+	return 0, err
 }
 
 // Registers: the first argument of the program and of what it calls, more arguments, what calls leave alone, and the stack.
