@@ -148,7 +148,8 @@ func streamed(t *testing.T, via streamer, f string) {
 	if err != nil || r.Err() != nil || got.text.String() != "part0\npart1\npart2\n" {
 		t.Fatalf("%v, %+v, %q", err, r, got.text.String())
 	}
-	if gap := got.last.Sub(got.first); gap < 400*time.Millisecond {
+	// Said over 600 ms. The first may be late on a busy machine; an answer that is held back comes at once.
+	if gap := got.last.Sub(got.first); gap < 50*time.Millisecond {
 		t.Errorf("all parts came within %v: the answer was held back", gap)
 	}
 	if r.Timing["run"] < 600*time.Millisecond {
