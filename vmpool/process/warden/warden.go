@@ -86,7 +86,7 @@ func (w *warden) find(id uint64) (*box, error) {
 }
 
 // End kills the first process, and the kernel with it every process of its namespace. Frozen tasks of cgroup version 1
-// die only when thawed.
+// die only when thawed, and those behind everything else on the machine only when that leaves them time for it.
 func (w *warden) End(b *box) error {
 	w.mu.Lock()
 	pid := b.pid
@@ -96,6 +96,7 @@ func (w *warden) End(b *box) error {
 	w.mu.Unlock()
 	if pid != 0 { // otherwise the fork to come sees that it is doomed
 		_ = b.Group.Thaw()
+		_ = b.Group.Forward()
 	}
 	return nil
 }
