@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -190,6 +191,27 @@ func TestNothingIsLostOrDoubledOnTheWay(t *testing.T) {
 		if !bytes.Contains(numbers(g), []byte("starling_gateway_lost_total 0")) {
 			t.Errorf("flows were lost:\n%s", numbers(g))
 		}
+	}
+}
+
+// Nothing comes to a gateway that is being emptied because the other is slow for a moment: its end would reset that.
+func TestNothingComesToAGatewayThatIsEmptied(t *testing.T) {
+	w := newWorld(t, 2, nil)
+	fords := map[*gatewayNode]*ford{w.gateways[0]: w.ford(w.gateways[0]), w.gateways[1]: w.ford(w.gateways[1])}
+	s := w.connected("acme")
+	e := w.echo(s, "acme")
+	from, to := w.serves()
+	from.leaving.Store(true)
+	await(t, to, "starling_gateway_flows 1\n")
+	came := regexp.MustCompile(`starling_gateway_flows_total\{kind="tcp"\} \d+`)
+	before := came.Find(numbers(from))
+	fords[to].still.Store(true)
+	time.AfterFunc(900*time.Millisecond, func() { fords[to].still.Store(false) }) // longer than another that stays would be waited for
+	for _, e := range []*echo{w.echo(s, "acme"), e} {
+		must(t, e.once())
+	}
+	if after := came.Find(numbers(from)); len(before) == 0 || !bytes.Equal(before, after) {
+		t.Errorf("%q before, %q after", before, after)
 	}
 }
 

@@ -134,6 +134,8 @@ func (e *Endpoint) makeRoom() bool {
 func (e *Endpoint) dial(ctx context.Context, addr string, p *peer) {
 	start := time.Now()
 	e.counters.dials.Inc()
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
 	c, who, err := e.handshake(ctx, addr, quicConfig(idleNode, keepAlive))
 	if err != nil {
 		e.counters.failures.Inc()
@@ -157,10 +159,8 @@ func (e *Endpoint) dial(ctx context.Context, addr string, p *peer) {
 	}
 }
 
-// handshake dials addr and waits until it has taken our certificate.
+// handshake dials addr and waits until it has taken our certificate. The caller's deadline bounds it.
 func (e *Endpoint) handshake(ctx context.Context, addr string, cfg *quicgo.Config) (*quicgo.Conn, transport.Peer, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
-	defer cancel()
 	ua, err := resolve(ctx, addr)
 	if err != nil {
 		return nil, transport.Peer{}, err
@@ -217,7 +217,7 @@ func awaitWelcome(ctx context.Context, c *quicgo.Conn) error {
 // dialError tells a peer that is not there from one that refuses us.
 func dialError(err error, addr string) error {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-		return starling.Errorf(starling.Unavailable, "reach "+addr, "no answer in %v", handshakeTime)
+		return starling.Errorf(starling.Unavailable, "reach "+addr, "no answer in time")
 	}
 	return translate(err, addr)
 }

@@ -19,7 +19,8 @@ type tunnel struct {
 
 var _ transport.Tunneler = (*Endpoint)(nil)
 
-// Dial makes a connection to the node at addr apart from that of Open.
+// Dial makes a connection to the node at addr apart from that of Open. It waits for longer than that does, twice handshakeTime: a gateway
+// that thousands of connections come to at once answers late.
 func (e *Endpoint) Dial(ctx context.Context, addr string) (transport.Tunnel, error) {
 	e.mu.Lock()
 	closed := e.closed || e.group == nil
@@ -28,6 +29,8 @@ func (e *Endpoint) Dial(ctx context.Context, addr string) (transport.Tunnel, err
 		return nil, starling.Errorf(starling.Unavailable, "reach "+addr, "this node's port is not open")
 	}
 	e.counters.dials.Inc()
+	ctx, cancel := context.WithTimeout(ctx, 2*handshakeTime)
+	defer cancel()
 	c, who, err := e.handshake(ctx, addr, flowWindows(quicConfig(idleFlows, keepFlows)))
 	if err != nil {
 		e.counters.failures.Inc()

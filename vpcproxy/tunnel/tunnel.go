@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 )
 
 const (
-	dialTime   = 2 * time.Second        // for a connection to be made: a gateway that is overrun takes long
+	dialTime   = 4 * time.Second        // for a connection to be made: a gateway that is overrun takes long
 	silentTime = 500 * time.Millisecond // in which a gateway says nothing at all, or makes no connection, before a flow tries the next
 	answerTime = 15 * time.Second       // for a gateway to have connected
 	readTime   = 50 * time.Millisecond  // for what has come to be read, when it was this process that stood still
@@ -253,7 +254,7 @@ func (t *Tunnel) open(ctx context.Context, network starling.NetworkRef, h header
 			break
 		}
 		var f *flow
-		f, answer, last = t.try(ctx, lineKey{network: network, gateway: g.ID}, g.Addr, i < len(gateways)-1, func(watched bool) []byte {
+		f, answer, last = t.try(ctx, lineKey{network: network, gateway: g.ID}, g.Addr, better(gateways[i+1:]), func(watched bool) []byte {
 			h := h
 			if watched {
 				h.Version = header.Movable
@@ -285,27 +286,32 @@ func (f *flow) begin(kind header.Kind) (transport.Stream, error) {
 	return movable{f}, nil
 }
 
-// candidates returns the living gateways in the network's order, those that are being emptied behind them, and those that did not answer
-// a moment ago last.
-func (t *Tunnel) candidates(network starling.NetworkRef) (out []starling.Node) {
+// candidates returns the living gateways in the network's order, those that did not answer a moment ago behind them, and those that are
+// being emptied last: who drains one counts on it that nothing comes while another is there.
+func (t *Tunnel) candidates(network starling.NetworkRef) []starling.Node {
 	byID := map[starling.NodeID]starling.Node{}
 	var ids []starling.NodeID
 	for _, n := range t.cfg.Gateways() {
 		byID[n.ID] = n
 		ids = append(ids, n.ID)
 	}
-	var leaving, shunned []starling.Node
+	var order [4][]starling.Node
 	for _, id := range place.Rank(network, ids) {
-		switch n := byID[id]; {
-		case t.shunned(id):
-			shunned = append(shunned, n)
-		case n.Draining:
-			leaving = append(leaving, n)
-		default:
-			out = append(out, n)
+		n, behind := byID[id], 0
+		if n.Draining {
+			behind = 2
 		}
+		if t.shunned(id) {
+			behind++
+		}
+		order[behind] = append(order[behind], n)
 	}
-	return append(append(out, leaving...), shunned...)
+	return slices.Concat(order[:]...)
+}
+
+// better reports whether one of the gateways is not being emptied.
+func better(gateways []starling.Node) bool {
+	return slices.ContainsFunc(gateways, func(n starling.Node) bool { return !n.Draining })
 }
 
 // try opens one stream and reads the gateway's answer; head is told whether the gateway can ask for a move. With another to turn to it gives
