@@ -61,37 +61,64 @@ without one they stay until they end. It shows what is left until nothing is. 's
 	return c
 }
 
-// awaitEmpty shows what is left on a node until nothing is.
+// settleTime is how long a node must have been empty. Who places a call, an instance or a flow on it may not have heard yet that it is being
+// drained, and neither may the node, whose heartbeats say what it has.
+const settleTime = time.Second
+
+// A leftover is what a node still has.
+type leftover struct {
+	parts            int
+	instances, flows uint32
+	known            bool // a manager hears the node, or it is down
+}
+
+func (l leftover) empty() bool { return l.known && l.parts == 0 && l.instances == 0 && l.flows == 0 }
+
+func (l leftover) String() string {
+	return fmt.Sprintf("%d partitions, %d instances, %d flows", l.parts, l.instances, l.flows)
+}
+
+func (a *app) leftOn(ctx context.Context, id starling.NodeID) (l leftover, err error) {
+	n, err := a.findNode(ctx, id.String())
+	if err != nil {
+		return l, err
+	}
+	list, err := a.client().Partitions(ctx)
+	if err != nil {
+		return l, err
+	}
+	l.parts, l.known = owned(list)[id], n.Load != nil || strings.HasPrefix(n.State, "down")
+	if n.Load != nil {
+		l.instances, l.flows = n.Load.Instances, n.Load.Flows
+	}
+	return l, nil
+}
+
+// awaitEmpty shows what is left on a node until nothing is, and nothing has come for settleTime.
 func (a *app) awaitEmpty(ctx context.Context, id starling.NodeID, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	tick := time.NewTicker(500 * time.Millisecond)
+	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	for shown, parts, instances, flows := "", 0, uint32(0), uint32(0); ; {
-		n, err := a.findNode(ctx, id.String())
-		if err == nil {
-			list, partsErr := a.client().Partitions(ctx)
-			if err = partsErr; err == nil {
-				parts, instances, flows = owned(list)[id], 0, 0
-				if n.Load != nil {
-					instances, flows = n.Load.Instances, n.Load.Flows
-				}
-			}
-		}
+	var last leftover
+	shown, since := "", time.Now() // since when nothing was left
+	for {
+		l, err := a.leftOn(ctx, id)
 		switch {
 		case ctx.Err() != nil:
-			return starling.Errorf(starling.Timeout, "drain node", "%s still has %d partitions, %d instances and %d flows after %s; it goes on being drained", id, parts, instances, flows, wait)
+			return starling.Errorf(starling.Timeout, "drain node", "%s still has %s after %s; it goes on being drained", id, last, wait)
 		case err != nil:
 			return err
-		case parts == 0 && instances == 0 && flows == 0 && (n.Load != nil || strings.HasPrefix(n.State, "down")):
+		case !l.empty():
+			since = time.Now()
+		case time.Since(since) >= min(settleTime, wait/2):
 			return a.say(protocol.Draining{Draining: true}, "%s is empty.", id)
 		}
-		if a.flags.output != "json" && a.flags.output != "yaml" {
-			if now := fmt.Sprintf("%s: %d partitions, %d instances, %d flows left", id, parts, instances, flows); now != shown {
-				shown = now
-				if err := a.say(nil, "%s", now); err != nil {
-					return err
-				}
+		last = l
+		if now := fmt.Sprintf("%s: %s left", id, l); now != shown && a.flags.output != "json" && a.flags.output != "yaml" {
+			shown = now
+			if err := a.say(nil, "%s", now); err != nil {
+				return err
 			}
 		}
 		select {
