@@ -203,37 +203,6 @@ func (w *badWorld) echoes(t *testing.T) {
 	}
 }
 
-// gauge returns the sum of a metric's samples.
-func (n *testNode) gauge(t *testing.T, name string) (sum float64) {
-	t.Helper()
-	for line := range strings.Lines(n.exposition(t)) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || rest[0] != ' ' && rest[0] != '{' {
-			continue
-		}
-		var v float64
-		if _, err := fmt.Sscan(rest[strings.LastIndexByte(rest, ' ')+1:], &v); err != nil {
-			t.Fatalf("%s: %v", line, err)
-		}
-		sum += v
-	}
-	return sum
-}
-
-func (n *testNode) exposition(t *testing.T) string {
-	t.Helper()
-	res, err := http.Get(n.health + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
 // cgroups lists the sandboxes' cgroups of the node: its tag ends with its port.
 func (n *testNode) cgroups(t *testing.T) []string {
 	t.Helper()
@@ -257,7 +226,7 @@ func (w *badWorld) nothingLeft(t *testing.T) {
 	t.Helper()
 	var groups, want int
 	settled := within(20*time.Second, func() bool {
-		want = int(w.node.gauge(t, "starling_pool_ready") + w.node.gauge(t, "starling_instances"))
+		want = int(w.node.sum(t, "starling_pool_ready") + w.node.sum(t, "starling_instances"))
 		groups = len(w.node.cgroups(t))
 		return groups == want && groups > 0
 	})
@@ -265,7 +234,7 @@ func (w *badWorld) nothingLeft(t *testing.T) {
 		t.Errorf("%d sandboxes have a cgroup, but the pool and the instances are %d", groups, want)
 	}
 	for _, name := range []string{"starling_dispatch_waiting", "starling_frontend_in_flight", "starling_frontend_payload_bytes", "starling_host_calls_in_flight"} {
-		if n := w.node.gauge(t, name); n != 0 {
+		if n := w.node.sum(t, name); n != 0 {
 			t.Errorf("%s is %v after all calls", name, n)
 		}
 	}

@@ -108,14 +108,23 @@ func starlingCLI(t testing.TB, env []string, args ...string) string {
 
 func runCLI(t testing.TB, bin string, env []string, args ...string) string {
 	t.Helper()
+	out, err := tryCLI(bin, env, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// tryCLI is runCLI for a goroutine that isn't the test's: it must not end the test itself.
+func tryCLI(bin string, env []string, args ...string) (string, error) {
 	cmd := exec.Command(bin, args...)
 	cmd.Env = append(os.Environ(), env...)
 	var out, diag bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &diag
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("starling %s: %v\n%s%s", strings.Join(args, " "), err, out.String(), diag.String())
+		return "", fmt.Errorf("starling %s: %w\n%s%s", strings.Join(args, " "), err, out.String(), diag.String())
 	}
-	return out.String()
+	return out.String(), nil
 }
 
 // A testKind says what one node of a cluster is.
@@ -211,19 +220,7 @@ func startNodes(t *testing.T, kinds ...testKind) *testCluster {
 func (c *testCluster) replicated(t *testing.T) {
 	t.Helper()
 	managers := len(slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return !n.does("manager") }))
-	want := fmt.Sprintf("starling_manager_voters %d\n", managers-(managers+1)%2)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		res, err := http.Get(c.nodes[0].health + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(res.Body)
-		res.Body.Close()
-		if err == nil && strings.Contains(string(text), want) {
-			return
-		}
-	}
-	t.Fatalf("the first node did not come to lead a group with %q", want)
+	c.nodes[0].shows(t, "starling_manager_voters", float64(managers-(managers+1)%2))
 }
 
 // stop ends all nodes at once as an operator does: each waits seconds for others to take its partitions.

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -112,23 +111,6 @@ func (c *testCluster) settled(t *testing.T) {
 	}
 }
 
-// metric adds one metric of all nodes.
-func (c *testCluster) metric(t *testing.T, name string) (total float64) {
-	t.Helper()
-	for _, n := range c.nodes {
-		for _, line := range strings.Split(n.exposition(t), "\n") {
-			if rest, ok := strings.CutPrefix(line, name+" "); ok {
-				v, err := strconv.ParseFloat(rest, 64)
-				if err != nil {
-					t.Fatal(err)
-				}
-				total += v
-			}
-		}
-	}
-	return total
-}
-
 var pauseLine = regexp.MustCompile(`le="([^"]+)"`)
 
 // pauses says how long partitions stood still, from the buckets of all nodes.
@@ -136,7 +118,7 @@ func (c *testCluster) pauses(t *testing.T, kind string) string {
 	t.Helper()
 	var out []string
 	seen := map[string]bool{}
-	for _, line := range strings.Split(c.nodes[0].exposition(t), "\n") {
+	for _, line := range strings.Split(c.nodes[0].exposition(), "\n") {
 		if !strings.HasPrefix(line, "starling_partition_change_pause_seconds_bucket{change=\""+kind) {
 			continue
 		}

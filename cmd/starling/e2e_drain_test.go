@@ -11,9 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"starling"
 	"starling/vpcproxy/netns"
-	"starling/vpcproxy/place"
 )
 
 // echoFunction sends numbers over one connection, and wants them back, for as long as its event says.
@@ -72,18 +70,45 @@ func TestE2EDrainedGatewayGivesItsConnections(t *testing.T) {
 	if a.Error != "" || a.Echoes == 0 {
 		t.Fatalf("before: %+v", a)
 	}
-	first := place.Rank(starling.NetworkRef{Account: "acme", Name: "db"}, []starling.NodeID{2, 3})[0]
-	answer := make(chan string, 1)
-	go func() { answer <- starlingCLI(t, w.env["acme"], "invoke", "echo", `{"seconds":6}`) }()
-	time.Sleep(time.Second)
+	type answer struct {
+		text string
+		err  error
+	}
+	answered, bin := make(chan answer, 1), starlingBinary(t)
+	go func() {
+		text, err := tryCLI(bin, w.env["acme"], "invoke", "echo", `{"seconds":6}`)
+		answered <- answer{text, err}
+	}()
+	from, to := w.carrying(t)
 	began := time.Now()
-	starlingCLI(t, admin, "node", "drain", first.String(), "--wait", "20s")
+	starlingCLI(t, admin, "node", "drain", from.name, "--wait", "20s")
 	took := time.Since(began)
-	w.nodes[first-1].kill(t)
-	if err := json.Unmarshal([]byte(<-answer), &a); err != nil || a.Error != "" {
+	from.kill(t)
+	over := <-answered
+	if over.err != nil {
+		t.Fatal("over the drain and the end of its gateway: ", over.err)
+	}
+	if err := json.Unmarshal([]byte(over.text), &a); err != nil || a.Error != "" {
 		t.Fatalf("over the drain and the end of its gateway: %+v, %v", a, err)
 	}
+	if moved := to.metric(t, "starling_gateway_resumed_total"); moved != 1 {
+		t.Errorf("%v connections went on at %s", moved, to.name)
+	}
 	t.Logf("empty after %v; %d numbers came back, the longest on its way for %.1f ms", took.Round(time.Millisecond), a.Echoes, a.Gap*1000)
+}
+
+// carrying waits for the one flow there is, and returns the gateway that carries it and the other.
+func (w *netWorld) carrying(t *testing.T) (one, other *testNode) {
+	t.Helper()
+	a, b := w.nodes[1], w.nodes[2]
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if a.metric(t, "starling_gateway_flows") == 1 {
+			return a, b
+		}
+		a, b = b, a
+	}
+	t.Fatal("no gateway carries the flow")
+	return nil, nil
 }
 
 // listenEcho has the tenant send everything back on port 9100.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -173,20 +171,6 @@ func TestE2ELeaderKilled(t *testing.T) {
 	w.kept(t)
 }
 
-// leader waits for a manager that leads and returns it.
-func (c *testCluster) leader(t *testing.T) *testNode {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		for _, n := range c.nodes {
-			if n.does("manager") && n.metric(t, "starling_manager_leads") == 1 {
-				return n
-			}
-		}
-	}
-	t.Fatal("no manager leads")
-	return nil
-}
-
 // firstWrite makes one account through every living frontend at once, each trying until it is there, and returns when
 // the first was told so.
 func (c *testCluster) firstWrite(t *testing.T, dead *testNode, id starling.AccountID, since time.Time) time.Duration {
@@ -276,19 +260,4 @@ func (c *testCluster) declaredDead(t *testing.T, n *testNode, since time.Time) t
 	}
 	t.Errorf("%s was killed and is not known to be dead", n.name)
 	return time.Since(since)
-}
-
-// metric reads one number of a node; 0 when it has none.
-func (n *testNode) metric(t *testing.T, name string) (value float64) {
-	t.Helper()
-	res, err := http.Get(n.health + "/metrics")
-	if err != nil {
-		return 0 // it is being killed or started
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		return 0
-	}
-	return sumOf(t, string(text), name)
 }

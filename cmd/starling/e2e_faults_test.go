@@ -2,12 +2,8 @@ package main
 
 import (
 	"context"
-	"io"
-	"net/http"
 	"os/exec"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -170,15 +166,15 @@ func TestE2EBusyMachine(t *testing.T) {
 	c := startCluster(t, 3)
 	functions := c.deployEchoes(t)
 	c.everyFunctionAnswers(t, functions, nil, time.Now())
-	deaths, reigns := c.sum(t, "starling_manager_node_deaths_total"), c.sum(t, "starling_manager_reigns_total")
+	deaths, reigns := c.metric(t, "starling_manager_node_deaths_total"), c.metric(t, "starling_manager_reigns_total")
 	load := startLoad(c, functions)
 	stop := burn(t, 4*runtime.NumCPU())
 	time.Sleep(long) // the length of the fault
 	stop()
-	if d := c.sum(t, "starling_manager_node_deaths_total") - deaths; d != 0 {
+	if d := c.metric(t, "starling_manager_node_deaths_total") - deaths; d != 0 {
 		t.Errorf("%v nodes were taken for dead while the machine was busy", d)
 	}
-	if d := c.sum(t, "starling_manager_reigns_total") - reigns; d != 0 {
+	if d := c.metric(t, "starling_manager_reigns_total") - reigns; d != 0 {
 		t.Errorf("the leader changed %v times while the machine was busy", d)
 	}
 	load.answered(t, 100)
@@ -204,39 +200,6 @@ func burn(t *testing.T, n int) (stop func()) {
 		burners = append(burners, b)
 	}
 	return stop
-}
-
-// sum adds a counter over all nodes.
-func (c *testCluster) sum(t *testing.T, name string) (total float64) {
-	t.Helper()
-	for _, n := range c.nodes {
-		res, err := http.Get(n.health + "/metrics")
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(res.Body)
-		res.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		total += sumOf(t, string(text), name)
-	}
-	return total
-}
-
-// sumOf adds the samples of one metric without labels.
-func sumOf(t *testing.T, text, name string) (total float64) {
-	t.Helper()
-	for line := range strings.Lines(text) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+" "); ok {
-			v, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			total += v
-		}
-	}
-	return total
 }
 
 // signal sends a signal to the node's process.

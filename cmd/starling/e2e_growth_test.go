@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -38,11 +36,11 @@ func growReal(t *testing.T, nodes, parts int) {
 	}
 	c := startNodes(t, kinds...)
 	c.quiesced(t)
-	lead := c.leading(t)
+	lead := c.leader(t)
 	const rest = 15 * time.Second
-	before, cpu, sessions := scrape(t, lead), cpuTime(t, lead), c.sessions(t)
+	before, cpu, sessions := lead.scrape(t), cpuTime(t, lead), c.metric(t, "starling_view_sessions_total")
 	time.Sleep(rest) // a window of measurement
-	after := scrape(t, lead)
+	after := lead.scrape(t)
 	used := cpuTime(t, lead) - cpu
 	rate := func(name string) float64 { return (after[name] - before[name]) / rest.Seconds() }
 	told := func(kind string) string { return `starling_manager_sent_bytes_total{message="` + kind + `"}` }
@@ -50,8 +48,8 @@ func growReal(t *testing.T, nodes, parts int) {
 		rate("starling_manager_heartbeats_total"), rate("starling_manager_heartbeat_bytes_total"), rate(told("renewal")), rate(told("delta")), rate(told("topology")),
 		100*used.Seconds()/rest.Seconds(), after["process_resident_memory_bytes"]/(1<<20))
 	t.Logf("a look of the planner takes %.2f ms; sessions of nodes began anew: %v", 1000*rate("starling_manager_plan_seconds_sum")/rate("starling_manager_plan_seconds_count"),
-		c.sessions(t)-sessions)
-	if now := c.leading(t); now != lead {
+		c.metric(t, "starling_view_sessions_total")-sessions)
+	if now := c.leader(t); now != lead {
 		t.Logf("%s leads now: the figures are of less than the whole time", now.name)
 	}
 	if deaths := after["starling_manager_node_deaths_total"]; deaths != before["starling_manager_node_deaths_total"] {
@@ -59,25 +57,11 @@ func growReal(t *testing.T, nodes, parts int) {
 	}
 	before = after
 	made := c.moves(t, 10)
-	after = scrape(t, lead)
+	after = lead.scrape(t)
 	t.Logf("%d moves: deltas %.0f B, whole topologies %.0f B to %d nodes", made, after[told("delta")]-before[told("delta")], after[told("topology")]-before[told("topology")], nodes)
-	if made > 0 && c.leading(t) == lead && after[told("delta")] == before[told("delta")] {
+	if made > 0 && c.leader(t) == lead && after[told("delta")] == before[told("delta")] {
 		t.Error("moves were not told as what changed")
 	}
-}
-
-// leading returns the node whose manager leads.
-func (c *testCluster) leading(t *testing.T) *testNode {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		for _, n := range c.nodes {
-			if n.does("manager") && scrape(t, n)["starling_manager_leads"] == 1 {
-				return n
-			}
-		}
-	}
-	t.Fatal("nobody leads")
-	return nil
 }
 
 // quiesced waits until partitions stand still: those that one node had alone go to the nodes that joined.
@@ -89,22 +73,13 @@ func (c *testCluster) quiesced(t *testing.T) {
 		if time.Since(began) > 5*time.Minute {
 			t.Fatal("partitions do not come to rest")
 		}
-		m := scrape(t, c.leading(t))
+		m := c.leader(t).scrape(t)
 		sent := m[`starling_manager_sent_messages_total{message="delta"}`] + m[`starling_manager_sent_messages_total{message="topology"}`]
 		if sent != last {
 			last, since = sent, time.Now()
 		}
 	}
 	t.Logf("at rest %v after all nodes were ready", since.Sub(began).Round(100*time.Millisecond))
-}
-
-// sessions returns how many sessions with a leader all nodes have begun.
-func (c *testCluster) sessions(t *testing.T) (n float64) {
-	t.Helper()
-	for _, node := range c.nodes {
-		n += scrape(t, node)["starling_view_sessions_total"]
-	}
-	return n
 }
 
 // moves moves partitions between nodes and returns how many moves were made.
@@ -128,31 +103,6 @@ func (c *testCluster) moves(t *testing.T, want int) (made int) {
 		}
 	}
 	return made
-}
-
-// scrape returns a node's metrics.
-func scrape(t *testing.T, n *testNode) map[string]float64 {
-	t.Helper()
-	res, err := http.Get(n.health + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	out := map[string]float64{}
-	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
-		if name, value, ok := cutLast(lines.Text()); ok {
-			out[name], _ = strconv.ParseFloat(value, 64)
-		}
-	}
-	return out
-}
-
-func cutLast(s string) (before, after string, ok bool) {
-	i := strings.LastIndexByte(s, ' ')
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+1:], true
 }
 
 // cpuTime returns how much processor time a node has used.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -181,18 +180,7 @@ func (c *testCluster) deployHot(t *testing.T, name starling.FunctionName) {
 func (c *testCluster) acquires(t *testing.T) (of []float64) {
 	t.Helper()
 	for _, n := range c.nodes {
-		sum := 0.0
-		for _, line := range strings.Split(n.exposition(t), "\n") {
-			if rest, ok := strings.CutPrefix(line, "starling_partition_acquires_total{"); ok {
-				_, value, _ := strings.Cut(rest, " ")
-				v, err := strconv.ParseFloat(value, 64)
-				if err != nil {
-					t.Fatal(err)
-				}
-				sum += v
-			}
-		}
-		of = append(of, sum)
+		of = append(of, n.sum(t, "starling_partition_acquires_total"))
 	}
 	return of
 }

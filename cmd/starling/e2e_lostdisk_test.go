@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,18 +65,9 @@ func (c *testCluster) writes(t *testing.T, at *testNode, prefix string, limit ti
 // voters waits until the node that leads counts so many voting replicas.
 func (c *testCluster) voters(t *testing.T, want int) {
 	t.Helper()
-	line, leads := fmt.Sprintf("starling_manager_voters %d\n", want), "starling_manager_leads 1\n"
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		for _, n := range c.nodes {
-			res, err := http.Get(n.health + "/metrics")
-			if err != nil {
-				continue // it is dead
-			}
-			text, err := io.ReadAll(res.Body)
-			res.Body.Close()
-			if err == nil && strings.Contains(string(text), line) && strings.Contains(string(text), leads) {
-				return
-			}
+		if c.leader(t).metric(t, "starling_manager_voters") == float64(want) {
+			return
 		}
 	}
 	t.Fatalf("no leader counts %d voters", want)
