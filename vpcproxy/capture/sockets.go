@@ -13,15 +13,15 @@ import (
 
 // sockets are the host's hand in one sandbox's network namespace.
 type sockets struct {
-	ns       *os.File
-	tcp      *net.TCPListener
-	udp      *net.UDPConn
-	routes   *steer.Router
-	steering steering
+	ns     *os.File
+	tcp    *net.TCPListener
+	udp    *net.UDPConn
+	routes *steer.Router
+	hook   hook
 }
 
-// steering is what the kernel hands over to the two sockets with, from Steer on.
-type steering interface {
+// A hook is where the kernel hands over what is sent out, from Steer on: a program in its lookup of sockets, or rules of nftables.
+type hook interface {
 	Steer(tcp, udp syscall.Conn) error
 	Close() error
 }
@@ -51,19 +51,19 @@ func (s *sockets) prepare(m Means) (err error) {
 // load tells the kernel what it will have to hand over.
 func (s *sockets) load(m Means) error {
 	if m == TPROXY {
-		s.steering = steer.Rules{}
+		s.hook = steer.Rules{}
 		return netns.Do(s.ns, steer.AddRules)
 	}
 	program, err := steer.Load(s.ns)
 	if err == nil {
-		s.steering = program
+		s.hook = program
 	}
 	return err
 }
 
 // letOut has everything that is sent out come to the two sockets.
 func (s *sockets) letOut() error {
-	if err := s.steering.Steer(s.tcp, s.udp); err != nil {
+	if err := s.hook.Steer(s.tcp, s.udp); err != nil {
 		return err
 	}
 	return s.routes.LetOut()
@@ -89,8 +89,8 @@ func (s *sockets) deafen() error {
 // close takes the rest out of the namespace.
 func (s *sockets) close() error {
 	var errs []error
-	if s.steering != nil {
-		errs = append(errs, s.steering.Close())
+	if s.hook != nil {
+		errs = append(errs, s.hook.Close())
 	}
 	if s.routes != nil {
 		errs = append(errs, s.routes.Close())

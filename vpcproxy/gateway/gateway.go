@@ -92,17 +92,17 @@ func (c Config) withDefaults() Config {
 // uplinks, and two for each flow, of which one is the endpoint's. With Handover it has two more, and one for each flow that another gateway
 // takes. Close ends every flow and waits for its own.
 type Gateway struct {
-	cfg   Config
-	group *run.Group
-	m     *meters
-	plugs atomic.Pointer[map[starling.NetworkRef]*plug] // those that are plugged in; replaced whole
-	own   atomic.Pointer[own]                           // this machine's addresses
-	key   atomic.Pointer[key]
-	wants chan want // to the goroutine that keeps the uplinks
+	cfg    Config
+	group  *run.Group
+	m      *meters
+	plugs  atomic.Pointer[map[starling.NetworkRef]*plug] // those that are plugged in; replaced whole
+	own    atomic.Pointer[own]                           // this machine's addresses
+	key    atomic.Pointer[key]
+	orders chan order // to the goroutine that keeps the uplinks
 
-	home  *os.File                      // this process's namespace; nil when the configuration names one
-	lines map[starling.NetworkRef]*line // every uplink that is wanted; of Open, then of the goroutine that keeps them, then of Close
-	desk  *handover.Listener            // nil without Handover
+	home   *os.File                        // this process's namespace; nil when the configuration names one
+	wanted map[starling.NetworkRef]*wanted // every uplink that is wanted; of Open, then of the goroutine that keeps them, then of Close
+	desk   *handover.Listener              // nil without Handover
 
 	mu        sync.Mutex // guards the rest; a leaf
 	table     *flowtable.Table
@@ -122,7 +122,7 @@ type key struct {
 
 // New returns a gateway that does nothing yet.
 func New(cfg Config) *Gateway {
-	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), wants: make(chan want), lines: map[starling.NetworkRef]*line{}, grants: map[string]grant.Grant{},
+	g := &Gateway{cfg: cfg.withDefaults(), group: run.New(context.Background()), orders: make(chan order), wanted: map[starling.NetworkRef]*wanted{}, grants: map[string]grant.Grant{},
 		movables: map[resume.Token]*movable{}, watches: map[*watch]struct{}{}}
 	g.plugs.Store(&map[starling.NetworkRef]*plug{})
 	g.table = flowtable.New(g.cfg.AccountLimits, g.cfg.FunctionLimits)

@@ -3,7 +3,6 @@ package gateway
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -12,18 +11,14 @@ import (
 
 	"starling"
 	"starling/vpcproxy/netns"
-	"starling/vpcproxy/plugboard"
 	"starling/vpcproxy/uplink"
 )
 
+// The words of State.State.
 const (
-	noteEvery  = 30 * time.Second // how often the catalog is asked for a network
-	notesMax   = 64               // networks that it is asked for at once
-	noteTime   = time.Second      // for the catalog to answer
-	lookTries  = 4                // what works is looked at as often as what does not is tried this many times
-	wordFailed = "failed"         // the words of State.State
 	wordUp     = "plugged in"
 	wordDown   = "no carrier"
+	wordFailed = "failed"
 )
 
 // A State is what an operator is told of one uplink.
@@ -38,18 +33,8 @@ type State struct {
 	Since     time.Time      // of this state
 }
 
-// A line is one uplink that is wanted.
-type line struct {
-	uplink uplink.Uplink
-	end    *plugboard.Plug // nil while it is not plugged in
-	plug   *plug           // what flows know of it; nil with end
-	state  State
-	looked time.Time
-	noted  time.Time
-}
-
-// A want is a question of Replug.
-type want struct {
+// An order is what Replug asks of the goroutine that keeps the uplinks.
+type order struct {
 	uplinks map[starling.NetworkRef]uplink.Uplink
 	done    chan struct{}
 }
@@ -81,8 +66,8 @@ func (g *Gateway) openUplinks() error {
 
 // closeUplinks takes everything away that no other gateway uses.
 func (g *Gateway) closeUplinks() error {
-	errs := []error{g.pull(slices.Collect(maps.Values(g.lines))...)}
-	clear(g.lines)
+	errs := []error{g.pull(slices.Collect(maps.Values(g.wanted))...)}
+	clear(g.wanted)
 	if g.home != nil {
 		errs = append(errs, g.home.Close())
 		g.home = nil
@@ -94,17 +79,17 @@ func (g *Gateway) closeUplinks() error {
 // are go on; those of networks that go, or are plugged in otherwise, are reset. What cannot be plugged in is no error: Uplinks says so, and it is
 // tried again. Unavailable when the gateway ends or ctx does.
 func (g *Gateway) Replug(ctx context.Context, uplinks map[starling.NetworkRef]uplink.Uplink) error {
-	w := want{maps.Clone(uplinks), make(chan struct{})}
+	o := order{maps.Clone(uplinks), make(chan struct{})}
 	ended := starling.Errorf(starling.Unavailable, "plug networks in anew", "the gateway ends")
 	select {
-	case g.wants <- w:
+	case g.orders <- o:
 	case <-g.group.Context().Done():
 		return ended
 	case <-ctx.Done():
 		return starling.Errorf(starling.Unavailable, "plug networks in anew", "%w", ctx.Err())
 	}
 	select {
-	case <-w.done:
+	case <-o.done:
 		return nil
 	case <-g.group.Context().Done():
 		return ended
@@ -138,15 +123,15 @@ func (g *Gateway) keepUplinks(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case w := <-g.wants:
-			g.replug(w.uplinks)
-			close(w.done)
+		case o := <-g.orders:
+			g.replug(o.uplinks)
+			close(o.done)
 		case <-tick.C:
 			if err := g.knowMachine(); err != nil {
 				g.cfg.Log.Warn("own addresses not read", "error", err)
 			}
-			for _, l := range g.lines {
-				g.look(l)
+			for _, w := range g.wanted {
+				g.look(w)
 			}
 			g.note(ctx)
 			g.tell()
@@ -167,77 +152,38 @@ func (g *Gateway) knowMachine() error {
 }
 
 // replug pulls out what is not wanted any more, or otherwise, and plugs in what is.
-func (g *Gateway) replug(wanted map[starling.NetworkRef]uplink.Uplink) {
+func (g *Gateway) replug(want map[starling.NetworkRef]uplink.Uplink) {
 	have := map[starling.NetworkRef]uplink.Uplink{}
-	for ref, l := range g.lines {
-		have[ref] = l.uplink
+	for ref, w := range g.wanted {
+		have[ref] = w.uplink
 	}
-	change := uplink.Plan(have, wanted)
-	var drop []*line
+	change := uplink.Plan(have, want)
+	var drop []*wanted
 	for _, ref := range change.Drop {
-		drop = append(drop, g.lines[ref])
-		delete(g.lines, ref)
+		drop = append(drop, g.wanted[ref])
+		delete(g.wanted, ref)
 	}
 	if err := g.pull(drop...); err != nil {
 		g.cfg.Log.Warn("networks not pulled out whole", "error", err)
 	}
 	for _, ref := range change.Drop {
-		if _, again := wanted[ref]; !again {
+		if _, again := want[ref]; !again {
 			g.m.forget(ref)
 		}
 	}
 	for _, ref := range change.Plug {
-		u := wanted[ref]
-		l := &line{uplink: u, state: State{Network: ref, How: u.String(), Addresses: u.Addresses}}
-		g.lines[ref] = l
-		g.plugIn(l)
+		u := want[ref]
+		w := &wanted{uplink: u, state: State{Network: ref, How: u.String(), Addresses: u.Addresses}}
+		g.wanted[ref] = w
+		g.plugIn(w)
 	}
 	for _, ref := range change.Keep {
-		l := g.lines[ref]
-		if l.uplink = wanted[ref]; l.plug != nil {
-			l.plug.setServers(l.uplink.Servers)
+		w := g.wanted[ref]
+		if w.uplink = want[ref]; w.plug != nil {
+			w.plug.setServers(w.uplink.Servers)
 		}
 	}
 	g.tell()
-}
-
-// plugIn tries to plug one network in.
-func (g *Gateway) plugIn(l *line) {
-	ref := l.state.Network
-	end, err := g.cfg.Board.Plug(ref, l.uplink)
-	if err == nil {
-		var p *plug
-		if p, err = g.newPlug(ref, l.uplink, end.Namespace()); err == nil {
-			l.end, l.plug, l.state.Namespace = end, p, end.Where()
-			g.publish(func(m map[starling.NetworkRef]*plug) { m[ref] = p })
-			g.check(l)
-			return
-		}
-		err = errors.Join(err, g.cfg.Board.Pull(end))
-	}
-	l.move(g, wordFailed, err.Error())
-}
-
-// pull ends networks' flows and takes the networks away, of those that are plugged in.
-func (g *Gateway) pull(lines ...*line) error {
-	var ends []*plugboard.Plug
-	g.publish(func(m map[starling.NetworkRef]*plug) {
-		for _, l := range lines {
-			if l.end != nil {
-				delete(m, l.state.Network)
-			}
-		}
-	})
-	for _, l := range lines {
-		if l.end == nil {
-			continue
-		}
-		l.plug.cancel()
-		ends = append(ends, l.end)
-		l.end, l.plug, l.state.Namespace = nil, nil, ""
-		g.cfg.Log.Info("network pulled out", "network", uplink.Name(l.state.Network), "how", l.state.How)
-	}
-	return g.cfg.Board.Pull(ends...)
 }
 
 // publish changes what flows find.
@@ -247,85 +193,11 @@ func (g *Gateway) publish(change func(map[starling.NetworkRef]*plug)) {
 	g.plugs.Store(&next)
 }
 
-// look sees whether a network is plugged in still, and plugs it in when it is not.
-func (g *Gateway) look(l *line) {
-	switch {
-	case l.end == nil:
-		g.plugIn(l)
-	case l.state.State != wordUp || g.cfg.Now().Sub(l.looked) >= lookTries*g.cfg.TryTime:
-		g.check(l)
-	}
-}
-
-// check looks at the device of a network that is plugged in. Its kernel takes up to a second to see that there is another end.
-func (g *Gateway) check(l *line) {
-	l.looked = g.cfg.Now()
-	switch carrier, err := l.end.Check(); {
-	case err != nil:
-		l.move(g, wordFailed, errors.Join(err, g.pull(l)).Error())
-	case carrier:
-		l.move(g, wordUp, "")
-	default:
-		l.move(g, wordDown, "")
-	}
-}
-
-// move makes state and reason the line's, and says so when they are others than before.
-func (l *line) move(g *Gateway, state, reason string) {
-	if l.state.State == state && l.state.Reason == reason {
-		return
-	}
-	l.state.State, l.state.Reason, l.state.Since = state, reason, g.cfg.Now()
-	level := slog.LevelInfo
-	if state != wordUp {
-		level = slog.LevelWarn
-	}
-	g.cfg.Log.Log(context.Background(), level, "network "+state, "network", uplink.Name(l.state.Network), "how", l.state.How, "namespace", l.state.Namespace, "reason", reason)
-}
-
-// note asks the catalog for networks that it was not asked for lately: an operator who has mistyped a name should hear of it.
-func (g *Gateway) note(ctx context.Context) {
-	now, asked := g.cfg.Now(), 0
-	for ref, l := range g.lines {
-		if ref == internet || now.Sub(l.noted) < noteEvery {
-			continue
-		}
-		if asked++; asked > notesMax {
-			return
-		}
-		limited, cancel := context.WithTimeout(ctx, noteTime)
-		n, err := g.cfg.Network(limited, ref)
-		cancel()
-		if err != nil && starling.KindOf(err) != starling.NotFound {
-			return // no manager can be asked now
-		}
-		l.noted = now
-		if note := noteOf(n, err, l.uplink); note != l.state.Note {
-			l.state.Note = note
-			if note != "" {
-				g.cfg.Log.Warn("uplink: "+note, "network", uplink.Name(ref))
-			}
-		}
-	}
-}
-
-// noteOf says what the catalog's network has against an uplink.
-func noteOf(n *starling.Network, err error, u uplink.Uplink) string {
-	if err != nil {
-		return "the cluster has no such account or network: starling network create"
-	}
-	egress, bad := netip.ParseAddr(n.Egress)
-	if bad != nil || u.Kind() == uplink.Namespace || slices.ContainsFunc(u.Addresses, func(p netip.Prefix) bool { return p.Addr() == egress }) {
-		return ""
-	}
-	return "the network's source address " + n.Egress + " is none of the uplink's addresses: every connection fails"
-}
-
-// tell makes the states of all lines what Uplinks returns.
+// tell makes the states of all uplinks what Uplinks returns.
 func (g *Gateway) tell() {
-	states := make([]State, 0, len(g.lines))
-	for _, l := range g.lines {
-		states = append(states, l.state)
+	states := make([]State, 0, len(g.wanted))
+	for _, w := range g.wanted {
+		states = append(states, w.state)
 	}
 	slices.SortFunc(states, func(a, b State) int { return strings.Compare(a.Network.String(), b.Network.String()) })
 	g.mu.Lock()
