@@ -258,16 +258,32 @@ func TestClientComesBackAfterALostConnection(t *testing.T) {
 	}
 }
 
+// late is a context whose time is over when somebody says so.
+type late struct {
+	context.Context
+	over chan struct{}
+}
+
+func (l late) Done() <-chan struct{} { return l.over }
+
+func (l late) Err() error {
+	select {
+	case <-l.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
 func TestCancelledCallStopsWaiting(t *testing.T) {
 	both(t, func(t *testing.T, w *world, c invoker) {
-		stopped := make(chan struct{})
-		w.on(func(ctx context.Context, _ *starling.Version, inv *starling.Invocation, _ starling.Sink) (starling.Outcome, starling.Phases, error) {
-			<-ctx.Done()
+		ctx, stopped := late{bg, make(chan struct{})}, make(chan struct{})
+		w.on(func(served context.Context, _ *starling.Version, inv *starling.Invocation, _ starling.Sink) (starling.Outcome, starling.Phases, error) {
+			close(ctx.over)
+			<-served.Done()
 			close(stopped)
-			return starling.Outcome{}, starling.Phases{}, ctx.Err()
+			return starling.Outcome{}, starling.Phases{}, served.Err()
 		})
-		ctx, cancel := context.WithTimeout(bg, 50*time.Millisecond)
-		defer cancel()
 		if _, err := c.Invoke(ctx, client.Call{Function: "echo"}); starling.KindOf(err) != starling.Timeout {
 			t.Fatalf("got %v", err)
 		}
