@@ -77,7 +77,10 @@ func (b *Board) Plug(ref starling.NetworkRef, u uplink.Uplink) (*Plug, error) {
 func (p *Plug) share() (err error) {
 	const op = "plug network in"
 	r, err := read(p.use)
-	if err != nil || r == nil {
+	if err == nil && r == nil {
+		err = errors.New("it is not whole")
+	}
+	if err != nil {
 		return starling.Errorf(starling.Internal, op, "the record of another gateway on this machine cannot be read: %w", err)
 	}
 	if !uplink.Same(r.Uplink, p.uplink) {
