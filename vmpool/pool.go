@@ -2,7 +2,6 @@ package vmpool
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -13,8 +12,6 @@ import (
 
 	"starling"
 	"starling/internal/run"
-	"starling/vmpool/framed"
-	"starling/vmpool/lifecycle"
 )
 
 // PoolConfig is what an operator may tune.
@@ -75,14 +72,6 @@ type Pool struct {
 	mu     sync.Mutex // guards live and closed; a leaf
 	live   map[*Instance]struct{}
 	closed bool
-}
-
-// warm is a sandbox that waits for code.
-type warm struct {
-	sandbox Sandbox
-	framed  *framed.Conn // nil for provided
-	plug    Plug         // nil where it can have no network
-	born    time.Time
 }
 
 // NewPool returns a pool that does nothing yet.
@@ -167,74 +156,6 @@ func (p *Pool) Stock() map[starling.Runtime]int {
 	return out
 }
 
-// Start takes a sandbox, makes it the instance of cfg and waits for the function's own initialisation. A Failed error is
-// the function's fault and has the error type as its reason; Unavailable is ours.
-func (p *Pool) Start(ctx context.Context, cfg InstanceConfig) (*Instance, error) {
-	cfg = cfg.withDefaults(p.cfg.Log)
-	s, ok := p.shelves[cfg.Version.Config.Runtime]
-	if !ok {
-		return nil, starling.Errorf(starling.Unavailable, "start instance", "this host does not serve %s", cfg.Version.Config.Runtime)
-	}
-	if !p.enter() {
-		return nil, errClosing
-	}
-	defer p.starts.Done()
-	p.begun.Add(1)
-	defer p.calm()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(p.group.Context(), cancel)()
-	begun := time.Now()
-	w, err := s.take(ctx)
-	if err != nil {
-		return nil, err
-	}
-	i := &Instance{cfg: cfg, pool: p, sandbox: w.sandbox, plug: w.plug, born: w.born, lastUse: begun, ending: make(chan struct{}), weigh: make(chan struct{}, 1), first: true}
-	i.life = lifecycle.Instance{Slots: cfg.Version.Config.Concurrency}
-	i.life.Step(lifecycle.Take)
-	i.logs = capture{sink: cfg.Logs, single: i.life.Slots == 1, version: versionWord(cfg.Version.Number), dropped: &p.dropped}
-	i.logs.rec = LogRecord{Function: cfg.Version.Function, Version: cfg.Version.ID, Number: cfg.Version.Number, Instance: cfg.ID}
-	p.admit(i)
-	if err := i.specialise(ctx, w); err != nil {
-		i.abandon(starling.ReasonOf(err))
-		p.meters.failed.Inc()
-		return nil, startError(err)
-	}
-	i.took = time.Since(begun) - i.init
-	i.mu.Lock()
-	act := i.life.Step(lifecycle.Ready)
-	i.served = act != lifecycle.Refuse
-	i.readyAt = time.Now()
-	i.tallyAt = i.readyAt
-	i.lastUse = i.readyAt // a long initialisation is no idleness: the keeper settles before it freezes
-	i.watched = i.served
-	i.mu.Unlock()
-	if act == lifecycle.Refuse { // it ended between its last word and ours
-		i.wg.Wait()
-		return nil, starling.Errorf(starling.Failed, "start instance", "the process ended right after its initialisation").With(starling.ErrExit)
-	}
-	p.keeper.watch(i)
-	p.meters.start.UpdateDuration(begun)
-	p.meters.init.Update(i.init.Seconds())
-	return i, nil
-}
-
-func (c InstanceConfig) withDefaults(log *slog.Logger) InstanceConfig {
-	if c.InitTimeout == 0 {
-		c.InitTimeout = initTimeout
-	}
-	if c.LifeMax == 0 {
-		c.LifeMax = lifeMax
-	}
-	if c.Logs == nil {
-		c.Logs = DiscardLogs{}
-	}
-	if c.Log == nil {
-		c.Log = log
-	}
-	return c
-}
-
 // refillPause is how long after a start the fillers leave the machine to the first call, which the start was made for: a
 // clone is tens of milliseconds of forks and mounts.
 const refillPause = 20 * time.Millisecond
@@ -267,32 +188,6 @@ func (p *Pool) nudge() {
 	}
 }
 
-// startError leaves typed errors alone; any other is a broken sandbox.
-func startError(err error) error {
-	if starling.KindOf(err) != starling.Internal {
-		return err
-	}
-	return starling.Errorf(starling.Unavailable, "start instance", "%w", err).With(starling.ErrSandboxFailure)
-}
-
-// abandon ends an instance that never became ready; nobody hears of it but the caller of Start.
-func (i *Instance) abandon(reason string) {
-	if i.contract == nil { // watch does not run yet
-		close(i.ending)
-		i.unplug(false)
-		if err := i.sandbox.Close(); err != nil {
-			i.cfg.Log.Error("close sandbox", "instance", i.cfg.ID, "error", err)
-		}
-		i.unplug(true)
-		i.pool.gone(i)
-		return
-	}
-	i.doom(lifecycle.Fault, reason)
-	i.wg.Wait()
-}
-
-var errClosing = starling.Errorf(starling.Unavailable, "start instance", "the host is closing")
-
 // enter counts a start under way, so that Close can wait for it.
 func (p *Pool) enter() bool {
 	p.mu.Lock()
@@ -322,64 +217,6 @@ func (p *Pool) gone(i *Instance) {
 	i.mu.Unlock()
 	if i.cfg.Ended != nil && served {
 		i.cfg.Ended(i, reason)
-	}
-}
-
-// clone makes one sandbox and waits until its interpreter is warm.
-func (p *Pool) clone(ctx context.Context, make func(context.Context) (Sandbox, error), rt starling.Runtime) (*warm, error) {
-	begun := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.ReadyTime)
-	defer cancel()
-	sb, err := make(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("clone sandbox: %w", err)
-	}
-	w := &warm{sandbox: sb, born: begun}
-	if err := w.ready(ctx); err != nil {
-		w.close(p.cfg.Log)
-		return nil, fmt.Errorf("wait for %s: %w", rt, err)
-	}
-	if p.cfg.PlugAhead != nil && p.cfg.PlugAhead() {
-		w.plug = p.plug(sb)
-	}
-	p.meters.clone.UpdateDuration(begun)
-	return w, nil
-}
-
-// ready returns when the interpreter is warm, and no longer stands behind the rest of the machine.
-func (w *warm) ready(ctx context.Context) error {
-	if nc := w.sandbox.Channel(); nc != nil {
-		w.framed = framed.New(nc, framed.Setup{})
-		if err := w.framed.Ready(ctx); err != nil {
-			return err
-		}
-	}
-	if f, ok := w.sandbox.(Forwarder); ok {
-		return f.Forward()
-	}
-	return nil
-}
-
-func (w *warm) close(log *slog.Logger) {
-	if w.framed != nil {
-		w.framed.Close()
-	}
-	if w.plug != nil {
-		if err := w.plug.Close(); err != nil {
-			log.Error("close sandbox's network", "error", err)
-		}
-	}
-	if err := w.sandbox.Close(); err != nil {
-		log.Error("close sandbox", "error", err)
-	}
-}
-
-func (w *warm) dead() bool {
-	select {
-	case <-w.sandbox.Done():
-		return true
-	default:
-		return false
 	}
 }
 
