@@ -140,35 +140,42 @@ func (r *rig) keepCalling(t *testing.T) (stop func()) {
 	}
 }
 
+// newCrowdRig has two processors, as many threads as crowd says that want each, and sandboxes that take so long to make.
+func newCrowdRig(t *testing.T, boot time.Duration) (r *rig, crowd *atomic.Int64) {
+	crowd = new(atomic.Int64)
+	return newSlowRig(t, boot, func(c *host.Config) {
+		c.Crowd = func() float64 { return float64(crowd.Load()) }
+		c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2
+	}), crowd
+}
+
+// begin asks for n instances of the loud account's function, numbered from first, and returns how many are ready a while later.
+func (r *rig) begin(first, n uint64, later time.Duration) int {
+	r.post.take()
+	for i := range n {
+		r.Receive(1, []wire.Message{startMsg(first+i, loud)})
+	}
+	time.Sleep(later)
+	return len(r.post.take())
+}
+
 // TestStartsOfOneAccountRestOnACrowdedHost: where processors are queued for and another account calls, an account that has
 // just started an instance leaves the machine to calls for several times as long; where they are not, starts follow each other.
 func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var crowd atomic.Int64
-		r := newRig(t, func(c *host.Config) {
-			c.Crowd = func() float64 { return float64(crowd.Load()) }
-			c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2
-		})
+		r, crowd := newCrowdRig(t, 5*time.Millisecond)
 		defer r.close(t)
 		r.driver.AttachTime = 100 * time.Millisecond
 		r.Receive(1, []wire.Message{startMsg(1, slow)})
 		time.Sleep(time.Second)
 		stop := r.keepCalling(t)
 		time.Sleep(time.Second)
-		started := func(from uint64, in time.Duration) int {
-			r.post.take()
-			for n := range uint64(4) {
-				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
-			}
-			time.Sleep(in)
-			return len(r.post.take())
-		}
-		if n := started(10, 500*time.Millisecond); n != 4 {
+		if n := r.begin(10, 4, 500*time.Millisecond); n != 4 {
 			t.Errorf("%d of four starts of 100 ms in half a second on a host with time", n)
 		}
 		crowd.Store(8)
 		time.Sleep(time.Second)
-		if n := started(20, 500*time.Millisecond); n != 1 {
+		if n := r.begin(20, 4, 500*time.Millisecond); n != 1 {
 			t.Errorf("%d starts in half a second on a crowded host, want the first", n)
 		}
 		if time.Sleep(4 * time.Second); len(r.post.take()) != 3 {
@@ -183,11 +190,7 @@ func TestStartsOfOneAccountRestOnACrowdedHost(t *testing.T) {
 // and the pool leaves the machine to calls meanwhile.
 func TestAStartCountsWithItsSandbox(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var crowd atomic.Int64
-		r := newSlowRig(t, 200*time.Millisecond, func(c *host.Config) {
-			c.Crowd = func() float64 { return float64(crowd.Load()) }
-			c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2
-		})
+		r, crowd := newCrowdRig(t, 200*time.Millisecond)
 		defer r.close(t)
 		if err := r.pool.Resize(starling.Python311, 4); err != nil {
 			t.Fatal(err)
@@ -196,15 +199,7 @@ func TestAStartCountsWithItsSandbox(t *testing.T) {
 		time.Sleep(time.Second)
 		stop := r.keepCalling(t)
 		time.Sleep(3*time.Second + flow.LookTime/2) // a look before the pool refills, not at the same instant
-		started := func(from uint64, in time.Duration) int {
-			r.post.take()
-			for n := range uint64(3) {
-				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
-			}
-			time.Sleep(in)
-			return len(r.post.take())
-		}
-		if n := started(10, 300*time.Millisecond); n != 2 {
+		if n := r.begin(10, 3, 300*time.Millisecond); n != 2 {
 			t.Errorf("%d starts in 300 ms on a host with time, want the first and one when its sandbox could have been made", n)
 		}
 		if n := r.pool.Stock()[starling.Python311]; n != 2 {
@@ -216,7 +211,7 @@ func TestAStartCountsWithItsSandbox(t *testing.T) {
 		}
 		crowd.Store(8)
 		time.Sleep(time.Second)
-		if n := started(20, 1300*time.Millisecond); n != 1 {
+		if n := r.begin(20, 3, 1300*time.Millisecond); n != 1 {
 			t.Errorf("%d starts in 1.3 s on a crowded host, want the first", n)
 		}
 		if time.Sleep(400 * time.Millisecond); len(r.post.take()) != 1 {
@@ -233,23 +228,14 @@ func TestWhoCallsAtTheDoorCounts(t *testing.T) {
 		r := newRig(t, func(c *host.Config) { c.MemoryMiB, c.InstanceMax, c.Processors = 8192, 64, 2 })
 		defer r.close(t)
 		r.driver.AttachTime = 100 * time.Millisecond
-		started := func(from uint64) int {
-			r.post.take()
-			for n := range uint64(4) {
-				r.Receive(1, []wire.Message{startMsg(from+n, loud)})
-			}
-			time.Sleep(150 * time.Millisecond)
-			n := len(r.post.take())
-			time.Sleep(2 * time.Second)
-			return n
-		}
 		r.Callers([]starling.AccountID{"loud"})
-		if n := started(10); n != 4 {
+		if n := r.begin(10, 4, 150*time.Millisecond); n != 4 {
 			t.Errorf("%d of four starts of 100 ms in 150 beside nobody", n)
 		}
+		time.Sleep(2 * time.Second)
 		r.Callers([]starling.AccountID{"loud", "acme"})
 		time.Sleep(100 * time.Millisecond)
-		if n := started(20); n != 1 {
+		if n := r.begin(20, 4, 150*time.Millisecond); n != 1 {
 			t.Errorf("%d starts at once while another account calls at the door, want one", n)
 		}
 	})
