@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -281,37 +282,14 @@ func TestSeededDamage(t *testing.T) {
 	}
 	t.Parallel()
 	const words = 150
-	whole := t.TempDir()
-	end := inmem.New(inmem.Config{}).Endpoint(transport.Peer{Node: 1})
-	end.Listen()
-	h, err := Open(lone(whole, end, nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range words {
-		propose(t, h, fmt.Sprint("word ", i))
-	}
+	whole, h, stop := worded(t, words)
 	want := fmt.Sprint("SUM ", read(t, h, "the sum"))
 	image := t.TempDir() // as kill -9 leaves it: nothing was noted at the end
 	if err := os.CopyFS(image, os.DirFS(whole)); err != nil {
 		t.Fatal(err)
 	}
-	h.Close()
-	end.Close()
-	var files []string
-	filepath.WalkDir(image, func(p string, d os.DirEntry, err error) error {
-		if i, err := d.Info(); err == nil && i.Mode().IsRegular() && i.Size() > 0 {
-			rel, _ := filepath.Rel(image, p)
-			files = append(files, rel)
-		}
-		return err
-	})
-	var kinds []string
-	for k := range harms {
-		kinds = append(kinds, k)
-	}
-	slices.Sort(files)
-	slices.Sort(kinds)
+	stop()
+	files, kinds := filled(image), slices.Sorted(maps.Keys(harms))
 	rng := rand.New(rand.NewPCG(*diskSeed, 18))
 	tally := map[string]int{}
 	for i := range *damages {
@@ -328,23 +306,12 @@ func TestSeededDamage(t *testing.T) {
 // damageOnce damages one file of a copy of image and tells what a start of it comes to.
 func damageOnce(t *testing.T, image, file, kind, want string, rng *rand.Rand) string {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS(image)); err != nil {
-		t.Fatal(err)
-	}
-	p := filepath.Join(dir, file)
-	data, err := os.ReadFile(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	used := max(1, len(bytes.TrimRight(data, "\x00"))) // logs are longer than what is written in them
-	was := bytes.Clone(data)
-	data = harms[kind](data, rng.IntN(used))
-	if bytes.Equal(was, data) {
+	dir, changed := harmed(t, image, file, func(data []byte) []byte {
+		used := max(1, len(bytes.TrimRight(data, "\x00"))) // logs are longer than what is written in them
+		return harms[kind](data, rng.IntN(used))
+	})
+	if !changed {
 		return "unchanged"
-	}
-	if err := os.WriteFile(p, data, 0o600); err != nil {
-		t.Fatal(err)
 	}
 	cmd, out := child(t, "open "+dir)
 	verdict := "crashed"

@@ -2,6 +2,7 @@ package dragonboat
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -265,6 +266,58 @@ func lone(dir string, end transport.Endpoint, fatal func(error)) Config {
 		Resolve: func(uint64) (string, bool) { return "", false }, Machine: newRegister(), SnapshotEvery: 40}
 }
 
+// worded makes a replica that is alone and has acknowledged so many words. stop ends it in order.
+func worded(t *testing.T, words int) (dir string, h *Host, stop func()) {
+	t.Helper()
+	dir = t.TempDir()
+	end := inmem.New(inmem.Config{}).Endpoint(transport.Peer{Node: 1})
+	end.Listen()
+	h, err := Open(lone(dir, end, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range words {
+		propose(t, h, fmt.Sprint("word ", i))
+	}
+	return dir, h, func() {
+		h.Close()
+		end.Close()
+	}
+}
+
+// filled lists the files below a folder that hold anything, in the order of their names.
+func filled(dir string) (files []string) {
+	filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if i, err := d.Info(); err == nil && i.Mode().IsRegular() && i.Size() > 0 {
+			rel, _ := filepath.Rel(dir, p)
+			files = append(files, rel)
+		}
+		return err
+	})
+	slices.Sort(files)
+	return files
+}
+
+// harmed copies a folder, but for one file whose bytes harm changes, and reports whether it did.
+func harmed(t *testing.T, image, file string, harm func([]byte) []byte) (dir string, changed bool) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(image)); err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(dir, file)
+	data, err := os.ReadFile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := bytes.Clone(data)
+	data = harm(data)
+	if err := os.WriteFile(p, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir, !bytes.Equal(was, data)
+}
+
 // TestDamagedFiles damages each file of a stopped replica in turn. The replica must refuse with a word of what to
 // do, or answer with all it ever acknowledged; it must never panic and never answer with less.
 func TestDamagedFiles(t *testing.T) {
@@ -273,46 +326,16 @@ func TestDamagedFiles(t *testing.T) {
 	}
 	t.Parallel()
 	const words = 100
-	whole := t.TempDir()
-	end := inmem.New(inmem.Config{}).Endpoint(transport.Peer{Node: 1})
-	end.Listen()
-	h, err := Open(lone(whole, end, nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range words {
-		propose(t, h, fmt.Sprint("word ", i))
-	}
-	h.Close()
-	end.Close()
-	var files []string
-	filepath.WalkDir(whole, func(p string, d os.DirEntry, err error) error {
-		if i, err := d.Info(); err == nil && i.Mode().IsRegular() && i.Size() > 0 {
-			rel, _ := filepath.Rel(whole, p)
-			files = append(files, rel)
-		}
-		return err
-	})
-	slices.Sort(files)
+	whole, _, stop := worded(t, words)
+	stop()
 	harms := map[string]func([]byte) []byte{
 		"flipped":   func(b []byte) []byte { b[min(len(b)/2, 200)] ^= 0x10; return b },
 		"truncated": func(b []byte) []byte { return b[:min(len(b), 8000)/2] },
 	}
 	refused := 0
-	for _, f := range files {
+	for _, f := range filled(whole) {
 		for name, harm := range harms {
-			dir := t.TempDir()
-			if err := os.CopyFS(dir, os.DirFS(whole)); err != nil {
-				t.Fatal(err)
-			}
-			p := filepath.Join(dir, f)
-			data, err := os.ReadFile(p)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(p, harm(data), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			dir, _ := harmed(t, whole, f, harm)
 			cmd, out := child(t, "open "+dir)
 			var last string
 			for out.Scan() {
