@@ -140,7 +140,6 @@ func TestCacheServesWithoutLeader(t *testing.T) {
 	})
 }
 
-// A deletion whose answer was lost is not reported as "not found" when it is tried again.
 // A question to a leader that fell silent goes to the next one as soon as the session is given up, not when the
 // question's own patience is at its end.
 func TestQuestionsFollowTheLeader(t *testing.T) {
