@@ -76,13 +76,24 @@ func (e *echo) once() error {
 // await waits until a gateway's numbers have a line.
 func await(t testing.TB, g *gatewayNode, line string) {
 	t.Helper()
-	for range 500 {
-		if bytes.Contains(numbers(g), []byte(line)) {
+	awaitLine(t, func() []byte { return numbers(g) }, line)
+}
+
+// awaitHost waits until the host's numbers have a line.
+func awaitHost(t testing.TB, w *world, line string) {
+	t.Helper()
+	awaitLine(t, func() []byte { return host(w) }, line+"\n")
+}
+
+func awaitLine(t testing.TB, numbers func() []byte, line string) {
+	t.Helper()
+	for range 1000 {
+		if bytes.Contains(numbers(), []byte(line)) {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Fatalf("no %q:\n%s", line, numbers(g))
+	t.Fatalf("no %q:\n%s", line, numbers())
 }
 
 // drained has n connections at work while the gateway that carries them is emptied and ends, and returns them.

@@ -15,18 +15,6 @@ import (
 	"starling/vpcproxy/netns"
 )
 
-// awaitHost waits until the host's numbers have a line.
-func awaitHost(t testing.TB, w *world, line string) {
-	t.Helper()
-	for range 250 {
-		if bytes.Contains(host(w), []byte(line+"\n")) {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Errorf("no %q:\n%s", line, host(w))
-}
-
 // host returns the host's numbers.
 func host(w *world) []byte {
 	var b bytes.Buffer

@@ -165,16 +165,10 @@ func TestEveryKindOfUplinkCarriesFlows(t *testing.T) {
 					return err
 				}))
 				defer l.Close()
-				go func() {
-					for {
-						c, err := l.Accept()
-						if err != nil {
-							return
-						}
-						fmt.Fprintln(c, "the gateway's machine")
-						c.Close()
-					}
-				}()
+				go answer(l, func(c net.Conn) {
+					fmt.Fprintln(c, "the gateway's machine")
+					c.Close()
+				})
 			}
 			for _, to := range []string{"169.254.169.254:8080", "127.0.0.1:8080", "10.7.0.1:8080", uplinkAddr + ":8080", "10.7.0.99:8080", "192.168.5.5:8080"} {
 				if got, err := s.name(to); err == nil {
