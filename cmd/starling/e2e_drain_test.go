@@ -7,10 +7,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
+	"starling"
 	"starling/vpcproxy/netns"
 )
 
@@ -43,9 +43,6 @@ func TestE2EDrainedGatewayGivesItsConnections(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	if os.Getuid() != 0 {
-		t.Skip("real sandboxes need root")
-	}
 	tenant := newNetTenant(t, "acme")
 	listenEcho(t, tenant)
 	file := filepath.Join(t.TempDir(), "uplinks.json")
@@ -54,12 +51,9 @@ func TestE2EDrainedGatewayGivesItsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := []string{"--uplinks", file, "--handover", filepath.Join(t.TempDir(), "gateways")}
-	w := &netWorld{testCluster: startNodes(t, testKind{roles: "manager,frontend,scheduler,host"}, testKind{roles: "gateway", args: args}, testKind{roles: "gateway", args: args}),
-		env: map[string][]string{}}
-	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
-	starlingCLI(t, admin, "account", "create", "acme")
-	w.env["acme"] = []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + strings.TrimSpace(starlingCLI(t, admin, "account", "key", "create", "acme"))}
-	starlingCLI(t, w.env["acme"], "network", "create", "db", "--cidr", "10.7.0.0/24")
+	gateway := testKind{roles: "gateway", args: args}
+	w := newNetWorld(t, starling.IsolationProcess, testKind{roles: "manager,frontend,scheduler,host"}, gateway, gateway)
+	w.account(t, "acme")
 	w.deployNet(t, "acme", "echo", "main.py", echoFunction, "db")
 	var a struct {
 		Echoes int
@@ -81,7 +75,7 @@ func TestE2EDrainedGatewayGivesItsConnections(t *testing.T) {
 	}()
 	from, to := w.carrying(t)
 	began := time.Now()
-	starlingCLI(t, admin, "node", "drain", from.name, "--wait", "20s")
+	starlingCLI(t, w.admin, "node", "drain", from.name, "--wait", "20s")
 	took := time.Since(began)
 	from.kill(t)
 	over := <-answered

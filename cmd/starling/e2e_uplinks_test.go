@@ -15,6 +15,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"starling"
 	"starling/vpcproxy/netns"
 )
 
@@ -113,19 +114,12 @@ func TestE2EUplinksByConfiguration(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: real nodes take seconds")
 	}
-	if os.Getuid() != 0 {
-		t.Skip("real sandboxes need root")
-	}
 	tenant := newNetTenant(t, "acme")
 	layCable(t, tenant)
 	w := &uplinkWorld{file: filepath.Join(t.TempDir(), "uplinks.json")}
 	w.write(t, cabled)
-	w.netWorld = &netWorld{isolation: "process", env: map[string][]string{},
-		testCluster: startNodes(t, testKind{roles: "manager,frontend,scheduler,host"}, testKind{roles: "gateway", args: []string{"--uplinks", w.file}})}
-	admin := []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + w.root}
-	starlingCLI(t, admin, "account", "create", "acme")
-	w.env["acme"] = []string{"STARLING_SERVER=" + w.nodes[0].url, "STARLING_KEY=" + strings.TrimSpace(starlingCLI(t, admin, "account", "key", "create", "acme"))}
-	starlingCLI(t, w.env["acme"], "network", "create", "db", "--cidr", "10.7.0.0/24")
+	w.netWorld = newNetWorld(t, starling.IsolationProcess, testKind{roles: "manager,frontend,scheduler,host"}, testKind{roles: "gateway", args: []string{"--uplinks", w.file}})
+	w.account(t, "acme")
 	w.deployNet(t, "acme", "net", "main.py", netFunction, "db")
 	w.shows(t, "device "+cable)
 	w.reaches(t, true)
