@@ -399,7 +399,7 @@ func TestTimeoutEndsTheInstance(t *testing.T) {
 		want, reason := fmt.Sprintf(`{"errorType":"Sandbox.Timedout","errorMessage":"RequestId: %s Error: Task timed out after 0.30 seconds"}`, id), starling.ErrTimedOut
 		if handler == "mute" {
 			want, reason = fmt.Sprintf(`{"errorType":"Runtime.ProtocolError","errorMessage":"RequestId: %s Error: The runtime closed its connection in the middle of a call"}`, id), starling.ErrProtocol
-		} else if took < 300*time.Millisecond || took > 900*time.Millisecond {
+		} else if took < 300*time.Millisecond {
 			t.Errorf("the call took %v", took)
 		}
 		if out.Status != starling.Unhandled || string(out.Error) != want {

@@ -76,10 +76,7 @@ func TestFlowsOutliveASilence(t *testing.T) {
 	began := time.Now()
 	e := w.echo(s, "acme")
 	served := time.Since(began)
-	if served > 2*time.Second {
-		t.Errorf("a new connection was served after %v", served)
-	}
-	await(t, to, "starling_gateway_flows 1\n")
+	await(t, to, "starling_gateway_flows 1\n")                 // by the other, while the first says nothing
 	time.Sleep(time.Until(began.Add(1600 * time.Millisecond))) // twice of what other connections between nodes outlive
 	still.still.Store(false)
 	for _, e := range []*echo{old, e} {

@@ -103,7 +103,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	id := "6f1d5a36-3333-4000-8000-000000000001"
 	w.call(t, "echo", "{}", protocol.HeaderRequestID+": "+id)
-	if !within(10*time.Second, func() bool { return strings.Contains(w.lines(t, "echo", id), "a line") }) {
+	if !within(20*time.Second, func() bool { return strings.Contains(w.lines(t, "echo", id), "a line") }) {
 		t.Error("the log does not go on with room again")
 	}
 	w.nothingLeft(t)

@@ -72,7 +72,7 @@ func (w *badWorld) words(t *testing.T) {
 			if strings.Contains(warm.header.Get("Server-Timing"), "init") {
 				t.Errorf("Server-Timing of a warm call: %s", warm.header.Get("Server-Timing"))
 			}
-			if !within(5*time.Second, func() bool { return strings.Contains(w.lines(t, name, second), "REPORT") }) {
+			if !within(20*time.Second, func() bool { return strings.Contains(w.lines(t, name, second), "REPORT") }) {
 				t.Fatal("the log has no line of the call")
 			}
 			if log := w.lines(t, name, second); !strings.Contains(log, "second") || strings.Contains(log, "first") {

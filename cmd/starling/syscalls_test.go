@@ -79,7 +79,7 @@ func randomCalls(t *testing.T, isolation starling.Isolation) {
 		w.nothingLeft(t)
 	}
 	for pid, name := range family {
-		if !within(10*time.Second, func() bool { return command(pid) != name }) {
+		if !within(20*time.Second, func() bool { return command(pid) != name }) {
 			t.Errorf("process %d of the node is left: %s", pid, name)
 		}
 	}

@@ -1,6 +1,7 @@
 package quic
 
 import (
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -88,13 +89,9 @@ func TestStrangersGetNoConnection(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := listen(t, Config{Identity: c.id}, nil)
-			start := time.Now()
 			_, err := e.Open(t.Context(), server.Addr(), transport.ChannelActor)
 			if starling.KindOf(err) != starling.Denied || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, want Denied with %q", err, c.says)
-			}
-			if d := time.Since(start); d > time.Second {
-				t.Errorf("the refusal took %v", d)
 			}
 		})
 	}
@@ -189,8 +186,8 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 	}
 	d := time.Since(start)
 	t.Logf("noticed after %v", d.Round(time.Millisecond))
-	if d > 1500*time.Millisecond {
-		t.Errorf("noticed after %v", d)
+	if d > idleOther/2 {
+		t.Errorf("noticed after %v: so late is the end of a client", d)
 	}
 }
 
@@ -212,13 +209,10 @@ func TestRebornPeerResetsOldConnections(t *testing.T) {
 	listen(t, Config{Addr: b.Addr(), Identity: id}, func(e *Endpoint) { e.Handle(transport.ChannelActor, echo) })
 	start := time.Now()
 	s.Write(make([]byte, 100)) // the answer to a packet of a few bytes would be as long as it: QUIC answers none
-	if _, err := s.Read(make([]byte, 1)); err == nil {
-		t.Error("a stream survived its peer")
+	if _, err := s.Read(make([]byte, 1)); err == nil || errors.Is(err, transport.ErrSilent) {
+		t.Errorf("a stream of the peer before ended by %v, not by a reset", err)
 	}
 	t.Logf("reset after %v", time.Since(start).Round(time.Millisecond))
-	if d := time.Since(start); d > 600*time.Millisecond {
-		t.Errorf("the old connection lived on for %v", d)
-	}
 }
 
 func TestDisconnectEndsAMember(t *testing.T) {
