@@ -46,7 +46,7 @@ var clientSettings = []setting{
 	{key: "quic-addr", def: "127.0.0.1:7400", usage: "host:port of a frontend's QUIC endpoint, for invoke --quic"},
 	{key: "ca", def: "", usage: "file with the cluster's CA certificate, for QUIC and HTTPS"},
 	{key: "pin", def: "", usage: "SHA-256 fingerprint of the cluster's CA certificate in hex, for QUIC without --ca"},
-	{key: "admin", def: "http://127.0.0.1:8081", usage: "admin addresses of nodes, comma-separated, for top and bench"},
+	{key: "admin", def: "http://127.0.0.1:8081", usage: "admin addresses of nodes, comma-separated, for top, advise, bench and node uplinks"},
 }
 
 // settings are the loaded values and where each came from.
