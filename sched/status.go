@@ -115,15 +115,6 @@ func (v *VersionStatus) ColdRatio() float64 {
 	return float64(v.Cold) / float64(v.Arrivals)
 }
 
-// VersionStatuses returns the state of every version, by id.
-func (s *Scheduler) VersionStatuses() []VersionStatus {
-	out := make([]VersionStatus, 0, s.versions.n)
-	for _, v := range s.inOrder() {
-		out = append(out, s.statusOf(v))
-	}
-	return out
-}
-
 func (s *Scheduler) statusOf(v *version) VersionStatus {
 	st := VersionStatus{Version: v.id, Ready: v.ready, Starting: v.starting, Leased: int(v.leased), Waiting: int(v.waiting),
 		Arrivals: v.arrivals + uint64(v.given-v.untold), Done: v.done, Busy: v.busy, Wanted: v.want, Kept: v.keep, Floor: v.floor, Cold: v.cold, Refused: v.refused}
@@ -351,12 +342,4 @@ func (s *Scheduler) Permits(id starling.AccountID) (held, needed, lent int) {
 		lent, _ = b.Lent()
 	}
 	return held, needed, lent
-}
-
-// LeasedBy returns how many slots an account has in this partition.
-func (s *Scheduler) LeasedBy(id starling.AccountID) int {
-	if a := s.accounts[id]; a != nil {
-		return a.leased
-	}
-	return 0
 }

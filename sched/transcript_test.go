@@ -297,8 +297,8 @@ func (w *transcript) question(d *datadriven.TestData) string {
 	case "status":
 		return fmt.Sprintf("%s granting=%t instances=%d starting=%d leased=%d waiting=%d", st.Phase, st.Granting, st.Instances, st.Starting, st.Leased, st.Waiting)
 	case "plan":
-		for _, v := range w.s.VersionStatuses() {
-			if v.Version == starling.VersionID(number(d, "v", 1)) {
+		for _, of := range w.s.inOrder() {
+			if v := w.s.statusOf(of); v.Version == starling.VersionID(number(d, "v", 1)) {
 				return fmt.Sprintf("wanted=%d kept=%d floor=%d ready=%d starting=%d waiting=%d calls=%d cold=%d refused=%d", v.Wanted, v.Kept, v.Floor, v.Ready, v.Starting, v.Waiting,
 					v.Arrivals, v.Cold, v.Refused)
 			}

@@ -100,9 +100,6 @@ func (c *Client) Open(ctx context.Context) (transport.Stream, error) {
 	return &stream{Stream: s, peer: transport.Peer{Addr: c.addr}}, nil
 }
 
-// Chain is the certificates of the node at the other end, leaf first, as verified.
-func (c *Client) Chain() []*x509.Certificate { return c.conn.ConnectionState().TLS.PeerCertificates }
-
 // Done is closed when the connection has ended.
 func (c *Client) Done() <-chan struct{} { return c.conn.Context().Done() }
 

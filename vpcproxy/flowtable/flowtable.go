@@ -133,14 +133,6 @@ func (t *Table) Conns() (n int) {
 	return n
 }
 
-// NetworkFlows returns the flows of one network at work now.
-func (t *Table) NetworkFlows(ref starling.NetworkRef) int {
-	if b := t.networks[ref]; b != nil {
-		return b.conns
-	}
-	return 0
-}
-
 // sweep forgets who has no flow and whose tokens have all come back: it would be made the same.
 func (t *Table) sweep(now time.Time) {
 	sweepOf(t.accounts, now)
