@@ -45,7 +45,6 @@ type permits struct {
 	strangers int        // slots leased of versions whose account is not known yet
 	fed       []*account // whose permits changed in this step
 	letters   []ledger.Letter
-	questions []starling.Range
 	audits    []question // that came before their answer was known
 }
 

@@ -19,11 +19,10 @@ const (
 // keeper freezes instances that nothing called for a moment and ends those that are too old. It looks only at instances that
 // became idle since it last froze them, so a thousand frozen ones cost nothing, and a warm call costs one flag.
 type keeper struct {
-	mu      sync.Mutex // guards list; a leaf
-	list    []*Instance
-	aged    []*Instance // every living instance, to end the old ones
-	agedAt  time.Time
-	lifeMax time.Duration
+	mu     sync.Mutex // guards list; a leaf
+	list   []*Instance
+	aged   []*Instance // every living instance, to end the old ones
+	agedAt time.Time
 }
 
 // watch makes the keeper look at i; i.watched is set.

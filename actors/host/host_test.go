@@ -202,7 +202,6 @@ func lease(id, seq uint64, v starling.VersionID) *starling.Lease {
 }
 
 type sink struct {
-	mu      sync.Mutex
 	content string
 	stream  bool
 	body    bytes.Buffer

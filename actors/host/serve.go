@@ -39,7 +39,6 @@ type server struct {
 
 	mu    sync.Mutex // guards calls; a leaf
 	calls map[uint64]*served
-	over  bool
 }
 
 // served is one call on its way through this host; it is the sink of its own answer.

@@ -153,7 +153,6 @@ type host struct {
 	high starling.Epoch
 	last starling.NodeID // who fenced last
 	oops []string        // slots used twice
-	stop bool
 }
 
 type running struct {

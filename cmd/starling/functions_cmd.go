@@ -154,7 +154,7 @@ func deleteCommand(a *app) *cobra.Command {
 }
 
 type logFlags struct {
-	follow, all, bare       bool
+	follow, bare            bool
 	version, request, since string
 	limit                   int
 }

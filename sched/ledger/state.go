@@ -42,7 +42,7 @@ func (st PurseState) Divide(leasedLow, leasedHigh, needLow, needHigh int) (low, 
 	high.Permits = min(leasedHigh, st.Permits-low.Permits)
 	rest := st.Permits - low.Permits - high.Permits
 	wantLow, wantHigh := max(needLow-low.Permits, 0), max(needHigh-high.Permits, 0)
-	give := rest / 2
+	var give int
 	if all := wantLow + wantHigh; all > rest {
 		give = rest * wantLow / all
 	} else {

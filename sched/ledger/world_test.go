@@ -37,7 +37,6 @@ type part struct {
 	wait   int
 	purse  *Purse
 	book   *Book // when the account's key is its
-	fresh  bool
 }
 
 type mail struct {
