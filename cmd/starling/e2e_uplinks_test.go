@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +20,9 @@ import (
 	"starling/vpcproxy/netns"
 )
 
-// cable is the operator's interface in TestE2EUplinksByConfiguration. It lies in the machine's own namespace without an address, and is down there: nothing
-// goes over it but in the gateway's namespace.
-const cable = "starltest0"
+// cable is the operator's interface in TestE2EUplinksByConfiguration, named so that the test may run twice on one machine. It lies in the machine's own
+// namespace without an address, and is down there: nothing goes over it but in the gateway's namespace.
+var cable = fmt.Sprint("starlt", os.Getpid())
 
 // layCable has a cable end in the operator's namespace whose other end is the tenant's 10.7.0.10.
 func layCable(t *testing.T, tenant *netTenant) {
@@ -59,7 +60,7 @@ type uplinkWorld struct {
 	file string
 }
 
-const cabled = `{"acme/db": {"device": "` + cable + `", "addresses": ["10.7.0.2/24"], "gateway": "10.7.0.10"}}`
+var cabled = `{"acme/db": {"device": "` + cable + `", "addresses": ["10.7.0.2/24"], "gateway": "10.7.0.10"}}`
 
 func (w *uplinkWorld) write(t *testing.T, text string) {
 	t.Helper()
@@ -121,7 +122,10 @@ func TestE2EUplinksByConfiguration(t *testing.T) {
 	w.netWorld = newNetWorld(t, starling.IsolationProcess, testKind{roles: "manager,frontend,scheduler,host"}, testKind{roles: "gateway", args: []string{"--uplinks", w.file}})
 	w.account(t, "acme")
 	w.deployNet(t, "acme", "net", "main.py", netFunction, "db")
-	w.shows(t, "device "+cable)
+	namespace := regexp.MustCompile(`/run/netns/starling-\S+-acme\.db`).FindString(w.shows(t, "device "+cable))
+	if _, err := os.Stat(namespace); err != nil {
+		t.Errorf("the namespace that is shown: %v", err)
+	}
 	w.reaches(t, true)
 
 	w.nodes[1].kill(t)
@@ -140,11 +144,11 @@ func TestE2EUplinksByConfiguration(t *testing.T) {
 	w.reaches(t, true)
 	w.doctorSays(t, "line 2: acme/db: address: unknown key")
 
-	w.write(t, strings.Replace(cabled, cable, "starltest1", 1))
+	w.write(t, strings.Replace(cabled, cable, "starltnone", 1))
 	w.hangup(t)
-	w.shows(t, "there is no device starltest1")
+	w.shows(t, "there is no device starltnone")
 	w.reaches(t, false)
-	w.doctorSays(t, "there is no device starltest1")
+	w.doctorSays(t, "there is no device starltnone")
 	if _, err := net.InterfaceByName(cable); err != nil {
 		t.Errorf("the device was not given back: %v", err)
 	}
@@ -154,8 +158,8 @@ func TestE2EUplinksByConfiguration(t *testing.T) {
 	w.reaches(t, true)
 
 	w.nodes[1].stop()
-	if left, _ := filepath.Glob("/run/netns/starling-*-acme.db"); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
+	if _, err := os.Stat(namespace); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left behind: %s, %v", namespace, err)
 	}
 }
 

@@ -263,6 +263,23 @@ func TestGatewaysOfOneMachineShare(t *testing.T) {
 	}
 }
 
+// A record that cannot be read while another gateway uses it is told as what it is, and nothing of that gateway's is touched.
+func TestSpoiltRecordOfAnotherGatewayIsTold(t *testing.T) {
+	m := newMachine(t)
+	one := m.plug(bridged)
+	text, err := os.ReadFile(one.use.Name())
+	must(t, err)
+	must(t, os.WriteFile(one.use.Name(), text[:len(text)/2], 0o600))
+	if _, err := m.board.Plug(acme, parse(t, bridged)); starling.KindOf(err) != starling.Internal || !strings.HasSuffix(err.Error(), "cannot be read: it is not whole") {
+		t.Errorf("beside a record that is cut off: %v", err)
+	}
+	if err := hears(one, "10.3.0.10:80"); err != nil {
+		t.Errorf("the gateway that is there: %v", err)
+	}
+	must(t, os.WriteFile(one.use.Name(), text, 0o600))
+	must(t, m.board.Pull(one))
+}
+
 // What cannot be plugged in is told in words of its kind, and leaves nothing.
 func TestWhatCannotBePluggedInIsTold(t *testing.T) {
 	m := newMachine(t)

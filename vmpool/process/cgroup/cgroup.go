@@ -39,7 +39,8 @@ type Group interface {
 	// Place moves the process pid into the group. Its future children are born there.
 	Place(pid int) error
 	// PlaceBehind is Place, but until Forward the process gets only those CPUs that nothing else on the machine wants. In
-	// version 2 a process has one group for everything, and nothing differs: there weight has to do.
+	// version 2, and where the controllers cpu and cpuacct of version 1 are one mount, nothing differs: a process has one group for both,
+	// which counts what it uses. There weight has to do.
 	PlaceBehind(pid int) error
 	// Forward ends what PlaceBehind began, for every process of the group. In version 1 it may sleep for some 10 ms.
 	Forward() error

@@ -102,10 +102,11 @@ func (t *Tree) Open() error {
 	return nil
 }
 
-// behind is the folder of processes that stand behind everything else on the machine, "" in version 2. It lies beside the parent group
+// behind is the folder of processes that stand behind everything else on the machine, "" where there is none: in version 2, and where one mount
+// has the controllers cpu and cpuacct, so that a sandbox's processor time would be counted there and not as its own. It lies beside the parent group
 // and not below it: a group counts as idle only against its siblings, and those of the parent are everything else.
 func (t *Tree) behind() string {
-	if t.version == 2 {
+	if t.version == 2 || t.mounts["cpu"] == t.mounts["cpuacct"] {
 		return ""
 	}
 	return filepath.Join(t.mounts["cpu"], t.parent+"-behind")

@@ -16,7 +16,7 @@ import (
 type v1 struct {
 	dirs                                []string
 	memory, cpu, cpuacct, pids, freezer string
-	behind                              string // in place of cpu until Forward
+	behind                              string // in place of cpu until Forward; "" where there is none
 
 	have Limits // as this value set them; zero when it did not
 }
@@ -100,7 +100,7 @@ func (g *v1) Place(pid int) error {
 
 func (g *v1) PlaceBehind(pid int) error {
 	for _, d := range g.dirs {
-		if d == g.cpu {
+		if d == g.cpu && g.behind != "" {
 			d = g.behind
 		}
 		if err := write(d, "cgroup.procs", strconv.Itoa(pid)); err != nil {
