@@ -57,6 +57,11 @@ type Stream interface {
 	Peer() Peer
 }
 
+// An Unread stream tells when its other end reads no more: that gave it up, having all it wants, or is gone. Those over a real network do.
+type Unread interface {
+	Unread() <-chan struct{} // closed then, and when our direction was ended here
+}
+
 // An Endpoint is one node's port. All streams of one pair of nodes share one connection, dialled at first
 // use and again after a failure. Open fails fast, with an Unavailable error, while the peer is not reachable.
 //

@@ -19,7 +19,10 @@ type stream struct {
 	closeWrite atomic.Bool
 }
 
-var _ transport.Stream = (*stream)(nil)
+var (
+	_ transport.Stream = (*stream)(nil)
+	_ transport.Unread = (*stream)(nil)
+)
 
 // Read is as io.Reader's; what is not io.EOF is a *starling.Error or a deadline.
 func (s *stream) Read(p []byte) (int, error) {
@@ -62,6 +65,9 @@ func (s *stream) release() {
 		s.CancelWrite(codeCancel)
 	}
 }
+
+// Unread is closed when the other end reads no more.
+func (s *stream) Unread() <-chan struct{} { return s.Context().Done() }
 
 // Peer is who is at the other end.
 func (s *stream) Peer() transport.Peer { return s.peer }

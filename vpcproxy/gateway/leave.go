@@ -202,8 +202,14 @@ func (m *movable) leave(s transport.Stream) {
 	if m.joint.Release() {
 		m.gateway.m.handed.Inc()
 	}
-	_ = s.SetReadDeadline(time.Now().Add(partTime))
-	_, _ = io.Copy(io.Discard, s) // until the host, which has all, gives the stream up
+	// What is under way to the host would be lost with the stream. The host gives it up when it has all; that it said its last tells nothing.
+	if u, ok := s.(transport.Unread); ok {
+		select {
+		case <-u.Unread():
+		case <-time.After(partTime):
+		case <-m.gateway.group.Context().Done():
+		}
+	}
 	s.Cancel()
 }
 

@@ -52,7 +52,7 @@ type Flow struct {
 
 // Check reports what no gateway would say. The error is Invalid.
 func (f Flow) Check() error {
-	if f.Unsent < 0 || f.Unwritten < 0 || f.Unsent > 2*BehindMax || f.Unwritten > 2*BehindMax || !f.To.IsValid() {
+	if f.Unsent < 0 || f.Unwritten < 0 || f.Unsent > WaitMax || f.Unwritten > WaitMax || !f.To.IsValid() {
 		return starling.Errorf(starling.Invalid, "resume flow", "%d and %d bytes follow, to %s", f.Unsent, f.Unwritten, f.To)
 	}
 	return nil

@@ -7,6 +7,9 @@ import "starling"
 // BehindMax bounds, in bytes, what may be under way to one end when a flow moves: a stream's window, and what its buffers hold.
 const BehindMax = 2 << 20
 
+// WaitMax bounds, in bytes, what may wait at one end for a reader: a flow that nobody reads gains up to a window with each move.
+const WaitMax = 4 * BehindMax
+
 // An Account is what one end of a flow knows of its bytes. That end has a connection, which stays as it is when the flow moves, and a stream
 // of the tunnel, which is replaced. The zero Account is that of a new flow. Its two directions, Read and Sent of one, Took of the other, are
 // for one goroutine each; the rest is for when both stand still.
@@ -73,7 +76,7 @@ func (a *Account) Behind(theirs uint64) (int, error) {
 	switch {
 	case theirs < a.taken:
 		return 0, starling.Errorf(starling.Invalid, op, "%d bytes came of %d that were sent", a.taken, theirs)
-	case theirs-a.taken > BehindMax || uint64(len(a.unwritten))+theirs-a.taken > 2*BehindMax:
+	case theirs-a.taken > BehindMax || uint64(len(a.unwritten))+theirs-a.taken > WaitMax:
 		return 0, starling.Errorf(starling.Invalid, op, "%d bytes are under way, and %d wait", theirs-a.taken, len(a.unwritten))
 	}
 	return int(theirs - a.taken), nil

@@ -151,8 +151,8 @@ func TestFlowIsChecked(t *testing.T) {
 	for name, change := range map[string]func(*Flow){
 		"fewer than none unsent":    func(f *Flow) { f.Unsent = -1 },
 		"fewer than none unwritten": func(f *Flow) { f.Unwritten = -1 },
-		"more than fits unsent":     func(f *Flow) { f.Unsent = 2*BehindMax + 1 },
-		"more than fits unwritten":  func(f *Flow) { f.Unwritten = 2*BehindMax + 1 },
+		"more than fits unsent":     func(f *Flow) { f.Unsent = WaitMax + 1 },
+		"more than fits unwritten":  func(f *Flow) { f.Unwritten = WaitMax + 1 },
 		"no address":                func(f *Flow) { f.To = netip.AddrPort{} },
 	} {
 		bad := good
@@ -173,7 +173,7 @@ func FuzzDecode(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var flow Flow
-		if Decode(raw, &flow) == nil && flow.Check() == nil && flow.Unsent+flow.Unwritten > 4*BehindMax {
+		if Decode(raw, &flow) == nil && flow.Check() == nil && flow.Unsent+flow.Unwritten > 2*WaitMax {
 			t.Errorf("%d bytes would follow", flow.Unsent+flow.Unwritten)
 		}
 		for _, m := range []any{&Question{}, &Offer{}, &Wanted{}} {
