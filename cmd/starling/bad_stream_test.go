@@ -165,6 +165,9 @@ func streamed(t *testing.T, via streamer, f string) {
 // metrics holds the exposition of a node that did all of this against Prometheus' own linter.
 func (w *badWorld) metrics(t *testing.T) {
 	text := w.node.exposition()
+	if text == "" {
+		t.Fatal("the node shows no metrics")
+	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {
 		t.Fatal(err)
